@@ -1,0 +1,31 @@
+# make demo and make test need nothing but Python 3.11 or newer; both set up .venv on their first call.
+PYTHON ?= python3
+
+.PHONY: demo test lint format weights
+
+.venv/ready: requirements.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --progress-bar on -r requirements.txt
+	touch $@
+
+demo: .venv/ready            ## forget a digit: table, metrics.json and a picture, about a minute and a half
+	.venv/bin/python -m safemax_pl.fit experiment=digits_forget1
+
+test: .venv/ready            ## the whole test suite, with coverage
+	.venv/bin/python -m pytest --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+format: .venv/ready
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lint: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy safemax_pl
+	bash -n .ci/run
+
+weights: .venv/ready         ## train again what weights/digits holds: half an hour on two cores
+	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
+	mkdir -p weights/digits && cp -r runs/digits_classifier/classifier weights/digits/
+	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
+	cp -r runs/digits_pretrain/unet runs/digits_pretrain/scheduler runs/digits_pretrain/data.json weights/digits/

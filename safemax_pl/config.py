@@ -1,0 +1,199 @@
+"""Configuration: Hydra composes it, and what Hydra lets pass is checked here. Only the commands import this."""
+
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.files import PROJECT, digest
+
+CONFIGS = PROJECT / "configs"
+
+# ${project:weights} is a path inside the repository, from whatever directory a command runs
+OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), replace=True)
+
+
+def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run `task` as a command line: help, overrides, multirun and `--cfg` by Hydra, bad input as one line."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(f"{help_text.strip()}\n\n{_list_choices()}")
+        return
+
+    def clear_task(cfg: DictConfig) -> None:
+        with clear_errors():
+            task(cfg)
+
+    quiet()
+    with clear_errors():
+        check_command_line(config_name, arguments)
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
+
+
+def quiet() -> None:
+    """Silence what Lightning says in every run and what a user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+
+
+def _list_choices() -> str:
+    lines = ["Choices:"]
+    for group in sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir()):
+        lines.append(f"  {group + '=':12}" + " ".join(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))))
+    return "\n".join(lines)
+
+
+def check_command_line(config_name: str, arguments: list[str]) -> None:
+    """Compose what the command line asks for, every value of a sweep included, and raise `UserError` if it is wrong."""
+    plain = [argument for argument in arguments if not argument.startswith("-") and not argument.startswith("hydra")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(plain)
+    except HydraException as error:
+        raise UserError(f"can't read the command line: {str(error).splitlines()[0]} (expected key=value)") from error
+    alternatives = [
+        [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parsed
+    ]
+    first = [values[0] for values in alternatives]
+    compose(config_name, first)
+    for place, values in enumerate(alternatives):
+        for value in values[1:]:
+            compose(config_name, [*first[:place], value, *first[place + 1 :]])
+
+
+def compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """The configuration that a command line stands for, with every key checked.
+
+    Raises:
+        UserError: for an unknown option, key or value, also inside experiment files.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            cfg = hydra.compose(config_name, overrides)
+        except MissingConfigException as error:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            raise unknown(group or "config", name, error.options or []) from error
+        except (ConfigCompositionException, OmegaConfBaseException) as error:
+            raise _composition_error(config_name, error) from error
+        except HydraException as error:
+            raise UserError(" ".join(str(error).split())) from error
+    check_keys(cfg, OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
+    return cfg
+
+
+def _composition_error(config_name: str, error: Exception) -> UserError:
+    """Name the nearest key when an override names one that does not exist."""
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    match = re.search(r"Could not override '([^']+)'", text)
+    if not match:
+        return UserError(text)
+    legal = list(_flat_keys(hydra.compose(config_name)))
+    got = match[1]
+    siblings = [key for key in legal if key.rpartition(".")[0] == got.rpartition(".")[0]]
+    return unknown("key on the command line", got, siblings or legal)
+
+
+def _flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in map(str, cfg):
+        value = cfg._get_node(key)
+        keys += [f"{prefix}{key}"]
+        if isinstance(value, DictConfig) and not value._is_none():
+            keys += _flat_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
+    """Raise for a key that nothing reads: Hydra accepts those in experiment files.
+
+    A node with `_target_` may have its constructor's arguments; any other node the keys that the main file shows.
+    """
+    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} if not path else set()
+    legal = set(_arguments(cfg["_target_"]) if "_target_" in cfg else schema) | groups
+    for key in map(str, cfg):
+        if key not in legal and key not in ("_target_", "_partial_", "hydra"):
+            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal - {"defaults"}))
+        value = cfg._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            inner = schema.get(key) if OmegaConf.is_dict(schema) else None
+            if "_target_" in value or OmegaConf.is_dict(inner):
+                check_keys(value, inner, f"{path}{key}.")
+
+
+def _arguments(target: str) -> list[str]:
+    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    return [name for name in parameters if name not in ("self", "args", "kwargs")]
+
+
+def run_name(cfg: DictConfig, overrides: list[str]) -> str:
+    """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
+    if cfg.name is not None:
+        return str(cfg.name)
+    ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir")
+    parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in ignored and not key.startswith("logger."):
+            parts.append(re.sub(r"[^\w.]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
+    name = "-".join(parts)
+    return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"
+
+
+def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """A composed configuration with `key=value` changes; `group=choice` replaces a whole group.
+
+    Raises:
+        UserError: for a key that the configuration does not have, or an unknown choice.
+    """
+    cfg = cfg.copy()
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"got {item!r}, expected key=value")
+        if (CONFIGS / key).is_dir():
+            file = CONFIGS / key / f"{value}.yaml"
+            if not file.exists():
+                raise unknown(key, value, sorted(path.stem for path in (CONFIGS / key).glob("*.yaml")))
+            OmegaConf.update(cfg, key, OmegaConf.load(file), merge=False)
+        elif key not in _flat_keys(cfg):
+            raise unknown("key", key, _flat_keys(cfg))
+        else:
+            OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
+    return cfg
+
+
+def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
+    """`key: old -> new` for every leaf in which two configurations differ."""
+    if isinstance(old, (DictConfig, dict)) and isinstance(new, (DictConfig, dict)):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line for key in keys for line in differing_keys(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    if isinstance(old, ListConfig) or isinstance(new, ListConfig):
+        old, new = list(old or []), list(new or [])
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def load_config(path: Path) -> DictConfig:
+    """A configuration that a run has saved."""
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    return cfg

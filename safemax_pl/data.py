@@ -1,0 +1,263 @@
+"""The data of class unlearning: training batches from the forget and the retain set, and plans of what to sample."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from safemax_pl import sources, streams
+from safemax_pl.errors import UserError, unknown
+from safemax_pl.images import from_uint8
+from safemax_pl.streams import Stream
+
+DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that may live on the accelerator; larger sets stay in host memory
+
+
+class LabelledImages(NamedTuple):
+    """A training batch.
+
+    Attributes:
+        x_0: `[B, C, H, W]` in [-1, 1].
+        labels: `[B]`, long.
+        keys: `[B]`, long: one random stream per row, from which noise, timesteps and label dropout are drawn.
+    """
+
+    x_0: Tensor
+    labels: Tensor
+    keys: Tensor
+
+
+class Rows(NamedTuple):
+    """Rows of a sampling plan: image i is made from its label and its seed; `position` is its place in the plan."""
+
+    labels: Tensor
+    seeds: Tensor
+    position: Tensor
+
+
+class SamplingPlan(Dataset):
+    """What to generate: `forget_per_class` images of each forget class and `retain_total` spread over the others.
+
+    Rows of one label have the seeds 0, 1, ...: every model is scored on the same noise.
+    """
+
+    def __init__(self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int):
+        per_class = retain_total // max(len(retain), 1)
+        if (retain and per_class < 1) or (forget and forget_per_class < 1):
+            raise UserError(
+                f"a sampling plan needs an image of every class: got {forget_per_class} per forget class and "
+                f"{retain_total} for {len(retain)} retain classes"
+            )
+        counts = [(label, forget_per_class) for label in forget] + [(label, per_class) for label in retain]
+        labels = [torch.full((count,), label) for label, count in counts]
+        self.labels = torch.cat(labels)
+        self.seeds = torch.cat([torch.arange(count) for _, count in counts])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Rows:
+        return Rows(self.labels[i], self.seeds[i], torch.tensor(i))
+
+
+def sharded_loader(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """The rows of one rank, each row on exactly one rank: nothing is padded, so nothing is counted twice."""
+    return DataLoader(Subset(dataset, range(rank, len(dataset), world_size)), batch_size=batch_size)  # type: ignore[arg-type]
+
+
+class Steps:
+    """One token per training step; the batch itself is a function of the step, so resuming needs no more state."""
+
+    def __init__(self, max_steps: int):
+        self.max_steps = max_steps
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.max_steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore; having the method tells Lightning that resuming in mid-epoch is safe."""
+
+
+class ForgetRetainDataModule(LightningDataModule):
+    """Images split by class into a forget and a retain set, on the training and on the test split.
+
+    Batches are drawn on the device from a uint8 store, with replacement, by a hash of (seed, step, row): the same on
+    any number of devices and after any interruption.
+
+    Args:
+        name: short name, used in messages and for the names of experiments.
+        path: `sklearn/digits`, a folder (parquet files in the hub's layout, or one folder of images per class),
+            or a Hugging Face hub id.
+        image_size: height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        forget_classes: indices, class names or superclass names; empty to forget nothing.
+        forget_batch_size: forget images per step, over all devices.
+        retain_batch_size: retain images per step, over all devices.
+        flip: mirror half of the training images.
+        image_column, label_column, superclass_column: columns of a tabular source.
+        resize: scale and crop images of other sizes instead of refusing them.
+        calibration_fraction: part of every class of the training split that is held out for the classifier.
+        seed: of the batches.
+        cache_dir: where decoded images are kept.
+
+    Raises:
+        UserError: for a class that does not exist, for all classes forgotten, and for unreadable images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        image_size: int,
+        channels: int = 3,
+        forget_classes: list[int | str] | None = None,
+        forget_batch_size: int = 32,
+        retain_batch_size: int = 96,
+        flip: bool = False,
+        image_column: str = "image",
+        label_column: str = "label",
+        superclass_column: str | None = None,
+        resize: bool = False,
+        calibration_fraction: float = 0.1,
+        seed: int = 0,
+        cache_dir: str = "~/.cache/safemax_pl",
+    ):
+        super().__init__()
+        self.name, self.path, self.resize, self.flip, self.seed = name, path, resize, flip, seed
+        self.image_shape = (channels, image_size, image_size)
+        self.columns = {"image": image_column, "label": label_column, "superclass": superclass_column}
+        self.batch_sizes = {"forget": forget_batch_size, "retain": retain_batch_size}
+        self.calibration_fraction = calibration_fraction
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.forget_classes = list(forget_classes or [])
+        self._source: sources.Source | None = None
+        self._left_out: Tensor | None = None
+        self._validation: tuple[Dataset, int, int] | None = None
+
+    # -- what the data are -------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> sources.Source:
+        """Both splits and their names; decoded on first use."""
+        if self._source is None:
+            self._source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
+            self.forget_labels = self._resolve(self.forget_classes)
+            self.retain_labels = [label for label in range(self.num_classes) if label not in self.forget_labels]
+            if not self.retain_labels:
+                raise UserError(
+                    f"data.forget_classes names all {self.num_classes} classes of {self.name}: leave at least one"
+                )
+        return self._source
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def _resolve(self, wanted: list[int | str]) -> list[int]:
+        """Indices, class names and superclass names to sorted class indices."""
+        names, superclasses = self.class_names, self.source.superclass_names
+        found: set[int] = set()
+        for item in wanted:
+            if isinstance(item, int) and not isinstance(item, bool):
+                if not 0 <= item < len(names):
+                    raise UserError(
+                        f"data.forget_classes: got class index {item}, {self.name} has 0 to {len(names) - 1}"
+                    )
+                found.add(item)
+            elif item in names:
+                found.add(names.index(str(item)))
+            elif item in superclasses:
+                split = self.source.train
+                found.update(split.labels[split.superclasses == superclasses.index(str(item))].tolist())
+            else:
+                raise unknown(f"class of {self.name} in data.forget_classes", item, names + superclasses)
+        return sorted(found)
+
+    def rows(self, split: str, part: str) -> Tensor:
+        """Row numbers of `part` ("forget" or "retain") in `split` ("train" or "test"), ascending."""
+        wanted = torch.tensor({"forget": self.forget_labels, "retain": self.retain_labels}[part], dtype=torch.long)
+        return torch.isin(getattr(self.source, split).labels, wanted).nonzero()[:, 0]
+
+    def calibration_mask(self) -> Tensor:
+        """A bool mask over the training split: the rows held out for the classifier's calibration."""
+        return sources.held_out_mask(self.source.train.labels, self.num_classes, self.calibration_fraction)
+
+    def leave_out(self, mask: Tensor) -> None:
+        """Draw no batches from the rows of the training split that `mask` `[N]` marks; for the classifier."""
+        self._left_out = mask
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        _ = self.source
+
+    def setup(self, stage: str) -> None:
+        train = self.source.train
+        self._rows = {part: self.rows("train", part) for part in ("forget", "retain")}
+        if self._left_out is not None:
+            self._rows = {part: rows[~self._left_out[rows]] for part, rows in self._rows.items()}
+        self._images, self._labels = train.images, train.labels
+
+    def validate_on(self, dataset: Dataset, batch_size: int, repeats: int = 1) -> None:
+        """Make `dataset` (a plan, or images) the validation set; `repeats` is once per guidance weight."""
+        self._validation = (dataset, batch_size, repeats)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        assert self.trainer is not None and self._validation is not None
+        dataset, batch_size, repeats = self._validation
+        return [
+            sharded_loader(dataset, batch_size, self.trainer.global_rank, self.trainer.world_size)
+            for _ in range(repeats)
+        ]
+
+    def train_dataloader(self) -> Steps:
+        assert self.trainer is not None
+        self._check_batch_sizes(self.trainer.world_size)
+        return Steps(self.trainer.max_steps)
+
+    def _check_batch_sizes(self, world_size: int) -> None:
+        for part, size in self.batch_sizes.items():
+            if size % world_size:
+                raise UserError(f"data.{part}_batch_size={size} does not divide by {world_size} devices")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A training token becomes `{"forget", "retain"}` batches drawn on the device; rows of a plan just move."""
+        if not isinstance(batch, int):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        assert self.trainer is not None
+        if self._images.nbytes <= DEVICE_LIMIT and self._images.device != device:
+            self._images, self._labels = self._images.to(device), self._labels.to(device)
+            self._rows = {part: rows.to(device) for part, rows in self._rows.items()}
+        rank, world_size, step = self.trainer.global_rank, self.trainer.world_size, self.trainer.global_step
+        return {part: self.draw(part, step, device, rank, world_size) for part in ("forget", "retain")}
+
+    def draw(
+        self, part: str, step: int, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> LabelledImages | None:
+        """The share of `rank` in the batch that `step` draws from `part`; None when that part is empty."""
+        rows = self._rows[part]
+        size = self.batch_sizes[part] // world_size
+        if not len(rows) or not size:
+            return None
+        row = torch.arange(rank * size, (rank + 1) * size, device=rows.device)
+        keys = streams.combine(self.seed, {"forget": 0, "retain": 1}[part], step, row, device=rows.device)
+        chosen = rows[streams.integers(keys, Stream.ROW, high=len(rows))]
+        x_0 = from_uint8(self._images[chosen].to(device, non_blocking=True))
+        keys, labels = keys.to(device), self._labels[chosen].to(device)
+        if self.flip:
+            x_0 = torch.where(streams.uniform(keys, Stream.FLIP, (1, 1, 1)) < 0.5, x_0.flip(-1), x_0)
+        return LabelledImages(x_0, labels, keys)

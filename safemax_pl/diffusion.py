@@ -1,0 +1,253 @@
+"""The diffusion process x_t = a_t x_0 + b_t ε and its samplers, on diffusers' schedulers.
+
+DDPM: https://arxiv.org/abs/2006.11239, DDIM: https://arxiv.org/abs/2010.02502, DPM-Solver++:
+https://arxiv.org/abs/2211.01095, classifier-free guidance: https://arxiv.org/abs/2207.12598.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from safemax_pl import streams
+from safemax_pl.data import LabelledImages
+from safemax_pl.errors import UserError, unknown
+from safemax_pl.streams import Stream
+
+# (x_t [B, C, H, W], t [B], labels [B]) -> prediction [B, C, H, W]
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"epsilon": "epsilon", "x_0": "sample", "v": "v_prediction"}
+
+
+class Noised(NamedTuple):
+    """Noised training images: `x_t` and `eps` `[B, C, H, W]`, `t` `[B]` long, in [0, T)."""
+
+    x_t: Tensor
+    eps: Tensor
+    t: Tensor
+
+
+class Diffusion:
+    """A discrete process with a_t = √ᾱ_t, b_t = √(1 − ᾱ_t) and the quantity that the network predicts.
+
+    Args:
+        schedule: "linear" (β from 1e-4 to 0.02) or "cosine".
+        prediction: "epsilon", "x_0" or "v" (v = a_t ε − b_t x_0, https://arxiv.org/abs/2202.00512).
+        num_timesteps: T.
+    """
+
+    def __init__(self, schedule: str = "linear", prediction: str = "epsilon", num_timesteps: int = 1000):
+        if schedule not in SCHEDULES:
+            raise unknown("noise schedule", schedule, SCHEDULES)
+        if prediction not in PREDICTIONS:
+            raise unknown("prediction", prediction, PREDICTIONS)
+        self._configure(
+            DDPMScheduler(
+                num_train_timesteps=num_timesteps,
+                beta_schedule=SCHEDULES[schedule],
+                prediction_type=PREDICTIONS[prediction],
+                clip_sample=False,
+            )
+        )
+
+    @classmethod
+    def from_scheduler(cls, scheduler: DDPMScheduler) -> "Diffusion":
+        """The process that a diffusers scheduler describes, whoever saved it."""
+        process = cls.__new__(cls)
+        process._configure(scheduler)
+        return process
+
+    def _configure(self, scheduler: DDPMScheduler) -> None:
+        self.scheduler = scheduler
+        self.num_timesteps: int = scheduler.config.num_train_timesteps
+        names = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+        if scheduler.config.prediction_type not in names:
+            raise unknown("prediction_type of the scheduler", scheduler.config.prediction_type, names)
+        self.prediction = names[scheduler.config.prediction_type]
+        self._a = scheduler.alphas_cumprod.double().sqrt().float()
+        self._b = (1 - scheduler.alphas_cumprod.double()).sqrt().float()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_t, b_t) for timesteps `[B]`, each `[B, 1, 1, 1]`."""
+        if self._a.device != t.device:
+            self._a, self._b = self._a.to(t.device), self._b.to(t.device)
+        return self._a[t].view(-1, 1, 1, 1), self._b[t].view(-1, 1, 1, 1)
+
+    def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = a_t x_0 + b_t ε, `[B, C, H, W]`."""
+        a, b = self.coefficients(t)
+        return a * x_0 + b * eps
+
+    def noised(self, batch: LabelledImages, t: Tensor | None = None) -> Noised:
+        """Noise a batch with its own random streams, at the given timesteps or at uniform ones."""
+        if t is None:
+            t = streams.integers(batch.keys, Stream.TIMESTEP, self.num_timesteps)
+        eps = streams.normal(batch.keys, Stream.NOISE, tuple(batch.x_0.shape[1:]))
+        return Noised(self.add_noise(batch.x_0, t, eps), eps, t)
+
+    def prediction_of(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What a network of this parameterisation predicts for the pair (x_0, ε) at t."""
+        if self.prediction == "epsilon":
+            return eps
+        if self.prediction == "x_0":
+            return x_0
+        a, b = self.coefficients(t)
+        return a * eps - b * x_0
+
+    def x_0_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that a prediction at (x_t, t) stands for; inverse of `prediction_of` given x_t."""
+        if self.prediction == "x_0":
+            return prediction
+        a, b = self.coefficients(t)
+        return (x_t - b * prediction) / a if self.prediction == "epsilon" else a * x_t - b * prediction
+
+    def eps_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The ε that a prediction at (x_t, t) stands for; inverse of `prediction_of` given x_t."""
+        if self.prediction == "epsilon":
+            return prediction
+        a, b = self.coefficients(t)
+        return (x_t - a * prediction) / b if self.prediction == "x_0" else a * prediction + b * x_t
+
+
+def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoiser:
+    """Classifier-free guidance (1 + w) ε_c − w ε_∅, both in one doubled batch; w = 0 costs nothing.
+
+    The predictions may be of any parameterisation: guidance is linear, so it is the same in all of them.
+    """
+    if guidance == 0:
+        return denoiser
+    if null_label is None:
+        raise UserError(
+            f"guidance {guidance} needs a null label, and this model has none (num_class_embeds must be the number "
+            "of classes + 1): use evaluation.guidance=[0]"
+        )
+
+    def denoise(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([labels, torch.full_like(labels, null_label)])
+        conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return (1 + guidance) * conditional - guidance * unconditional
+
+    return denoise
+
+
+class Sampler:
+    """Turns a denoiser into images; row i depends on its label, its seed, the weights and these settings only.
+
+    Args:
+        name: "ddpm" (ancestral, variance β_t), "ddim" or "dpm_solver" (DPM-Solver++ of order 2, deterministic).
+        steps: network evaluations per image; must not exceed T.
+        eta: stochasticity of DDIM, 0 to 1; the other samplers ignore it.
+        clip_sample: clamp the predicted x_0 to [−1, 1] in every step.
+        spacing: which timesteps are visited, "leading" or "trailing" (https://arxiv.org/abs/2305.08891).
+    """
+
+    def __init__(
+        self,
+        name: str = "ddim",
+        steps: int = 100,
+        eta: float = 0.0,
+        clip_sample: bool = False,
+        spacing: str = "leading",
+    ):
+        if name not in ("ddpm", "ddim", "dpm_solver"):
+            raise unknown("sampler", name, ("ddpm", "ddim", "dpm_solver"))
+        if spacing not in ("leading", "trailing"):
+            raise unknown("sampler.spacing", spacing, ("leading", "trailing"))
+        if steps < 1:
+            raise UserError(f"sampler.steps={steps}: at least 1 is needed")
+        self.name, self.steps, self.eta, self.clip_sample, self.spacing = name, steps, eta, clip_sample, spacing
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the images, for the protocol."""
+        eta = self.eta if self.name == "ddim" else None
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "eta": eta,
+            "clip_sample": self.clip_sample,
+            "spacing": self.spacing,
+        }
+
+    def check(self, diffusion: Diffusion) -> None:
+        """Raise `UserError` when these settings don't fit the process."""
+        if self.steps > diffusion.num_timesteps:
+            raise UserError(f"sampler.steps={self.steps} exceeds the {diffusion.num_timesteps} timesteps of the model")
+        if self.spacing == "trailing" and diffusion.num_timesteps % self.steps:
+            raise UserError(
+                f"sampler.steps={self.steps} must divide {diffusion.num_timesteps} when spacing is trailing"
+            )
+
+    @torch.no_grad()
+    def sample(
+        self, diffusion: Diffusion, denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int]
+    ) -> Tensor:
+        """Generate one image per row.
+
+        Args:
+            diffusion: the process that the denoiser was trained for.
+            denoiser: the network, guided or not.
+            labels: `[B]`, long.
+            seeds: `[B]`, long.
+            shape: (C, H, W).
+
+        Returns:
+            `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
+        """
+        self.check(diffusion)
+        scheduler = self._scheduler(diffusion)
+        keys = streams.combine(seeds, labels, device=labels.device)
+        x = streams.normal(keys, Stream.START, shape)
+        for i, timestep in enumerate(scheduler.timesteps.tolist()):
+            t = torch.full_like(labels, timestep)
+            prediction = denoiser(x, t, labels)
+            x = self._step(scheduler, diffusion, prediction.float(), timestep, x, keys, i)
+        return x
+
+    def _scheduler(self, diffusion: Diffusion) -> Any:
+        common = {"timestep_spacing": self.spacing}
+        if self.name == "dpm_solver":
+            scheduler = DPMSolverMultistepScheduler.from_config(
+                diffusion.scheduler.config, **common, final_sigmas_type="zero"
+            )
+        else:
+            scheduler = DDIMScheduler.from_config(
+                diffusion.scheduler.config,
+                **common,
+                clip_sample=self.clip_sample,
+                clip_sample_range=1.0,
+                set_alpha_to_one=True,
+            )
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+    def _step(
+        self, scheduler: Any, diffusion: Diffusion, prediction: Tensor, timestep: int, x: Tensor, keys: Tensor, i: int
+    ) -> Tensor:
+        if self.name == "dpm_solver":
+            if self.clip_sample:
+                t = torch.full((len(x),), timestep, device=x.device)
+                x_0 = diffusion.x_0_of(prediction, x, t).clamp(-1, 1)
+                a, b = diffusion.coefficients(t)
+                prediction = diffusion.prediction_of(x_0, (x - a * x_0) / b, t)
+            return scheduler.step(prediction, timestep, x).prev_sample
+        eta = 1.0 if self.name == "ddpm" else self.eta
+        noise = streams.normal(keys, Stream.SAMPLER_STEP + i, tuple(x.shape[1:])) if eta > 0 else None
+        if self.name == "ddpm" and noise is not None:
+            # DDIM at η = 1 has DDPM's posterior mean and the variance β̃_t; "fixed large" wants β_t.
+            noise = noise * self._fixed_large_ratio(scheduler, timestep)
+        return scheduler.step(
+            prediction, timestep, x, eta=eta, use_clipped_model_output=self.name == "ddpm", variance_noise=noise
+        ).prev_sample
+
+    @staticmethod
+    def _fixed_large_ratio(scheduler: Any, timestep: int) -> float:
+        """√(β_t / β̃_t) for the stride of the scheduler; 1 in the last step, which adds no noise."""
+        previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        if previous < 0:
+            return 1.0
+        alphas = scheduler.alphas_cumprod
+        return ((1 - alphas[timestep]) / (1 - alphas[previous])).sqrt().item()

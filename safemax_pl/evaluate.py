@@ -1,0 +1,133 @@
+"""Score a run or a diffusers folder again, with the function that every fit ends with.
+
+Usage:
+  python -m safemax_pl.evaluate runs/digits_forget1                        the numbers of metrics.json again
+  python -m safemax_pl.evaluate runs/digits_forget1 sampler=ddpm           under another protocol
+  python -m safemax_pl.evaluate FOLDER data=digits data.forget_classes=[3] a model that something else saved
+
+A run is scored with its own configuration; the changes that follow it are written to a folder of their own inside
+the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.yaml and the overrides, against
+`model.path` as the original.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from safemax_pl import figures, networks, tables
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import compose, load_config, override
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.evaluation import Evaluator, NoiseImages
+from safemax_pl.files import digest, write_json
+from safemax_pl.networks import Model
+from safemax_pl.noise import CONTROLS
+from safemax_pl.progress import progress_bar
+from safemax_pl.runs import provenance
+
+
+def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
+    """The evaluator that a configuration describes.
+
+    Raises:
+        UserError: when the classifier is missing, damaged or made for other data.
+    """
+    classifier = Classifier.load(cfg.classifier, data)
+
+    def make_trainer() -> Trainer:
+        settings = {"logger": False, "enable_checkpointing": False, "callbacks": [progress_bar()]}
+        return instantiate(cfg.trainer, **settings, max_steps=-1, max_epochs=1, enable_model_summary=False)
+
+    settings: Any = OmegaConf.to_container(cfg.evaluation)
+    return Evaluator(
+        data, classifier, instantiate(cfg.sampler), cache_dir=data.cache_dir, make_trainer=make_trainer, **settings
+    )
+
+
+def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score a model, the original and the noise controls under the final plan, for every guidance weight.
+
+    Args:
+        evaluator: the protocol.
+        model: the unlearned model, or a base model.
+        original: the model before unlearning; None if there is none, as for a base model.
+
+    Returns:
+        `{"protocol", "scores": {"w=0": {"unlearned" | "model", "original", "normal_noise", ...: scores}}}` and the
+        images of the first guidance weight, title -> uint8 `[N, C, H, W]`.
+    """
+    plan = evaluator.final
+    scores: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, Tensor] = {}
+    for guidance in evaluator.guidance:
+        models: dict[str, Any] = {}
+        images: dict[str, Tensor] = {}
+        if original is not None:
+            models["original"], images["original"] = evaluator.test_original(original, guidance, plan)
+        name = "unlearned" if original is not None else "model"
+        models[name], images[name] = evaluator.test(
+            evaluator.images_of(model, guidance), evaluator.plan(plan), images.get("original")
+        )
+        for kind in CONTROLS if evaluator.data.forget_labels else ():
+            models[kind], _ = evaluator.test(NoiseImages(kind, evaluator.data.image_shape), evaluator.plan(plan))
+        scores[f"w={guidance:g}"] = models
+        pictures = pictures or images
+    return {"protocol": evaluator.protocol(plan), "scores": scores}, pictures
+
+
+def draw_samples(path: Path, evaluator: Evaluator, images: dict[str, Tensor], title: str) -> None:
+    """Write the picture of the images that `score` has returned."""
+    data = evaluator.data
+    figures.sample_grid(path, images, evaluator.plan(evaluator.final), data.class_names, data.forget_labels, title)
+
+
+def evaluate(target: str, overrides: list[str]) -> Path:
+    """Score `target`; returns the folder that holds `metrics.json` and `samples.png`."""
+    folder = Path(target)
+    is_run = (folder / "config.yaml").exists()
+    if not folder.exists():
+        raise UserError(
+            f"{target} does not exist: give the folder of a run, or a diffusers folder with unet/ and scheduler/"
+        )
+    if is_run and not (folder / "unet").is_dir():
+        raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
+    cfg = override(load_config(folder / "config.yaml"), overrides) if is_run else compose("fit", overrides)
+    data = instantiate(cfg.data)
+    model = networks.pretrained(data, target)
+    from_base = "path" in cfg.model
+    original = instantiate(cfg.model, data=data) if from_base else None
+    evaluator = make_evaluator(cfg, data)
+    metrics, images = score(evaluator, model, original)
+    metrics["provenance"] = provenance()
+    if is_run and not overrides:
+        out = folder / "evaluations" / "same"
+    else:
+        out = (
+            (folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}")
+            / "evaluations"
+            / digest(metrics["protocol"])
+        )
+    write_json(out / "metrics.json", metrics)
+    draw_samples(out / "samples.png", evaluator, images, title=folder.name)
+    tables.print_scores(metrics, folder.name)
+    print(f"written: {out}/metrics.json, samples.png")
+    return out
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    with clear_errors():
+        evaluate(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""From weights to numbers: the only path there is. A plan is sampled, judged and scored, on any number of devices."""
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from safemax_pl import noise, streams
+from safemax_pl.classifier import Classifier
+from safemax_pl.data import ForgetRetainDataModule, Rows, SamplingPlan, sharded_loader
+from safemax_pl.diffusion import Sampler, guided
+from safemax_pl.errors import UserError, unknown
+from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.images import to_uint8
+from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
+from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance, class_balanced_statistics
+from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.networks import Model
+
+Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
+
+
+class Scores(nn.Module):
+    """All metrics of one model under one plan.
+
+    Args:
+        classifier: the judge.
+        data: names the classes and says which are forgotten.
+        reference: feature statistics of the real retain images.
+        original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
+    """
+
+    forget_labels: Tensor
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        data: ForgetRetainDataModule,
+        reference: FeatureStatistics,
+        original: Tensor | None = None,
+    ):
+        super().__init__()
+        self.classifier, self.class_names = classifier, data.class_names
+        self.register_buffer("forget_labels", torch.tensor(data.forget_labels, dtype=torch.long), persistent=False)
+        self.forgetting = Forgetting(data.num_classes)
+        self.retain_accuracy = RetainAccuracy(data.num_classes)
+        self.frechet = FrechetDistance(reference)
+        self.noise = NoiseStatistics()
+        self.drift = Drift(original) if original is not None else None
+        self.gallery = Gallery()
+
+    def update(self, images: Tensor, rows: Rows) -> None:
+        """Score float images `[B, C, H, W]` made for `rows`."""
+        pixels = to_uint8(images)
+        verdict = self.classifier(pixels)
+        forget = torch.isin(rows.labels, self.forget_labels)
+        self.gallery.update(pixels, rows)
+        if forget.any():
+            self.forgetting.update(type(verdict)(*(part[forget] for part in verdict)), rows.labels[forget])
+            self.noise.update(images[forget])
+        if not forget.all():
+            retain = ~forget
+            self.retain_accuracy.update(type(verdict)(*(part[retain] for part in verdict)), rows.labels[retain])
+            self.frechet.update(verdict.features[retain])
+            if self.drift is not None:
+                self.drift.update(pixels[retain], rows.position[retain])
+
+    def compute(self) -> Result:
+        """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
+        per_class: dict[str, dict[str, float]] = {}
+        result: Result = {}
+        per_label = {"retain_accuracy": self.retain_accuracy.compute()}
+        if len(self.forget_labels):
+            per_label = self.forgetting.compute() | per_label
+        for name, values in per_label.items():
+            result[name] = values.nanmean().item()
+            per_class[name] = {
+                self.class_names[label]: value for label, value in enumerate(values.tolist()) if value == value
+            }
+        result["fid_retain/classifier"] = self.frechet.compute().item()
+        if len(self.forget_labels):
+            result |= {name: value.item() for name, value in self.noise.compute().items()}
+        if self.drift is not None:
+            result["drift"] = self.drift.compute().item()
+        return result | {"per_class": per_class}
+
+    def reset(self) -> None:
+        """Forget all updates."""
+        for metric in self.children():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+class ModelImages(nn.Module):
+    """Images of a model under a sampler and a guidance weight."""
+
+    def __init__(self, model: Model, sampler: Sampler, guidance: float, shape: tuple[int, int, int]):
+        super().__init__()
+        self.model, self.sampler, self.shape = model, sampler, shape
+        self.denoiser = guided(model, guidance, model.null_label)
+
+    def forward(self, rows: Rows) -> Tensor:
+        return self.sampler.sample(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape)
+
+
+class NoiseImages(nn.Module):
+    """Pure noise for every row: a control that no model made."""
+
+    def __init__(self, kind: str, shape: tuple[int, int, int]):
+        super().__init__()
+        self.corrupt, self.shape = noise.CONTROLS[kind], shape
+
+    def forward(self, rows: Rows) -> Tensor:
+        keys = streams.combine(rows.seeds, rows.labels, device=rows.labels.device)
+        return self.corrupt(keys, torch.empty(len(keys), *self.shape, device=keys.device))
+
+
+class Generation(LightningModule):
+    """Runs a plan through `make_images` and into `scores`, by `Trainer.test`."""
+
+    def __init__(self, make_images: nn.Module, scores: Scores, plan: SamplingPlan, batch_size: int):
+        super().__init__()
+        self.make_images, self.scores, self.plan, self.batch_size = make_images, scores, plan, batch_size
+
+    def test_dataloader(self) -> DataLoader:
+        return sharded_loader(self.plan, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+
+    def test_step(self, rows: Rows, batch_idx: int) -> None:
+        self.scores.update(self.make_images(rows), rows)
+
+
+class Evaluator:
+    """Scores models under one protocol.
+
+    Args:
+        data: the data module, set up.
+        classifier: the judge, made for `data`.
+        sampler: how images are generated.
+        guidance: guidance weights w; every one is scored apart.
+        plans: name -> {forget_per_class, retain_total}; "quick" is used during the fit, "standard" at its end.
+        batch_size: rows per device that are sampled at once.
+        cache_dir: where the original's scores and the reference statistics are kept.
+        make_trainer: makes a Lightning Trainer for testing.
+        final: the plan that a run's metrics.json holds.
+    """
+
+    def __init__(
+        self,
+        data: ForgetRetainDataModule,
+        classifier: Classifier,
+        sampler: Sampler,
+        guidance: list[float],
+        plans: dict[str, dict[str, int]],
+        batch_size: int,
+        cache_dir: Path,
+        make_trainer: Callable[[], Trainer],
+        final: str = "standard",
+    ):
+        if not guidance:
+            raise UserError("evaluation.guidance=[] scores nothing: give at least one weight, such as [0]")
+        self.data, self.classifier, self.sampler = data, classifier, sampler
+        self.guidance = [float(w) for w in guidance]
+        self.plans, self.batch_size, self.final = plans, batch_size, final
+        self.cache_dir, self.make_trainer = cache_dir, make_trainer
+
+    def plan(self, name: str) -> SamplingPlan:
+        """The rows of a named plan for the forget classes of the data."""
+        if name not in self.plans:
+            raise unknown("plan in evaluation.plans", name, self.plans)
+        return SamplingPlan(self.data.forget_labels, self.data.retain_labels, **self.plans[name])
+
+    def images_of(self, model: Model, guidance: float) -> ModelImages:
+        """What `model` generates with guidance w."""
+        return ModelImages(model, self.sampler, guidance, self.data.image_shape)
+
+    def scores(self, original: Tensor | None = None) -> Scores:
+        """Fresh metrics; `original` as in `Scores`."""
+        return Scores(self.classifier, self.data, self.reference(), original)
+
+    def test(self, make_images: nn.Module, plan: SamplingPlan, original: Tensor | None = None) -> tuple[Result, Tensor]:
+        """Sample and score a plan; returns the scores and all images, uint8 `[N, C, H, W]`."""
+        generation = Generation(make_images, self.scores(original), plan, self.batch_size)
+        self.make_trainer().test(generation, verbose=False)
+        return generation.scores.compute(), generation.scores.gallery.compute().cpu()
+
+    def test_original(self, model: Model, guidance: float, plan_name: str) -> tuple[Result, Tensor]:
+        """The same for the model before unlearning; kept in the cache, as it does not change from run to run."""
+        key = digest(
+            model.weights_digest,
+            model.diffusion.scheduler.config,
+            self.protocol(plan_name) | {"guidance": guidance},
+        )
+        path = self.cache_dir / "original" / f"{key}.safetensors"
+        scores_path = path.with_suffix(".json")
+        if model.weights_digest and path.exists() and scores_path.exists():
+            return json.loads(scores_path.read_text()), load_file(path)["images"]
+        result, images = self.test(self.images_of(model, guidance), self.plan(plan_name))
+        if model.weights_digest:
+            with atomic(path) as part:
+                save_file({"images": images}, part)
+            write_json(scores_path, result)
+        return result, images
+
+    def reference(self) -> FeatureStatistics:
+        """Class-balanced feature statistics of the real retain images of the training split; computed once."""
+        if getattr(self, "_reference", None) is None:
+            self._reference = self._load_reference()
+        return self._reference
+
+    def _load_reference(self) -> FeatureStatistics:
+        key = digest(self.classifier.digest, self.data.source.fingerprint, self.data.retain_labels)
+        path = self.cache_dir / "reference" / f"{key}.safetensors"
+        if not path.exists():
+            rows = self.data.rows("train", "retain")
+            images, labels = self.data.source.train.images[rows], self.data.source.train.labels[rows]
+            device = next(self.classifier.parameters()).device
+            chunks = (
+                track(images.split(500), description="reference features") if len(images) > 5000 else images.split(500)
+            )
+            features = torch.cat([self.classifier(chunk.to(device)).features.cpu() for chunk in chunks])
+            mean, covariance, count = class_balanced_statistics(features, labels)
+            with atomic(path) as part:
+                save_file({"mean": mean, "covariance": covariance, "count": torch.tensor(count)}, part)
+        found = load_file(path)
+        return FeatureStatistics(found["mean"], found["covariance"], int(found["count"]))
+
+    def protocol(self, plan_name: str) -> dict[str, Any]:
+        """Everything that decides the numbers, apart from the weights."""
+        return {
+            "plan": {"name": plan_name, **self.plans[plan_name]},
+            "batch_size": self.batch_size,
+            "sampler": self.sampler.settings(),
+            "guidance": self.guidance,
+            "forget_classes": [self.data.class_names[label] for label in self.data.forget_labels],
+            "data": {"name": self.data.name, "fingerprint": self.data.source.fingerprint},
+            "reference": {"split": "train, retain classes, equal weights", "n": self.reference().n},
+            "features": {"network": "classifier", "hash": self.classifier.digest},
+            "classifier": {"hash": self.classifier.digest} | self.classifier.info.get("scores", {}),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        }

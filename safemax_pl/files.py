@@ -1,0 +1,51 @@
+"""Files and folders that are either whole or absent, and hashes that name them."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, it takes the place of `path` by a rename.
+
+    Works for a file and for a folder (create the yielded path as one). A crash leaves the old content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        part = scratch / path.name
+        yield part
+        if path.is_dir():
+            path.rename(scratch / "old")
+        part.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def digest(*contents: Any) -> str:
+    """Twelve hex digits that name the contents: bytes as they are, anything else through JSON."""
+    sha = hashlib.sha256()
+    for content in contents:
+        sha.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:12]
+
+
+def file_digest(path: Path) -> str:
+    """Twelve hex digits of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

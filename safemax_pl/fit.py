@@ -1,0 +1,192 @@
+"""Unlearn classes of a diffusion model, or train a base model, and score the result.
+
+Usage:
+  python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, two minutes on a laptop
+  python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
+  python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
+  python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
+  python -m safemax_pl.fit experiment=digits_forget1 --cfg job            show the configuration and stop
+
+A run is a folder runs/<name>: config.yaml, metrics.csv, metrics.json, samples.png, curves.png, unet/ and scheduler/
+(diffusers format) and last.ckpt. The same command again resumes an interrupted run and shows a finished one.
+Every setting and its meaning is in configs/fit.yaml; change it with key=value.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from safemax_pl import figures, networks, tables
+from safemax_pl.callbacks import Cost
+from safemax_pl.config import command, run_name
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError
+from safemax_pl.evaluate import draw_samples, make_evaluator, score
+from safemax_pl.evaluation import Evaluator
+from safemax_pl.frozen import Frozen
+from safemax_pl.loggers import CSVHistory
+from safemax_pl.module import UnlearningModule, quick_metrics
+from safemax_pl.networks import Model
+from safemax_pl.progress import progress_bar
+from safemax_pl.runs import Run, provenance
+from safemax_pl.unlearners.base import Unlearner
+
+
+def fit(cfg: DictConfig, name: str) -> Path:
+    """Build, fit, score and write one run; returns its folder."""
+    run = Run(Path(cfg.runs_dir) / name, cfg)
+    if (metrics := run.metrics) is not None:
+        tables.print_scores(metrics, name)
+        print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+        return run.folder
+
+    seed_everything(cfg.seed, verbose=False)
+    data: ForgetRetainDataModule = instantiate(cfg.data)
+    data.setup("fit")
+    unlearner: Unlearner = instantiate(cfg.unlearner)
+    student: Model = instantiate(cfg.model, data=data)
+    evaluator = make_evaluator(cfg, data)
+    data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
+    check(run, data, unlearner, student, evaluator)
+
+    original = copy.deepcopy(student) if student.weights_digest else None
+    teacher = Frozen(original or copy.deepcopy(student))
+    module = UnlearningModule(
+        student,
+        teacher,
+        unlearner,
+        evaluator,
+        instantiate(cfg.optimizer),
+        instantiate(cfg.lr_scheduler),
+        cfg.gradient_clip,
+        cfg.seed,
+    )
+    cost = Cost(sum(data.batch_sizes.values()))
+    loggers = make_loggers(cfg, run)
+    train(cfg, run, module, data, cost, loggers, original)
+    networks.save(student, data, run.folder)
+
+    metrics, images = score(evaluator, student.eval(), original)
+    metrics |= {"name": name, "cost": cost.summary(), "provenance": provenance()}
+    draw_samples(run.folder / "samples.png", evaluator, images, title=name)
+    history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
+    figures.curves(run.folder / "curves.png", list(history.rows.values()), evaluator.guidance[0])
+    log_results(loggers, metrics, run, evaluator)
+    run.finish(metrics)
+    tables.print_scores(metrics, name)
+    print(f"written: {run.folder}/metrics.json, samples.png, curves.png, unet/, scheduler/")
+    return run.folder
+
+
+def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student: Model, evaluator: Evaluator) -> None:
+    """Refuse what can't work before any compute is spent."""
+    if unlearner.needs_forget and not data.forget_labels:
+        raise UserError(
+            f"data.forget_classes is empty and {type(unlearner).__name__} needs at least one: choose from "
+            f"{', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}, or use unlearner=retain_only"
+        )
+    for guidance in evaluator.guidance:
+        evaluator.images_of(student, guidance)
+    evaluator.plan(evaluator.final)
+    evaluator.sampler.check(student.diffusion)
+    needed = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+    if (free := shutil.disk_usage(run.folder).free) < needed:
+        raise UserError(
+            f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {needed / 2**20:.0f}: free some, or "
+            "set runs_dir="
+        )
+
+
+def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
+    """metrics.csv always, and what `logger` configures."""
+    loggers: list[Logger] = [CSVHistory(run.folder / "metrics.csv")]
+    if cfg.get("logger"):
+        loggers.append(instantiate(cfg.logger, folder=run.folder))
+    return loggers
+
+
+def train(
+    cfg: DictConfig,
+    run: Run,
+    module: UnlearningModule,
+    data: ForgetRetainDataModule,
+    cost: Cost,
+    loggers: list[Logger],
+    original: Model | None,
+) -> None:
+    """Run the training steps that are not done yet; afterwards the student holds the final (averaged) weights."""
+    checkpoint = load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
+    if checkpoint is not None and checkpoint["global_step"] >= cfg.trainer.max_steps:
+        module.load_state_dict(checkpoint["state_dict"])
+        cost.load_state_dict(checkpoint["callbacks"]["Cost"])
+        return
+    callbacks = [
+        cost,
+        ModelCheckpoint(run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False),
+        progress_bar(),
+    ]
+    if cfg.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_model_summary=False)
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+        if isinstance(logger, CSVHistory):
+            logger.resume_from(checkpoint["global_step"] if checkpoint else -1)
+    if checkpoint is None and original is not None:
+        for guidance in module.evaluator.guidance:  # the start of every curve
+            result, _ = module.evaluator.test_original(original, guidance, "quick")
+            for logger in loggers:
+                logger.log_metrics(quick_metrics(guidance, result), step=0)
+    trainer.fit(
+        module,
+        datamodule=data,
+        ckpt_path=run.checkpoint if checkpoint else None,
+        weights_only=False if checkpoint else None,
+    )
+    trainer.save_checkpoint(run.checkpoint)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a Lightning checkpoint that this program has written."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run again, the fit starts anew") from error
+
+
+def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evaluator: Evaluator) -> None:
+    """Send the final scores, per-class tables and pictures to W&B."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        for guidance, models in metrics["scores"].items():
+            main = models.get("unlearned") or models["model"]
+            for name, value in main.items():
+                if name != "per_class":
+                    logger.experiment.summary[f"{guidance}/{name}"] = value
+            rows = [[name, *(scores.get(name) for scores in models.values())] for name in main if name != "per_class"]
+            logger.log_table(f"scores/{guidance}", columns=["metric", *models], data=rows)
+            classes = [
+                [metric, label, value] for metric, by in main["per_class"].items() for label, value in by.items()
+            ]
+            logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
+        logger.experiment.summary.update({f"cost/{name}": value for name, value in metrics["cost"].items()})
+        logger.log_image("samples", [str(run.folder / "samples.png")])
+        logger.experiment.finish(quiet=True)
+
+
+def main() -> None:
+    command("fit", __doc__ or "", lambda cfg: fit(cfg, run_name(cfg, list(HydraConfig.get().overrides.task))))
+
+
+if __name__ == "__main__":
+    main()

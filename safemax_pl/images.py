@@ -1,0 +1,14 @@
+"""The one conversion between images in [-1, 1] and 8-bit images."""
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """`[..., C, H, W]` floats, nominally in [-1, 1], to uint8: clamp, then round to the nearest of 256 levels."""
+    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]; the inverse of `to_uint8` on its range."""
+    return images.float() / 127.5 - 1

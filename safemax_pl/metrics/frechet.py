@@ -1,0 +1,73 @@
+"""Fréchet distance between Gaussian fits of features (FID, https://arxiv.org/abs/1706.08500, eq. 6)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class FeatureStatistics(NamedTuple):
+    """`mean` `[F]` and unbiased `covariance` `[F, F]` of `n` feature vectors, double."""
+
+    mean: Tensor
+    covariance: Tensor
+    n: int
+
+
+def class_balanced_statistics(features: Tensor, labels: Tensor) -> FeatureStatistics:
+    """Statistics in which every class that occurs weighs the same, however many images it has.
+
+    Args:
+        features: `[N, F]`.
+        labels: `[N]`, long.
+    """
+    features, count = features.double(), len(features)
+    per_class = torch.bincount(labels)
+    weight = 1 / (per_class[labels].double() * (per_class > 0).sum())
+    mean = weight @ features
+    second = (features * weight[:, None]).T @ features
+    return FeatureStatistics(mean, (second - torch.outer(mean, mean)) * (count / (count - 1)), count)
+
+
+class FrechetDistance(Metric):
+    """‖μ − μ_r‖² + tr(Σ + Σ_r − 2 (Σ Σ_r)^½) against fixed reference statistics; needs at least two images.
+
+    torchmetrics' FID would have to see the reference images anew in every run, and cannot weigh classes.
+
+    Args:
+        reference: of the real images.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self, reference: FeatureStatistics):
+        super().__init__()
+        size = len(reference.mean)
+        self.register_buffer("reference_mean", reference.mean, persistent=False)
+        self.register_buffer("reference_covariance", reference.covariance, persistent=False)
+        self.add_state("total", torch.zeros(size, dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("outer", torch.zeros(size, size, dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features `[B, F]` of generated images."""
+        features = features.double()
+        self.total += features.sum(dim=0)
+        self.outer += features.T @ features
+        self.count += len(features)
+
+    def compute(self) -> Tensor:
+        mean = self.total / self.count
+        covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return frechet_distance(mean, covariance, self.reference_mean, self.reference_covariance)
+
+
+def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
+    """The distance between two Gaussians, a scalar ≥ 0; symmetric square roots keep it real."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
+    distance = (mean - other_mean).square().sum() + covariance.trace() + other_covariance.trace() - 2 * cross
+    return distance.clamp(min=0)

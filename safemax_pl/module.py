@@ -1,0 +1,133 @@
+"""The one LightningModule that every method is trained with: optimiser, logging and sampling are the same for all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from safemax_pl import streams
+from safemax_pl.data import LabelledImages, Rows
+from safemax_pl.errors import UserError
+from safemax_pl.evaluation import Evaluator, Result, Scores
+from safemax_pl.frozen import Frozen
+from safemax_pl.networks import Model
+from safemax_pl.unlearners.base import Task, Unlearner
+
+Batch = dict[str, LabelledImages | None]
+
+
+class UnlearningModule(LightningModule):
+    """Trains a student with an unlearner, and scores it on the quick plan during validation.
+
+    Optimisation is manual, so that a method may treat its two gradients apart.
+
+    Args:
+        student: the model to train, in place.
+        teacher: a frozen copy of the weights before unlearning.
+        unlearner: the method.
+        evaluator: gives plans, images and scores.
+        optimizer: a factory, parameters -> optimiser.
+        lr_scheduler: a factory, optimiser -> scheduler that is stepped after every step; or None.
+        gradient_clip: largest norm of the gradient; None does not clip.
+        seed: of dropout; everything else is drawn from the batches' own streams.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Frozen,
+        unlearner: Unlearner,
+        evaluator: Evaluator,
+        optimizer: Callable[..., Optimizer],
+        lr_scheduler: Callable[..., LRScheduler] | None = None,
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.teacher, self.unlearner, self.evaluator = student, teacher, unlearner, evaluator
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self.gradient_clip, self.seed = gradient_clip, seed
+        self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
+        self._all_finite = torch.ones((), dtype=torch.bool)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.student.parameters())
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def task(self) -> Task:
+        """What the unlearner gets to see of the current step."""
+        labels = self.evaluator.data
+        return Task(
+            student=self.student,
+            teacher=self.teacher,
+            diffusion=self.student.diffusion,
+            forget_labels=torch.tensor(labels.forget_labels, device=self.device, dtype=torch.long),
+            retain_labels=torch.tensor(labels.retain_labels, device=self.device, dtype=torch.long),
+            null_label=self.student.null_label,
+            step=self.global_step,
+            max_steps=self.trainer.max_steps,
+            backward=self.manual_backward,
+        )
+
+    def on_train_start(self) -> None:
+        self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
+        self._all_finite = torch.ones((), dtype=torch.bool, device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(int(streams.combine(self.seed, self.global_step, self.global_rank)))  # dropout
+        optimizer, task = self.optimizers(), self.task()
+        assert not isinstance(optimizer, list)
+        losses = self.unlearner.losses(task, batch["forget"], batch["retain"])
+        optimizer.zero_grad()
+        self.unlearner.backward(task, losses)
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
+        self.unlearner.before_step(task)
+        optimizer.step()
+        if (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step()  # type: ignore[union-attr]
+        self._all_finite &= torch.isfinite(losses.forget) & torch.isfinite(losses.retain)
+        self.log_dict({"loss/forget": losses.forget.detach(), "loss/retain": losses.retain.detach()}, prog_bar=True)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Stop the fit if any loss so far was not finite; called where the host waits for the device anyway."""
+        if not self._all_finite:
+            raise UserError(
+                f"the loss became NaN or infinite before step {self.global_step}: lower optimizer.lr or the weights of "
+                "the losses, under another name; the last good checkpoint is kept in the run's folder"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()  # a checkpoint of broken weights must not replace a good one
+
+    # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------
+
+    def on_validation_start(self) -> None:
+        self.check_finite()
+
+    def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if not self._scores:
+            self._scores = [self.evaluator.scores().to(self.device) for _ in self.evaluator.guidance]
+        make_images = self.evaluator.images_of(self.student, self.evaluator.guidance[dataloader_idx])
+        self._scores[dataloader_idx].update(make_images(rows), rows)
+
+    def on_validation_epoch_end(self) -> None:
+        for guidance, scores in zip(self.evaluator.guidance, self._scores, strict=True):
+            for logger in self.loggers:
+                logger.log_metrics(quick_metrics(guidance, scores.compute()), step=self.global_step)
+            scores.reset()
+
+
+def quick_metrics(guidance: float, result: Result) -> dict[str, float]:
+    """The scalars of one result of the quick plan as `quick_w<w>/<metric>`, for the loggers."""
+    return {f"quick_w{guidance:g}/{name}": value for name, value in result.items() if name != "per_class"}

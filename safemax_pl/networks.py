@@ -1,0 +1,167 @@
+"""The diffusers UNets with C + 1 class embeddings, fresh or loaded, and the folders that they are kept in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.diffusion import Diffusion
+from safemax_pl.errors import UserError
+from safemax_pl.files import atomic, digest, file_digest, write_json
+
+
+class Model(nn.Module):
+    """A UNet as a denoiser, together with its process.
+
+    Attributes:
+        unet: predicts `[B, C, H, W]` from (x_t, t, labels).
+        diffusion: the process that it was trained for.
+        null_label: ∅, or None if there is none.
+        weights_digest: names the weights it was loaded from; None for random weights.
+    """
+
+    def __init__(self, unet: UNet2DModel, diffusion: Diffusion, num_classes: int, weights_digest: str | None = None):
+        super().__init__()
+        self.unet, self.diffusion, self.weights_digest = unet, diffusion, weights_digest
+        self.null_label = num_classes if unet.config.num_class_embeds == num_classes + 1 else None
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.unet(x_t, t, labels, return_dict=False)[0]
+
+
+def fresh(
+    data: ForgetRetainDataModule,
+    schedule: str,
+    prediction: str,
+    num_timesteps: int,
+    channels: list[int],
+    blocks: int,
+    attention_at: list[int],
+    dropout: float,
+    head_dim: int,
+    norm_groups: int = 32,
+) -> Model:
+    """A model with random weights for the shape and the classes of `data`.
+
+    Args:
+        schedule, prediction, num_timesteps: of the process.
+        channels: width of each resolution, from the finest.
+        blocks: residual blocks per resolution.
+        attention_at: image sizes, in pixels, at which there is self-attention.
+        dropout: in every residual block, while training.
+        head_dim: channels per attention head.
+        norm_groups: groups of the normalisation; must divide every width.
+    """
+    image_channels, size, _ = data.image_shape
+    if size % 2 ** (len(channels) - 1):
+        raise UserError(f"model.channels has {len(channels)} resolutions, and {size} pixels can't be halved that often")
+    attention = [size // 2**level in attention_at for level in range(len(channels))]
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        block_out_channels=tuple(channels),
+        layers_per_block=blocks,
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        dropout=dropout,
+        norm_num_groups=norm_groups,
+        norm_eps=1e-6,
+        attention_head_dim=head_dim,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        num_class_embeds=data.num_classes + 1,
+    )
+    return Model(unet, Diffusion(schedule, prediction, num_timesteps), data.num_classes)
+
+
+def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
+    """A model from a run, a diffusers folder or a hub id; checked against `data` before anything is computed.
+
+    Raises:
+        UserError: when it is missing or damaged, or made for other classes, image sizes or channels.
+    """
+    root = Path(path)
+    folder = root / "unet" if (root / "unet").is_dir() else root
+    local = (folder / "config.json").exists()
+    if not local and (root.exists() or root.is_absolute() or path.count("/") != 1):
+        raise UserError(
+            f"no base model at {path} (expected unet/config.json): train one with "
+            f"`python -m safemax_pl.fit experiment={data.name}_pretrain`, or set model.path to a folder or hub id"
+        )
+    try:
+        config = UNet2DModel.load_config(str(folder) if local else path, **({} if local else {"subfolder": "unet"}))
+        _check(config, data, path)
+        unet = UNet2DModel.from_pretrained(str(folder) if local else path, **({} if local else {"subfolder": "unet"}))
+        scheduler = _scheduler(root if local else path)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"the base model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy or train it again"
+        ) from error
+    if local:
+        _check_classes(root / "data.json", data, path)
+    return Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes, _digest(unet, folder if local else None))
+
+
+def _scheduler(path: Path | str) -> DDPMScheduler:
+    if isinstance(path, Path) and not (path / "scheduler").is_dir():
+        raise UserError(
+            f"{path} has no scheduler/ folder, so its noise schedule and parameterisation are unknown: "
+            "save the model's DDPMScheduler there with scheduler.save_pretrained"
+        )
+    return DDPMScheduler.from_pretrained(str(path), subfolder="scheduler")
+
+
+def _check(config: dict[str, Any], data: ForgetRetainDataModule, path: str) -> None:
+    """Compare a UNet's configuration with the data."""
+    channels, size, _ = data.image_shape
+    embeddings, classes = config.get("num_class_embeds"), data.num_classes
+    if embeddings not in (classes, classes + 1):
+        got = "no class embeddings" if embeddings is None else f"{embeddings} class embeddings"
+        raise UserError(
+            f"the model at {path} has {got}; {data.name} has {classes} classes, so {classes + 1} are needed "
+            f"(the last is the null label), or {classes} without guidance"
+        )
+    sample_size = config.get("sample_size")
+    if sample_size is not None and sample_size not in (size, [size, size], (size, size)):
+        raise UserError(
+            f"the model at {path} makes images of {sample_size} pixels; {data.name} has {size} (data.image_size)"
+        )
+    if config.get("in_channels") != channels or config.get("out_channels") != channels:
+        raise UserError(
+            f"the model at {path} has {config.get('in_channels')} channels in, {config.get('out_channels')} out; "
+            f"{data.name} has {channels} (data.channels)"
+        )
+
+
+def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None:
+    """Refuse weights of another data set with as many classes; folders that others saved don't say."""
+    if path.exists() and (names := json.loads(path.read_text())["class_names"]) != data.class_names:
+        raise UserError(
+            f"the model at {model} was trained on the classes {', '.join(names[:5])}, ...; "
+            f"{data.name} has {', '.join(data.class_names[:5])}, ...: give another model.path or other data"
+        )
+
+
+def _digest(unet: UNet2DModel, folder: Path | None) -> str:
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    if files:
+        return "-".join(map(file_digest, files))
+    return digest(*(tensor.numpy().tobytes() for tensor in unet.state_dict().values()))
+
+
+def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:
+    """Write `unet/`, `scheduler/` and `data.json`; each is whole or absent, and any diffusers user can load them."""
+    with atomic(folder / "unet") as part:
+        model.unet.save_pretrained(part)
+    with atomic(folder / "scheduler") as part:
+        model.diffusion.scheduler.save_pretrained(part)
+    content = {"name": data.name, "class_names": data.class_names, "fingerprint": data.source.fingerprint}
+    write_json(folder / "data.json", content)

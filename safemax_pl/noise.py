@@ -1,0 +1,109 @@
+"""Images that show nothing: what the classifier learns to call "noise", what it is tested on, and controls."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from safemax_pl import streams
+from safemax_pl.streams import Stream
+
+# (keys [B], real images [B, C, H, W] in [-1, 1]) -> images [B, C, H, W] in [-1, 1]
+Corruption = Callable[[Tensor, Tensor], Tensor]
+
+
+def _spread(keys: Tensor, low: float, high: float) -> Tensor:
+    """One number per image in (low, high), `[B, 1, 1, 1]`."""
+    return low + (high - low) * streams.uniform(streams.combine(keys, 1), Stream.CORRUPTION, (1, 1, 1))
+
+
+def _normal(keys: Tensor, real: Tensor) -> Tensor:
+    return streams.normal(keys, Stream.CORRUPTION, tuple(real.shape[1:]))
+
+
+def _uniform(keys: Tensor, real: Tensor) -> Tensor:
+    return 2 * streams.uniform(keys, Stream.CORRUPTION, tuple(real.shape[1:])) - 1
+
+
+def unit_normal(keys: Tensor, real: Tensor) -> Tensor:
+    """N(0, 1) per pixel, clamped."""
+    return _normal(keys, real).clamp(-1, 1)
+
+
+def unit_uniform(keys: Tensor, real: Tensor) -> Tensor:
+    """U(−1, 1) per pixel."""
+    return _uniform(keys, real)
+
+
+def gaussian(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise of any σ in (0.2, 1.5), clamped."""
+    return (_spread(keys, 0.2, 1.5) * _normal(keys, real)).clamp(-1, 1)
+
+
+def uniform(keys: Tensor, real: Tensor) -> Tensor:
+    """Uniform noise of any half-width in (0.3, 1)."""
+    return _spread(keys, 0.3, 1.0) * _uniform(keys, real)
+
+
+def blurred(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise under a 3×3 box, brought back to σ in (0.3, 1), clamped."""
+    smooth = F.avg_pool2d(F.pad(_normal(keys, real), (1, 1, 1, 1), mode="circular"), 3, stride=1)
+    return (_spread(keys, 0.3, 1.0) * 3 * smooth).clamp(-1, 1)
+
+
+def shuffled(keys: Tensor, real: Tensor) -> Tensor:
+    """A real image with its pixels in random order: the right histogram, no shape."""
+    batch, channels, height, width = real.shape
+    order = streams.uniform(keys, Stream.CORRUPTION, (height * width,)).argsort(dim=1)
+    return real.flatten(2).gather(2, order[:, None].expand(batch, channels, -1)).view_as(real)
+
+
+def blended(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise with a trace, at most a fifth, of a real image."""
+    trace = _spread(keys, 0.0, 0.2)
+    return ((1 - trace) * 0.8 * _normal(keys, real) + trace * real).clamp(-1, 1)
+
+
+def salt_and_pepper(keys: Tensor, real: Tensor) -> Tensor:
+    """Pixels that are either −1 or 1."""
+    return torch.where(_uniform(keys, real) < 0, -1.0, 1.0)
+
+
+def patches(keys: Tensor, real: Tensor) -> Tensor:
+    """Uniform noise in squares of 2×2 pixels."""
+    _, channels, height, width = real.shape
+    small = 2 * streams.uniform(keys, Stream.CORRUPTION, (channels, -(-height // 2), -(-width // 2))) - 1
+    return F.interpolate(small, scale_factor=2, mode="nearest")[..., :height, :width]
+
+
+def high_pass(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise less its local mean, clamped."""
+    z = _normal(keys, real)
+    return (z - F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="circular"), 3, stride=1)).clamp(-1, 1)
+
+
+def laplace(keys: Tensor, real: Tensor) -> Tensor:
+    """Laplace noise of σ = 0.7, clamped: heavier tails than any noise of the training."""
+    u = _uniform(keys, real)
+    return (-0.5 * u.sign() * torch.log1p(-u.abs())).clamp(-1, 1)
+
+
+TRAINED_ON: dict[str, Corruption] = {f.__name__: f for f in (gaussian, uniform, blurred, shuffled, blended)}
+HELD_OUT: dict[str, Corruption] = {f.__name__: f for f in (salt_and_pepper, patches, high_pass, laplace)}
+CONTROLS: dict[str, Corruption] = {"normal_noise": unit_normal, "uniform_noise": unit_uniform}
+
+
+def mixture(keys: Tensor, real: Tensor) -> Tensor:
+    """The training noise: every row is one of `TRAINED_ON`, in equal shares."""
+    kinds = list(TRAINED_ON.values())
+    images = torch.empty_like(real)
+    for i, corrupt in enumerate(kinds):
+        images[i :: len(kinds)] = corrupt(keys[i :: len(kinds)], real[i :: len(kinds)])
+    return images
+
+
+def faded(keys: Tensor, real: Tensor) -> Tensor:
+    """Real images under at most 40 % of noise: they still show their class, and must keep its label."""
+    weight = _spread(keys, 0.0, 0.4)
+    return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)

@@ -1,0 +1,189 @@
+"""Labelled images, decoded once: from the Hugging Face hub, parquet, an image folder or scikit-learn's digits."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safemax_pl import streams
+from safemax_pl.errors import UserError
+from safemax_pl.files import atomic, digest
+
+DIGITS = "sklearn/digits"
+TEST_FRACTION = 0.2  # of a source that has no test split of its own
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Split(NamedTuple):
+    """`images` uint8 `[N, C, H, W]`, `labels` long `[N]`, `superclasses` long `[N]` (-1 where there are none)."""
+
+    images: Tensor
+    labels: Tensor
+    superclasses: Tensor
+
+
+class Source(NamedTuple):
+    """Both splits, the names that belong to their labels, and a fingerprint of the decoded content."""
+
+    train: Split
+    test: Split
+    class_names: list[str]
+    superclass_names: list[str]
+    fingerprint: str
+
+
+def load(
+    path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool, cache_dir: Path
+) -> Source:
+    """Read `path` through the cache of decoded images.
+
+    Args:
+        path: `sklearn/digits`, a folder of parquet files or of images, or a Hugging Face hub id.
+        columns: names of the columns `image`, `label` and, optionally, `superclass`.
+        shape: (channels, height, width) that every image must have, or is brought to with `resize`.
+        resize: scale and centre-crop images of other sizes instead of refusing them.
+        cache_dir: where the decoded images are kept; the key covers everything that decides them.
+    """
+    key = digest(str(path), _signature(path), columns, shape, resize)
+    cached = cache_dir / "data" / f"{Path(path).name}-{key}.safetensors"
+    if not cached.exists():
+        _decode_to(cached, path, columns, shape, resize)
+    try:
+        return _read_cache(cached)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"the image cache {cached} is damaged ({error}): delete it and run again") from error
+
+
+def _signature(path: str) -> list[Any]:
+    """What tells that a local source has changed: names, sizes and times of its files."""
+    if not Path(path).is_dir():
+        return []
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return [str(Path(path).resolve())] + [
+        (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    ]
+
+
+def _decode_to(
+    cached: Path, path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool
+) -> None:
+    splits, class_names, superclass_names = _digits() if path == DIGITS else _read(path, columns, shape, resize)
+    if "test" not in splits:
+        splits["train"], splits["test"] = _hold_out(splits["train"], len(class_names), TEST_FRACTION)
+    tensors = {f"{name}.{field}": value for name, split in splits.items() for field, value in split._asdict().items()}
+    fingerprint = digest(class_names, *(tensors[name].numpy().tobytes() for name in sorted(tensors)))
+    names = json.dumps({"classes": class_names, "superclasses": superclass_names, "fingerprint": fingerprint})
+    with atomic(cached) as part:
+        save_file(tensors, part, metadata={"names": names})
+
+
+def _read_cache(cached: Path) -> Source:
+    with safe_open(cached, framework="pt") as file:
+        names = json.loads(file.metadata()["names"])
+        train, test = (
+            Split(*(file.get_tensor(f"{split}.{field}") for field in Split._fields)) for split in ("train", "test")
+        )
+    return Source(train, test, names["classes"], names["superclasses"], names["fingerprint"])
+
+
+def _hold_out(split: Split, num_classes: int, fraction: float) -> tuple[Split, Split]:
+    """Split off `fraction` of every class; the same rows on every machine."""
+    held = held_out_mask(split.labels, num_classes, fraction)
+    return Split(*(field[~held] for field in split)), Split(*(field[held] for field in split))
+
+
+def held_out_mask(labels: Tensor, num_classes: int, fraction: float) -> Tensor:
+    """A bool mask `[N]` with `fraction` of the rows of every class (rounded), chosen by a hash of the row number."""
+    order = streams.uniform(torch.arange(len(labels)), streams.Stream.ROW)
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(num_classes):
+        rows = (labels == label).nonzero()[:, 0]
+        mask[rows[order[rows].argsort()][: round(fraction * len(rows))]] = True
+    return mask
+
+
+def _digits() -> tuple[dict[str, Split], list[str], list[str]]:
+    from sklearn.datasets import load_digits  # only the digits need scikit-learn
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None].contiguous()
+    labels = torch.from_numpy(bunch.target).long()
+    return {"train": Split(images, labels, torch.full_like(labels, -1))}, [str(i) for i in range(10)], []
+
+
+def _read(
+    path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool
+) -> tuple[dict[str, Split], list[str], list[str]]:
+    from datasets import ClassLabel  # two seconds to import, and only needed when nothing is cached
+    from datasets import Image as ImageFeature
+
+    dataset = _open(path)
+    if "train" not in dataset:
+        raise UserError(f"the data at {path} have no 'train' split, only {', '.join(dataset)}")
+    features = dataset["train"].features
+    for role, column in columns.items():
+        if column is not None and column not in features:
+            raise UserError(f"data column for {role}: got {column!r}, the data at {path} have {', '.join(features)}")
+    label, superclass = columns["label"], columns.get("superclass")
+    if not isinstance(features[label], ClassLabel):
+        raise UserError(f"data column {label!r} at {path} must be a ClassLabel, with names; it is {features[label]}")
+    splits = {}
+    for name in [split for split in ("train", "test") if split in dataset]:
+        rows = dataset[name].cast_column(columns["image"], ImageFeature(decode=False))
+        progress = track(rows, description=f"decoding {name}", total=len(rows))
+        images = torch.stack([_decode(row[columns["image"]], i, name, shape, resize) for i, row in enumerate(progress)])
+        labels = torch.tensor(rows[label], dtype=torch.long)
+        coarse = torch.tensor(rows[superclass], dtype=torch.long) if superclass else torch.full_like(labels, -1)
+        splits[name] = Split(images, labels, coarse)
+    return splits, features[label].names, features[superclass].names if superclass else []
+
+
+def _open(path: str) -> Any:
+    """The `datasets.DatasetDict` behind a folder or a hub id."""
+    from datasets import load_dataset
+
+    folder = Path(path)
+    if folder.is_dir():
+        parquet = {split: sorted(map(str, folder.glob(f"**/{split}*.parquet"))) for split in ("train", "test")}
+        if parquet["train"]:
+            return load_dataset("parquet", data_files={split: files for split, files in parquet.items() if files})
+        if not any(file.suffix.lower() in IMAGE_ENDINGS for file in folder.rglob("*")):
+            raise UserError(f"data.path {path} holds neither train*.parquet nor images in one folder per class")
+        return load_dataset("imagefolder", data_dir=path)
+    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise UserError(
+            f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
+        )
+    try:
+        return load_dataset(path)
+    except Exception as error:  # the hub's client raises dozens of unrelated types for "not there" and "no network"
+        raise UserError(
+            f"data.path {path} is no local folder and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): give a folder with data.path=..."
+        ) from error
+
+
+def _decode(cell: dict[str, Any], row: int, split: str, shape: tuple[int, int, int], resize: bool) -> Tensor:
+    """One encoded image to uint8 `[C, H, W]`."""
+    name = cell.get("path") or f"row {row} of {split}"
+    channels, height, width = shape
+    try:
+        encoded = Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
+        image = encoded.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"cannot decode the image {name}: {error}; repair or remove it") from error
+    if image.size != (width, height):
+        if not resize:
+            raise UserError(
+                f"the image {name} is {image.width}x{image.height}, expected {width}x{height}: set data.resize=true "
+                "to scale and crop, or data.image_size to its size"
+            )
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(height, width, -1).permute(2, 0, 1)

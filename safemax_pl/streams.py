@@ -1,0 +1,79 @@
+"""Counter-based random numbers: every draw is a function of a key, so it does not depend on batch, rank or device.
+
+SplitMix64 (Steele, Lea and Flood, 2014, https://doi.org/10.1145/2714064.2660195) hashes (key, stream, element);
+Box-Muller makes normals of it. Nothing has a state: a resumed run, another batch size or another number of
+devices draws the same numbers.
+"""
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed 64-bit integers, the only ones torch can multiply
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+_STREAM_STRIDE = 0xD1342543DE82EF95 - 2**64
+
+
+class Stream(IntEnum):
+    """The uses that one key is put to; each is a sequence of its own."""
+
+    ROW = 0  # which image of the training set
+    FLIP = 1
+    TIMESTEP = 2
+    NOISE = 3  # ε of a training step
+    NULL_LABEL = 4  # whether the label is dropped
+    TARGET = 5  # ε' of the `fresh_noise` target
+    START = 6  # x_T of a generated image
+    CORRUPTION = 7  # synthetic noise images: controls, and the classifier's noise class
+    SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own shift of int64 keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> Tensor:
+    """Hash integers into one key; tensors broadcast. Returns int64, `[B]` if any part is `[B]`."""
+    key = torch.zeros((), dtype=torch.long, device=device)
+    for part in parts:
+        part = torch.as_tensor(part, dtype=torch.long, device=device)
+        key = _mix((key ^ part) * _STREAM_STRIDE + _GOLDEN)
+    return key
+
+
+def _hash(keys: Tensor, stream: int, count: int) -> Tensor:
+    """`[B]` keys to `[B, count]` random 64-bit integers; `stream` separates uses of the same key."""
+    start = combine(keys, stream, device=keys.device)
+    counter = torch.arange(1, count + 1, device=keys.device)
+    return _mix(start[:, None] + counter * _GOLDEN)
+
+
+def uniform(keys: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in (0, 1), `[B, *shape]`, float32."""
+    bits = _shift_right(_hash(keys, stream, math.prod(shape)), 41)  # 23 bits: the half below stays exact
+    return ((bits.float() + 0.5) * 2.0**-23).reshape(len(keys), *shape)
+
+
+def integers(keys: Tensor, stream: int, high: int) -> Tensor:
+    """Uniform integers in [0, high), `[B]`, long."""
+    return _shift_right(_hash(keys, stream, 1), 1)[:, 0] % high
+
+
+def normal(keys: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers, `[B, *shape]`, float32, |z| < 6.7."""
+    count = math.prod(shape)
+    bits = _hash(keys, stream, (count + 1) // 2)
+    radius = (-2 * (((bits & 0xFFFFFFFF).float() + 0.5) * 2.0**-32).log()).clamp(min=0).sqrt()
+    angle = _shift_right(bits, 32).float() * (2 * math.pi * 2.0**-32)
+    pair = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return pair[:, :count].reshape(len(keys), *shape)

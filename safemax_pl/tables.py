@@ -1,0 +1,45 @@
+"""The table that a run ends with, on the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = (
+    "ua_noise_aware",
+    "ua",
+    "noise_rate",
+    "forget_probability",
+    "entropy",
+    "retain_accuracy",
+    "fid_retain/classifier",
+    "drift",
+    "noise_std",
+    "noise_saturation",
+    "noise_correlation",
+)
+
+
+def print_scores(metrics: dict[str, Any], title: str) -> None:
+    """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
+    console = Console(width=None)
+    for guidance, models in metrics["scores"].items():
+        table = Table(title=f"{title}   {guidance}, {_plan(metrics)}", title_justify="left")
+        table.add_column("metric")
+        for model in models:
+            table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)
+        for name in COLUMNS:
+            if any(name in scores for scores in models.values()):
+                table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
+        console.print(table)
+    if metrics.get("cost"):
+        console.print("   ".join(f"{name} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True)
+
+
+def _plan(metrics: dict[str, Any]) -> str:
+    plan, sampler = metrics["protocol"]["plan"], metrics["protocol"]["sampler"]
+    forget = ", ".join(metrics["protocol"]["forget_classes"]) or "nothing"
+    return (
+        f"forgetting {forget}; plan {plan['name']} ({plan['forget_per_class']} per forget class, "
+        f"{plan['retain_total']} retain), {sampler['name']} {sampler['steps']} steps"
+    )

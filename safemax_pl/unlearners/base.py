@@ -1,0 +1,85 @@
+"""The contract between a method and the training module."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safemax_pl import streams
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion import Diffusion
+from safemax_pl.frozen import Frozen
+from safemax_pl.streams import Stream
+
+
+class Losses(NamedTuple):
+    """Scalar losses of one step, before weighting; a term that a method does not have is 0."""
+
+    forget: Tensor
+    retain: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on.
+
+    Attributes:
+        student: the network being trained, (x_t, t, labels) -> prediction.
+        teacher: the weights before unlearning, without gradients.
+        diffusion: the process.
+        forget_labels, retain_labels: long, on the device.
+        null_label: ∅, or None if the model has none.
+        step, max_steps: of the fit, counted from 0.
+        backward: call it on a scalar instead of `scalar.backward()`; precision and DDP then work.
+    """
+
+    student: nn.Module
+    teacher: Frozen
+    diffusion: Diffusion
+    forget_labels: Tensor
+    retain_labels: Tensor
+    null_label: int | None
+    step: int
+    max_steps: int
+    backward: Callable[[Tensor], None]
+
+
+class Unlearner(ABC):
+    """A method of class unlearning.
+
+    Subclasses are final. They implement `losses`, and the hooks only where a sum of two losses is not enough.
+
+    Args:
+        forget_weight: factor of the forget loss.
+        retain_weight: factor of the retain loss.
+        label_dropout: probability that a retain label becomes ∅; ignored by a model without null label.
+    """
+
+    needs_forget: ClassVar[bool] = True  # whether an empty forget set makes no sense
+
+    def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
+        self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout
+
+    @abstractmethod
+    def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
+        """The two losses of one step. A batch is None when its set is empty or its batch size is 0."""
+
+    def prepare(self, task: Task, data: ForgetRetainDataModule) -> None:
+        """Compute what is needed before the fit (masks, Fisher information, replay); timed as `prior_seconds`."""
+
+    def backward(self, task: Task, losses: Losses) -> None:
+        """Put gradients on the student; override to treat the two apart."""
+        task.backward(self.forget_weight * losses.forget + self.retain_weight * losses.retain)
+
+    def before_step(self, task: Task) -> None:
+        """Edit the gradients after clipping, before the optimiser uses them."""
+
+    def drop_labels(self, task: Task, batch: LabelledImages) -> Tensor:
+        """The labels `[B]`, each replaced by ∅ with probability `label_dropout`."""
+        if task.null_label is None or self.label_dropout == 0:
+            return batch.labels
+        dropped = streams.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
+        return torch.where(dropped, task.null_label, batch.labels)
