@@ -44,7 +44,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
 
 def quiet() -> None:
     """Silence what Lightning says in every run and what a user can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
@@ -95,7 +95,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise _composition_error(config_name, error) from error
         except HydraException as error:
             raise UserError(" ".join(str(error).split())) from error
-    check_keys(cfg, OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
+    check_keys(cfg, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml")))
     return cfg
 
 
@@ -127,20 +127,37 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
     A node with `_target_` may have its constructor's arguments; any other node the keys that the main file shows.
     """
     groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} if not path else set()
-    legal = set(_arguments(cfg["_target_"]) if "_target_" in cfg else schema) | groups
+    arguments = _arguments(cfg["_target_"]) if "_target_" in cfg else {}
+    legal = set(arguments or schema) | groups
     for key in map(str, cfg):
         if key not in legal and key not in ("_target_", "_partial_", "hydra"):
             raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal - {"defaults"}))
         value = cfg._get_node(key)
+        _check_type(f"{path}{key}", cfg, key, arguments.get(key) if arguments else type(schema.get(key)))
         if isinstance(value, DictConfig) and not value._is_none():
-            inner = schema.get(key) if OmegaConf.is_dict(schema) else None
-            if "_target_" in value or OmegaConf.is_dict(inner):
+            inner = schema.get(key) if isinstance(schema, dict) else None
+            if "_target_" in value or isinstance(inner, dict):
                 check_keys(value, inner, f"{path}{key}.")
 
 
-def _arguments(target: str) -> list[str]:
+def _arguments(target: str) -> dict[str, Any]:
+    """Name -> annotation of what a constructor takes."""
     parameters = inspect.signature(hydra.utils.get_object(target)).parameters
-    return [name for name in parameters if name not in ("self", "args", "kwargs")]
+    return {name: parameter.annotation for name, parameter in parameters.items() if name not in ("args", "kwargs")}
+
+
+def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any) -> None:
+    """Compare a plain number or switch with the type that is asked for; other types are the constructor's business."""
+    if wanted not in (int, float, bool) or OmegaConf.is_missing(cfg, key):
+        return
+    value = cfg[key]
+    fits = (
+        isinstance(value, bool) if wanted is bool else isinstance(value, int | wanted) and not isinstance(value, bool)
+    )
+    if not fits:
+        raise UserError(
+            f"{path}={value!r}: expected {'true or false' if wanted is bool else f'a number ({wanted.__name__})'}"
+        )
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:

@@ -92,7 +92,7 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
     if unlearner.needs_forget and not data.forget_labels:
         raise UserError(
             f"data.forget_classes is empty and {type(unlearner).__name__} needs at least one: choose from "
-            f"{', '.join(data.class_names[:10])}{', ...' if data.num_classes > 10 else ''}, or use unlearner=retain_only"
+            f"{', '.join(data.class_names[:10])}{', ...' * (data.num_classes > 10)}, or use unlearner=retain_only"
         )
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)

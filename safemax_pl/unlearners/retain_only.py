@@ -19,6 +19,9 @@ class RetainOnly(Unlearner):
 
     needs_forget: ClassVar[bool] = False
 
+    def __init__(self, retain_weight: float = 1.0, label_dropout: float = 0.1):
+        super().__init__(0.0, retain_weight, label_dropout)
+
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert retain is not None
         return Losses(retain.x_0.new_zeros(()), denoising_loss(task, retain, self.drop_labels(task, retain)))
