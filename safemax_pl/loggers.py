@@ -64,23 +64,37 @@ class CSVHistory(Logger):
 def wandb_logger(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> WandbLogger:
     """A Weights & Biases logger for the run in `folder`; the same run again when the fit resumes.
 
-    Online when WANDB_MODE says so or an API key is there; otherwise offline, with one line that says so.
+    Online with an API key, or as WANDB_MODE says; otherwise, or when the server can't be reached, offline, with one
+    line that says so.
     """
+    settings = {
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "name": folder.name,
+        "id": "".join(char if char.isalnum() else "-" for char in folder.resolve().name)[-64:],
+        "resume": "allow",
+        "dir": folder,
+    }
+    experiment = _start_wandb(settings) if rank_zero_only.rank == 0 else None
+    return WandbLogger(project=project, name=folder.name, save_dir=folder, experiment=experiment)
+
+
+def _start_wandb(settings: dict[str, Any]) -> Any:
     import wandb
 
+    quiet = wandb.Settings(console="off", silent=True, init_timeout=30)
     mode = os.environ.get("WANDB_MODE")
-    if mode is None and wandb.api.api_key is None:
+    reason = "no API key"
+    if mode is None and wandb.login(prompt=False, verify=False):
+        try:
+            wandb.init(**settings, settings=quiet)
+        except (wandb.errors.CommError, wandb.errors.AuthenticationError, TimeoutError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if mode is None and wandb.run is None:
+        print(f"W&B: {reason}, logging offline; send it later with: wandb sync {settings['dir']}/wandb/offline-run-*")
         mode = "offline"
-        rank_zero_only(print)(f"W&B: no API key, logging offline; later: wandb sync {folder}/wandb/offline-run-*")
-    identifier = "".join(char if char.isalnum() else "-" for char in folder.resolve().name)[-64:]
-    return WandbLogger(
-        project=project,
-        entity=entity,
-        group=group,
-        name=folder.name,
-        id=identifier,
-        resume="allow",
-        save_dir=folder,
-        offline=mode == "offline",
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    run = wandb.run or wandb.init(**settings, mode=mode, settings=quiet)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return run

@@ -1,0 +1,586 @@
+"""The process, its parameterisations and its samplers, against diffusers and against closed forms."""
+
+from types import SimpleNamespace
+
+import diffusers.schedulers.scheduling_ddpm as scheduling_ddpm
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from safemax_pl import networks, streams
+from safemax_pl.data import LabelledImages
+from safemax_pl.diffusion import Diffusion, Sampler, guided
+from safemax_pl.errors import UserError
+from safemax_pl.streams import Stream
+
+# diffusers' DPM-Solver calls np.array on a tensor, which numpy 2 dislikes; nothing of ours
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PREDICTIONS = ("epsilon", "x_0", "v")
+SHAPE = (1, 4, 4)
+MEAN, STD = 0.3, 0.5  # of the Gaussian "data set" whose optimal denoiser is known
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Thousands of steps on a few numbers each: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def some_batch(rows: int = 6, shape: tuple[int, int, int] = SHAPE) -> LabelledImages:
+    keys = streams.combine(3, torch.arange(rows))
+    return LabelledImages(2 * streams.uniform(keys, 99, shape) - 1, torch.arange(rows) % 3, keys)
+
+
+def rows_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and seeds."""
+    return torch.arange(count) % 3, torch.arange(count)
+
+
+def curved(x, t, labels):
+    """An elementwise denoiser that depends on all its inputs, and implies x_0 beyond [-1, 1]."""
+    return 0.8 * torch.tanh(2 * x) + 1e-4 * t.view(-1, 1, 1, 1) + 0.05 * labels.view(-1, 1, 1, 1)
+
+
+def gaussian_denoiser(diffusion: Diffusion):
+    """The optimal prediction for images of the law N(MEAN, STD²)."""
+
+    def denoise(x, t, labels):
+        a, b = diffusion.coefficients(t)
+        eps = b * (x - a * MEAN) / (STD**2 * a**2 + b**2)
+        x_0 = (b**2 * MEAN + STD**2 * a * x) / (STD**2 * a**2 + b**2)
+        return diffusion.prediction_of(x_0, eps, t)
+
+    return denoise
+
+
+def recorded(denoiser):
+    """The denoiser, and the list that its calls (x, t, labels, prediction) are appended to."""
+    calls = []
+
+    def denoise(x, t, labels):
+        prediction = denoiser(x, t, labels)
+        calls.append((x.clone(), t.clone(), labels.clone(), prediction))
+        return prediction
+
+    return denoise, calls
+
+
+def noise_of_step(labels, seeds, i, shape=SHAPE):
+    return streams.normal(streams.combine(seeds, labels), Stream.SAMPLER_STEP + i, shape)
+
+
+def start_of(labels, seeds, shape=SHAPE):
+    return streams.normal(streams.combine(seeds, labels), Stream.START, shape)
+
+
+# -- the process ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_squared_coefficients_add_up_to_one(schedule):
+    a, b = Diffusion(schedule).coefficients(torch.arange(1000))
+    torch.testing.assert_close(a**2 + b**2, torch.ones(1000, 1, 1, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_noise_grows_with_t_from_nearly_none_to_nearly_all(schedule):
+    a, b = (c.flatten() for c in Diffusion(schedule).coefficients(torch.arange(1000)))
+    assert (a.diff() < 0).all() and (b.diff() >= 0).all()
+    assert b[0] < 0.02 and a[-1] < 0.01
+
+
+def test_the_linear_schedule_has_the_betas_of_ddpm():
+    a, _ = Diffusion("linear").coefficients(torch.arange(1000))
+    expected = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()
+    torch.testing.assert_close(a.flatten().double(), expected, rtol=1e-4, atol=0)
+
+
+def test_add_noise_mixes_image_and_noise_with_the_coefficients_of_each_row():
+    diffusion, batch = Diffusion(num_timesteps=20), some_batch()
+    t, eps = torch.tensor([0, 3, 7, 12, 18, 19]), torch.randn(6, *SHAPE)
+    x_t = diffusion.add_noise(batch.x_0, t, eps)
+    for row in range(6):
+        a = diffusion.scheduler.alphas_cumprod[t[row]] ** 0.5
+        b = (1 - diffusion.scheduler.alphas_cumprod[t[row]]) ** 0.5
+        torch.testing.assert_close(x_t[row], a * batch.x_0[row] + b * eps[row])
+
+
+def test_add_noise_agrees_with_diffusers():
+    diffusion, batch = Diffusion(), some_batch()
+    t, eps = torch.tensor([0, 1, 100, 500, 900, 999]), torch.randn(6, *SHAPE)
+    theirs = diffusion.scheduler.add_noise(batch.x_0, eps, t)
+    torch.testing.assert_close(diffusion.add_noise(batch.x_0, t, eps), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_noised_is_the_mixture_of_what_it_returns():
+    diffusion, batch = Diffusion(), some_batch()
+    x_t, eps, t = diffusion.noised(batch)
+    torch.testing.assert_close(x_t, diffusion.add_noise(batch.x_0, t, eps))
+
+
+def test_noised_uses_the_timesteps_it_is_given():
+    t = torch.tensor([1, 2, 3, 4, 5, 6])
+    assert torch.equal(Diffusion(num_timesteps=10).noised(some_batch(), t).t, t)
+
+
+def test_noised_draws_every_timestep_equally_often():
+    keys = streams.combine(0, torch.arange(20_000))
+    batch = LabelledImages(torch.zeros(20_000, 1, 1, 1), torch.zeros(20_000, dtype=torch.long), keys)
+    counts = Diffusion(num_timesteps=10).noised(batch).t.bincount(minlength=10)
+    assert len(counts) == 10 and (counts - 2000).abs().max() < 5 * 45  # five standard deviations
+
+
+def test_the_noise_of_a_row_depends_on_its_key_alone():
+    diffusion, batch = Diffusion(), some_batch()
+    whole = diffusion.noised(batch)
+    alone = diffusion.noised(LabelledImages(*(field[2:3] for field in batch)))
+    assert all(torch.equal(a[2:3], b) for a, b in zip(whole, alone, strict=True))
+
+
+def test_noise_has_unit_variance():
+    keys = streams.combine(1, torch.arange(500))
+    batch = LabelledImages(torch.zeros(500, 1, 8, 8), torch.zeros(500, dtype=torch.long), keys)
+    eps = Diffusion().noised(batch).eps
+    assert abs(eps.mean().item()) < 0.03 and abs(eps.std().item() - 1) < 0.02
+
+
+# -- parameterisations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_pair_behind_a_prediction_can_be_recovered(prediction, schedule):
+    diffusion, batch = Diffusion(schedule, prediction), some_batch()
+    t = torch.tensor([1, 50, 200, 400, 600, 800])
+    x_t, eps, _ = diffusion.noised(batch, t)
+    predicted = diffusion.prediction_of(batch.x_0, eps, t)
+    torch.testing.assert_close(diffusion.x_0_of(predicted, x_t, t), batch.x_0, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(diffusion.eps_of(predicted, x_t, t), eps, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_prediction_survives_the_way_through_x_0_and_eps(prediction):
+    diffusion = Diffusion(prediction=prediction)
+    t, x_t, predicted = torch.tensor([1, 100, 300, 500]), torch.randn(4, *SHAPE), torch.randn(4, *SHAPE)
+    x_0, eps = diffusion.x_0_of(predicted, x_t, t), diffusion.eps_of(predicted, x_t, t)
+    torch.testing.assert_close(diffusion.prediction_of(x_0, eps, t), predicted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(diffusion.add_noise(x_0, t, eps), x_t, rtol=1e-3, atol=1e-3)
+
+
+def test_v_is_the_velocity_of_diffusers():
+    diffusion, batch = Diffusion(prediction="v"), some_batch()
+    t, eps = torch.tensor([0, 1, 100, 500, 900, 999]), torch.randn(6, *SHAPE)
+    theirs = diffusion.scheduler.get_velocity(batch.x_0, eps, t)
+    torch.testing.assert_close(diffusion.prediction_of(batch.x_0, eps, t), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("epsilon", "epsilon"), ("sample", "x_0"), ("v_prediction", "v")])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_from_scheduler_describes_the_process_that_diffusers_saved(tmp_path, theirs, ours, schedule):
+    saved = DDPMScheduler(num_train_timesteps=77, beta_schedule=schedule, prediction_type=theirs)
+    saved.save_pretrained(tmp_path)
+    diffusion = Diffusion.from_scheduler(DDPMScheduler.from_pretrained(tmp_path))
+    assert (diffusion.num_timesteps, diffusion.prediction) == (77, ours)
+    a, _ = diffusion.coefficients(torch.arange(77))
+    torch.testing.assert_close(a.flatten(), saved.alphas_cumprod.sqrt())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_saved_process_comes_back_the_same(tmp_path, prediction, schedule):
+    before = Diffusion(schedule, prediction, 60)
+    before.scheduler.save_pretrained(tmp_path)
+    after = Diffusion.from_scheduler(DDPMScheduler.from_pretrained(tmp_path))
+    assert after.prediction == prediction
+    t = torch.arange(60)
+    assert all(torch.equal(x, y) for x, y in zip(before.coefficients(t), after.coefficients(t), strict=True))
+
+
+def test_an_unknown_schedule_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"'cosin'.*did you mean 'cosine'.*linear"):
+        Diffusion("cosin")
+
+
+def test_an_unknown_prediction_is_named_with_the_legal_ones():
+    with pytest.raises(UserError, match=r"'noise'.*epsilon, x_0, v"):
+        Diffusion(prediction="noise")
+
+
+def test_an_unknown_prediction_type_of_a_scheduler_is_refused():
+    with pytest.raises(UserError, match="flow"):
+        Diffusion.from_scheduler(DDPMScheduler(prediction_type="flow"))
+
+
+# -- guidance ----------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_zero_is_the_denoiser_itself():
+    assert guided(curved, 0, 3) is curved
+    assert guided(curved, 0.0, None) is curved
+
+
+@pytest.mark.parametrize("guidance", [2, 0.5])
+def test_guidance_extrapolates_from_the_null_label(guidance):
+    x, t, labels = torch.randn(5, *SHAPE), torch.arange(5), torch.tensor([0, 1, 2, 1, 0])
+    conditional, unconditional = curved(x, t, labels), curved(x, t, torch.full((5,), 3))
+    expected = (1 + guidance) * conditional - guidance * unconditional
+    torch.testing.assert_close(guided(curved, guidance, 3)(x, t, labels), expected)
+
+
+def test_guidance_costs_one_call_with_a_doubled_batch():
+    denoise, calls = recorded(curved)
+    guided(denoise, 2, 3)(torch.randn(5, *SHAPE), torch.arange(5), torch.tensor([0, 1, 2, 1, 0]))
+    assert len(calls) == 1
+    x, t, labels, _ = calls[0]
+    assert torch.equal(x[:5], x[5:]) and t.tolist() == [0, 1, 2, 3, 4] * 2
+    assert labels.tolist() == [0, 1, 2, 1, 0, 3, 3, 3, 3, 3]
+
+
+def test_guidance_without_a_null_label_names_the_setting():
+    with pytest.raises(UserError, match=r"evaluation\.guidance"):
+        guided(curved, 2, None)
+
+
+# -- samplers against diffusers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("total", "steps"), [(100, 100), (1000, 50), (1000, 30), (1000, 7)])
+def test_ancestral_steps_are_those_of_diffusers_with_the_large_variance(monkeypatch, total, steps, prediction, clip):
+    diffusion = Diffusion(prediction=prediction, num_timesteps=total)
+    labels, seeds = rows_of(4)
+    ours = Sampler("ddpm", steps, clip_sample=clip).sample(diffusion, curved, labels, seeds, SHAPE)
+
+    theirs = DDPMScheduler.from_config(diffusion.scheduler.config, variance_type="fixed_large", clip_sample=clip)
+    theirs.set_timesteps(steps)
+    noises = (noise_of_step(labels, seeds, i) for i in range(steps))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(noises))
+    x = start_of(labels, seeds)
+    for timestep in theirs.timesteps.tolist():
+        prediction = curved(x, torch.full_like(labels, timestep), labels)
+        x = theirs.step(prediction, timestep, x).prev_sample
+    torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("prediction", "spacing"), [("epsilon", "leading"), ("v", "trailing"), ("x_0", "leading")])
+def test_ddim_steps_are_those_of_diffusers(prediction, spacing, eta, clip):
+    diffusion = Diffusion(prediction=prediction)
+    labels, seeds = rows_of(4)
+    sampler = Sampler("ddim", 40, eta=eta, clip_sample=clip, spacing=spacing)
+    ours = sampler.sample(diffusion, curved, labels, seeds, SHAPE)
+
+    theirs = DDIMScheduler(prediction_type=diffusion.scheduler.config.prediction_type, clip_sample=clip)
+    theirs.register_to_config(timestep_spacing=spacing)
+    theirs.betas = diffusion.scheduler.betas
+    theirs.set_timesteps(40)
+    x = start_of(labels, seeds)
+    for i, timestep in enumerate(theirs.timesteps.tolist()):
+        noise = noise_of_step(labels, seeds, i)
+        prediction = curved(x, torch.full_like(labels, timestep), labels)
+        x = theirs.step(prediction, timestep, x, eta=eta, variance_noise=noise).prev_sample
+    torch.testing.assert_close(ours, x)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"clip_sample": True, "variance_type": "fixed_large", "timestep_spacing": "trailing"},
+        {"thresholding": True},
+        {"steps_offset": 1},
+    ],
+    ids=lambda extra: ",".join(extra),
+)
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver"])
+def test_sampling_settings_of_a_foreign_scheduler_do_not_change_the_images(name, extra):
+    """A scheduler's file describes the process; how images are made from it is the sampler's to say."""
+    foreign = Diffusion.from_scheduler(DDPMScheduler(**{"clip_sample": False, **extra}))
+    labels, seeds = rows_of(3)
+    ours, theirs = (
+        Sampler(name, 10).sample(diffusion, curved, labels, seeds, SHAPE) for diffusion in (Diffusion(), foreign)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver"])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "sigmoid"])
+def test_any_schedule_that_diffusers_trains_with_can_be_sampled(schedule, name):
+    scheduler = DDPMScheduler(beta_schedule=schedule)
+    labels, seeds = rows_of(3)
+    images = Sampler(name, 10).sample(Diffusion.from_scheduler(scheduler), curved, labels, seeds, SHAPE)
+    assert torch.isfinite(images).all()
+
+
+# -- samplers against closed forms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_every_sampler_reproduces_the_law_of_gaussian_data(schedule, name, prediction):
+    diffusion = Diffusion(schedule, prediction)
+    labels, seeds = rows_of(128)
+    sampler = Sampler(name, 200, spacing="trailing")
+    images = sampler.sample(diffusion, gaussian_denoiser(diffusion), labels, seeds, (1, 8, 8))
+    assert images.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert images.std().item() == pytest.approx(STD, rel=0.04)
+
+
+def test_all_thousand_ancestral_steps_reproduce_the_law_of_gaussian_data():
+    diffusion = Diffusion()
+    labels, seeds = rows_of(256)
+    images = Sampler("ddpm", 1000).sample(diffusion, gaussian_denoiser(diffusion), labels, seeds, (1, 8, 8))
+    assert images.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert images.std().item() == pytest.approx(STD, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("ddim", 0.03), ("dpm_solver", 0.01)])
+def test_deterministic_samplers_solve_the_probability_flow(name, tolerance):
+    diffusion = Diffusion()
+    labels, seeds = rows_of(16)
+    images = Sampler(name, 250, spacing="trailing").sample(
+        diffusion, gaussian_denoiser(diffusion), labels, seeds, SHAPE
+    )
+    a, b = diffusion.coefficients(torch.tensor([999]))
+    z = (start_of(labels, seeds) - a * MEAN) / (STD**2 * a**2 + b**2).sqrt()
+    torch.testing.assert_close(images, MEAN + STD * z, rtol=0, atol=tolerance * 3 * STD)
+
+
+def test_dpm_solver_agrees_with_ddim_at_many_steps():
+    diffusion = Diffusion()
+    labels, seeds = rows_of(16)
+    ddim, dpm = (
+        Sampler(name, 500, spacing="trailing").sample(diffusion, gaussian_denoiser(diffusion), labels, seeds, SHAPE)
+        for name in ("ddim", "dpm_solver")
+    )
+    torch.testing.assert_close(ddim, dpm, rtol=0, atol=0.02)
+
+
+def test_dpm_solver_needs_few_steps():
+    diffusion = Diffusion()
+    labels, seeds = rows_of(16)
+    few, many = (
+        Sampler("dpm_solver", steps, spacing="trailing").sample(
+            diffusion, gaussian_denoiser(diffusion), labels, seeds, SHAPE
+        )
+        for steps in (20, 500)
+    )
+    ddim = Sampler("ddim", 20, spacing="trailing").sample(diffusion, gaussian_denoiser(diffusion), labels, seeds, SHAPE)
+    assert (few - many).abs().max() < 0.6 * (ddim - many).abs().max()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("steps", [7, 30])
+def test_any_number_of_steps_makes_images(name, steps):
+    diffusion = Diffusion()
+    labels, seeds = rows_of(64)
+    denoise, calls = recorded(gaussian_denoiser(diffusion))
+    images = Sampler(name, steps).sample(diffusion, denoise, labels, seeds, (1, 8, 8))
+    assert len(calls) == steps and images.shape == (64, 1, 8, 8)
+    assert images.mean().item() == pytest.approx(MEAN, abs=0.1)
+    assert images.std().item() == pytest.approx(STD, rel=0.4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+def test_every_sampler_can_use_all_timesteps(name, spacing):
+    diffusion = Diffusion(num_timesteps=100)
+    labels, seeds = rows_of(2)
+    denoise, calls = recorded(gaussian_denoiser(diffusion))
+    images = Sampler(name, 100, spacing=spacing).sample(diffusion, denoise, labels, seeds, SHAPE)
+    assert [t[0].item() for _, t, _, _ in calls] == list(range(99, -1, -1))
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("steps", [1, 7, 30, 100, 500, 501])
+def test_sampling_starts_where_nearly_nothing_is_left_of_the_image_or_is_refused(name, steps):
+    """x_T is pure noise: a network that is first called in the middle of the process gets what it never saw."""
+    diffusion = Diffusion()
+    labels, seeds = rows_of(1)
+    denoise, calls = recorded(gaussian_denoiser(diffusion))
+    try:
+        Sampler(name, steps).sample(diffusion, denoise, labels, seeds, (1, 1, 1))
+    except UserError:
+        return
+    a, _ = diffusion.coefficients(calls[0][1])
+    assert a.item() < 0.1, f"the first of {steps} steps is t = {calls[0][1].item()}"
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+def test_the_last_step_returns_the_predicted_image_without_noise(name, spacing):
+    diffusion = Diffusion(prediction="x_0")
+    labels, seeds = rows_of(4)
+    denoise, calls = recorded(curved)
+    images = Sampler(name, 20, spacing=spacing).sample(diffusion, denoise, labels, seeds, SHAPE)
+    torch.testing.assert_close(images, calls[-1][3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+def test_clipping_keeps_images_in_range(name, prediction):
+    diffusion = Diffusion(prediction=prediction)
+    labels, seeds = rows_of(4)
+
+    def loud(x, t, labels):
+        a, b = diffusion.coefficients(t)
+        x_0 = 3 * torch.sign(x)
+        return diffusion.prediction_of(x_0, (x - a * x_0) / b, t)
+
+    images = Sampler(name, 20, clip_sample=True).sample(diffusion, loud, labels, seeds, SHAPE)
+    torch.testing.assert_close(images.abs(), torch.ones(4, *SHAPE), rtol=0, atol=1e-3)
+    unclipped = Sampler(name, 20, clip_sample=False).sample(diffusion, loud, labels, seeds, SHAPE)
+    torch.testing.assert_close(unclipped.abs(), torch.full((4, *SHAPE), 3.0), rtol=0, atol=1e-2)
+
+
+# -- what an image depends on ------------------------------------------------------------------------------------------
+
+EVERY_SAMPLER = [
+    Sampler("ddpm", 8),
+    Sampler("ddim", 8),
+    Sampler("ddim", 8, eta=1.0, clip_sample=True),
+    Sampler("dpm_solver", 8, spacing="trailing"),
+]
+SAMPLER_NAMES = ["ddpm", "ddim", "ddim_stochastic", "dpm_solver"]
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER, ids=SAMPLER_NAMES)
+def test_an_image_depends_neither_on_batch_size_nor_on_order(sampler):
+    diffusion = Diffusion()
+    labels, seeds = rows_of(11)
+    whole = sampler.sample(diffusion, curved, labels, seeds, SHAPE)
+    order = torch.tensor([10, 3, 0, 7, 1, 9, 2, 8, 4, 6, 5])
+    shuffled = sampler.sample(diffusion, curved, labels[order], seeds[order], SHAPE)
+    assert torch.equal(shuffled, whole[order])
+    for part in (slice(0, 1), slice(3, 8)):
+        assert torch.equal(sampler.sample(diffusion, curved, labels[part], seeds[part], SHAPE), whole[part])
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER, ids=SAMPLER_NAMES)
+def test_an_image_of_a_network_does_not_depend_on_its_batch(sampler):
+    torch.manual_seed(0)
+    data = SimpleNamespace(image_shape=(1, 8, 8), num_classes=3)
+    model = networks.fresh(data, "linear", "epsilon", 1000, [8, 8], 1, [], 0.0, 8, 4).eval()
+    labels, seeds = rows_of(5)
+    denoiser = guided(model, 1.0, model.null_label)
+    whole = sampler.sample(model.diffusion, denoiser, labels, seeds, (1, 8, 8))
+    order = torch.tensor([4, 1])
+    part = sampler.sample(model.diffusion, denoiser, labels[order], seeds[order], (1, 8, 8))
+    torch.testing.assert_close(part, whole[order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER, ids=SAMPLER_NAMES)
+def test_images_do_not_depend_on_the_global_random_state(sampler):
+    labels, seeds = rows_of(3)
+    torch.manual_seed(1)
+    first = sampler.sample(Diffusion(), curved, labels, seeds, SHAPE)
+    torch.manual_seed(2)
+    assert torch.equal(first, sampler.sample(Diffusion(), curved, labels, seeds, SHAPE))
+
+
+def test_seeds_and_labels_each_change_the_starting_noise():
+    denoise, calls = recorded(curved)
+    labels, seeds = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    Sampler("ddim", 1).sample(Diffusion(num_timesteps=2), denoise, labels, seeds, SHAPE)
+    starts = calls[0][0]
+    for i in range(4):
+        for j in range(i):
+            assert (starts[i] - starts[j]).abs().max() > 0.1
+
+
+def test_seed_label_and_step_each_change_the_noise_that_is_added():
+    """With x_0 = 0 predicted, an ancestral step is a multiple of x_t plus its noise."""
+    diffusion = Diffusion(prediction="x_0")
+    labels, seeds = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+    denoise, calls = recorded(lambda x, t, labels: torch.zeros_like(x))
+    Sampler("ddpm", 8).sample(diffusion, denoise, labels, seeds, (1, 16, 16))
+    added = []
+    for (x, t, _, _), (x_next, t_next, _, _) in zip(calls, calls[1:], strict=False):
+        (a, b), (a_next, b_next) = diffusion.coefficients(t), diffusion.coefficients(t_next)
+        added.append((x_next - a / a_next * b_next**2 / b**2 * x).flatten(1))
+    correlation = torch.corrcoef(torch.cat(added))
+    assert len(correlation) == 7 * 3
+    assert (correlation - torch.eye(21)).abs().max() < 0.35  # 0.06 is one standard deviation
+
+
+def test_sampling_keeps_no_graph():
+    weight = torch.ones((), requires_grad=True)
+    labels, seeds = rows_of(2)
+    images = Sampler("ddim", 2).sample(
+        Diffusion(), lambda x, t, labels: weight * curved(x, t, labels), labels, seeds, SHAPE
+    )
+    assert not images.requires_grad
+
+
+def test_half_precision_predictions_become_full_precision_images():
+    labels, seeds = rows_of(2)
+    for name in ("ddpm", "ddim", "dpm_solver"):
+        images = Sampler(name, 4).sample(Diffusion(), lambda *args: curved(*args).bfloat16(), labels, seeds, SHAPE)
+        assert images.dtype == torch.float32
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_more_steps_than_timesteps_are_refused():
+    with pytest.raises(UserError, match=r"sampler\.steps=51.*50"):
+        Sampler("ddim", 51).check(Diffusion(num_timesteps=50))
+
+
+def test_sampling_checks_the_settings_itself():
+    labels, seeds = rows_of(1)
+    with pytest.raises(UserError, match=r"sampler\.steps=51"):
+        Sampler("ddim", 51).sample(Diffusion(num_timesteps=50), curved, labels, seeds, SHAPE)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_are_refused(steps):
+    with pytest.raises(UserError, match=r"sampler\.steps"):
+        Sampler("ddim", steps)
+
+
+def test_trailing_spacing_needs_a_divisor_of_the_timesteps():
+    Sampler("ddim", 20, spacing="trailing").check(Diffusion())
+    with pytest.raises(UserError, match=r"sampler\.steps=30 must divide 1000"):
+        Sampler("ddim", 30, spacing="trailing").check(Diffusion())
+
+
+def test_trailing_spacing_starts_at_the_last_timestep():
+    denoise, calls = recorded(curved)
+    labels, seeds = rows_of(1)
+    Sampler("ddim", 10, spacing="trailing").sample(Diffusion(), denoise, labels, seeds, SHAPE)
+    assert [t.item() for _, t, _, _ in calls] == list(range(999, 0, -100))
+
+
+def test_an_unknown_sampler_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match="did you mean 'ddim'"):
+        Sampler("ddimm")
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(UserError, match=r"sampler\.spacing.*leading, trailing"):
+        Sampler("ddim", spacing="linspace")
+
+
+def test_settings_tell_eta_only_where_it_matters():
+    assert Sampler("ddim", 10, eta=0.5).settings()["eta"] == 0.5
+    assert Sampler("ddpm", 10, eta=0.5).settings()["eta"] is None
+
+
+def test_samplers_with_different_images_have_different_settings():
+    samplers = [
+        Sampler("ddim", 10),
+        Sampler("ddpm", 10),
+        Sampler("ddim", 20),
+        Sampler("ddim", 10, eta=0.5),
+        Sampler("ddim", 10, clip_sample=True),
+        Sampler("ddim", 10, spacing="trailing"),
+    ]
+    assert len({str(sampler.settings()) for sampler in samplers}) == len(samplers)
