@@ -9,43 +9,53 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-SAVED = ("unlearn_seconds", "prior_seconds", "flops", "counted", "steps", "peak_bytes")
+SAVED = ("seconds", "timed", "prior_seconds", "flops", "counted", "steps", "peak_bytes")
 COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods alternate two kinds of steps
 
 
 class Cost(Callback):
     """Measures the training itself: validation and the writing of checkpoints are left out.
 
+    The first steps count FLOPs, which slows them down; the clock runs for the others and stands for all.
+
     Attributes:
-        unlearn_seconds: wall-clock of the training steps, device synchronised at both ends.
-        prior_seconds: of `Unlearner.prepare`, set by the command.
-        flops, counted: of all networks, forward and backward, in the first steps, and how many those are.
+        seconds, timed: wall-clock of the timed steps, device synchronised at both ends, and how many those are.
+        prior_seconds: of `Unlearner.prepare`, as the module has measured it.
+        flops, counted: of all networks, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
         peak_bytes: most memory in use.
     """
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
-        self.unlearn_seconds, self.prior_seconds, self.flops, self.counted, self.steps = 0.0, 0.0, 0, 0, 0
-        self.peak_bytes = 0
+        self.seconds, self.timed, self.prior_seconds = 0.0, 0, 0.0
+        self.flops, self.counted, self.steps, self.peak_bytes = 0, 0, 0, 0
         self._started: float | None = None
         self._counter: FlopCounterMode | None = None
 
+    @property
+    def unlearn_seconds(self) -> float:
+        """Wall-clock of all steps so far; 0 until one has been timed."""
+        return self.seconds / self.timed * self.steps if self.timed else 0.0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._started is None:
-            _synchronize()
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            self._started = time.perf_counter()
         if self.counted < COUNTED_STEPS:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
+        elif self._started is None:
+            _synchronize()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
+            self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.steps += 1
-        if self._counter is not None:
+        if self._counter is None:
+            self.timed += 1
+        else:
             self._counter.__exit__(None, None, None)
             self.flops += self._counter.get_total_flops()
             self.counted += 1
@@ -54,7 +64,7 @@ class Cost(Callback):
     def _stop(self) -> None:
         if self._started is not None:
             _synchronize()
-            self.unlearn_seconds += time.perf_counter() - self._started
+            self.seconds += time.perf_counter() - self._started
             self._started = None
             self.peak_bytes = max(self.peak_bytes, _peak_bytes())
 
@@ -81,7 +91,7 @@ class Cost(Callback):
             "prior_seconds": self.prior_seconds,
             "peak_memory_mb": self.peak_bytes / 2**20,
             "unlearn_flops": self.flops / max(self.counted, 1) * self.steps,
-            "images_per_second": self.steps * self.images_per_step / self.unlearn_seconds if self.steps else 0.0,
+            "images_per_second": self.timed * self.images_per_step / self.seconds if self.timed else 0.0,
         }
 
 

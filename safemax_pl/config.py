@@ -12,7 +12,8 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,8 +28,8 @@ OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any]) -> None:
     """Run `task` as a command line: help, overrides, multirun and `--cfg` by Hydra, bad input as one line."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
+    overrides, flags = split_arguments(sys.argv[1:])
+    if {"-h", "--help"} & set(flags):
         print(f"{help_text.strip()}\n\n{_list_choices()}")
         return
 
@@ -38,8 +39,19 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
 
     quiet()
     with clear_errors():
-        check_command_line(config_name, arguments)
+        check_command_line(config_name, overrides)
+    sys.argv[1:] = [*overrides, *flags]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and flags with their values: Hydra wants them apart, people write `experiment=x -m seed=0,1`."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
+        takes_value = before in ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
+        (flags if argument.startswith("-") or takes_value else overrides).append(argument)
+    return overrides, flags
 
 
 def quiet() -> None:
@@ -58,11 +70,10 @@ def _list_choices() -> str:
     return "\n".join(lines)
 
 
-def check_command_line(config_name: str, arguments: list[str]) -> None:
-    """Compose what the command line asks for, every value of a sweep included, and raise `UserError` if it is wrong."""
-    plain = [argument for argument in arguments if not argument.startswith("-") and not argument.startswith("hydra")]
+def check_command_line(config_name: str, overrides: list[str]) -> None:
+    """Compose what the overrides ask for, every value of a sweep included, and raise `UserError` if they are wrong."""
     try:
-        parsed = OverridesParser.create().parse_overrides(plain)
+        parsed = OverridesParser.create().parse_overrides([item for item in overrides if not item.startswith("hydra")])
     except HydraException as error:
         raise UserError(f"can't read the command line: {str(error).splitlines()[0]} (expected key=value)") from error
     alternatives = [
@@ -107,6 +118,9 @@ def _composition_error(config_name: str, error: Exception) -> UserError:
         return UserError(text)
     legal = list(_flat_keys(hydra.compose(config_name)))
     got = match[1]
+    parent = OmegaConf.select(hydra.compose(config_name), got.rpartition(".")[0]) if "." in got else {}
+    if parent and got.rpartition(".")[2] in _arguments(parent.get("_target_", "builtins.dict")):
+        return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
     siblings = [key for key in legal if key.rpartition(".")[0] == got.rpartition(".")[0]]
     return unknown("key on the command line", got, siblings or legal)
 
@@ -151,6 +165,8 @@ def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any) -> None:
     if wanted not in (int, float, bool) or OmegaConf.is_missing(cfg, key):
         return
     value = cfg[key]
+    if value is None and wanted is float:
+        return  # switches a setting off
     fits = (
         isinstance(value, bool) if wanted is bool else isinstance(value, int | wanted) and not isinstance(value, bool)
     )
@@ -158,6 +174,18 @@ def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any) -> None:
         raise UserError(
             f"{path}={value!r}: expected {'true or false' if wanted is bool else f'a number ({wanted.__name__})'}"
         )
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Call a node's `_target_` with its keys and `arguments`; a constructor's complaint becomes a `UserError`."""
+    try:
+        return hydra.utils.instantiate(node, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
+            raise UserError(" ".join(str(error).split())) from error
+        raise
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:

@@ -14,21 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from safemax_pl import figures, networks, tables
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import compose, load_config, override
+from safemax_pl.config import build, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.evaluation import Evaluator, NoiseImages
 from safemax_pl.files import digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
-from safemax_pl.progress import progress_bar
+from safemax_pl.progress import progress_bars
 from safemax_pl.runs import provenance
 
 
@@ -41,12 +40,12 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     classifier = Classifier.load(cfg.classifier, data)
 
     def make_trainer() -> Trainer:
-        settings = {"logger": False, "enable_checkpointing": False, "callbacks": [progress_bar()]}
-        return instantiate(cfg.trainer, **settings, max_steps=-1, max_epochs=1, enable_model_summary=False)
+        settings = {"logger": False, "enable_checkpointing": False, "callbacks": progress_bars(cfg.trainer)}
+        return build(cfg.trainer, **settings, max_steps=-1)
 
     settings: Any = OmegaConf.to_container(cfg.evaluation)
     return Evaluator(
-        data, classifier, instantiate(cfg.sampler), cache_dir=data.cache_dir, make_trainer=make_trainer, **settings
+        data, classifier, build(cfg.sampler), cache_dir=data.cache_dir, make_trainer=make_trainer, **settings
     )
 
 
@@ -98,10 +97,10 @@ def evaluate(target: str, overrides: list[str]) -> Path:
     if is_run and not (folder / "unet").is_dir():
         raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
     cfg = override(load_config(folder / "config.yaml"), overrides) if is_run else compose("fit", overrides)
-    data = instantiate(cfg.data)
+    data = build(cfg.data)
     model = networks.pretrained(data, target)
     from_base = "path" in cfg.model
-    original = instantiate(cfg.model, data=data) if from_base else None
+    original = build(cfg.model, data=data) if from_base else None
     evaluator = make_evaluator(cfg, data)
     metrics, images = score(evaluator, model, original)
     metrics["provenance"] = provenance()

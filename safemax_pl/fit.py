@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -27,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl import figures, networks, tables
 from safemax_pl.callbacks import Cost
-from safemax_pl.config import command, run_name
+from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import draw_samples, make_evaluator, score
@@ -36,7 +35,7 @@ from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
-from safemax_pl.progress import progress_bar
+from safemax_pl.progress import progress_bars
 from safemax_pl.runs import Run, provenance
 from safemax_pl.unlearners.base import Unlearner
 
@@ -50,13 +49,13 @@ def fit(cfg: DictConfig, name: str) -> Path:
         return run.folder
 
     seed_everything(cfg.seed, verbose=False)
-    data: ForgetRetainDataModule = instantiate(cfg.data)
+    data: ForgetRetainDataModule = build(cfg.data)
     data.setup("fit")
-    unlearner: Unlearner = instantiate(cfg.unlearner)
-    student: Model = instantiate(cfg.model, data=data)
+    unlearner: Unlearner = build(cfg.unlearner)
+    student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
-    data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
     check(run, data, unlearner, student, evaluator)
+    data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
     original = copy.deepcopy(student) if student.weights_digest else None
     teacher = Frozen(original or copy.deepcopy(student))
@@ -65,8 +64,8 @@ def fit(cfg: DictConfig, name: str) -> Path:
         teacher,
         unlearner,
         evaluator,
-        instantiate(cfg.optimizer),
-        instantiate(cfg.lr_scheduler),
+        build(cfg.optimizer),
+        build(cfg.lr_scheduler),
         cfg.gradient_clip,
         cfg.seed,
     )
@@ -96,7 +95,8 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         )
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
-    evaluator.plan(evaluator.final)
+    for plan in ("quick", evaluator.final):
+        evaluator.plan(plan)
     evaluator.sampler.check(student.diffusion)
     needed = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     if (free := shutil.disk_usage(run.folder).free) < needed:
@@ -110,7 +110,7 @@ def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
     """metrics.csv always, and what `logger` configures."""
     loggers: list[Logger] = [CSVHistory(run.folder / "metrics.csv")]
     if cfg.get("logger"):
-        loggers.append(instantiate(cfg.logger, folder=run.folder))
+        loggers.append(build(cfg.logger, folder=run.folder))
     return loggers
 
 
@@ -132,11 +132,11 @@ def train(
     callbacks = [
         cost,
         ModelCheckpoint(run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False),
-        progress_bar(),
+        *progress_bars(cfg.trainer),
     ]
     if cfg.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
-    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_model_summary=False)
+    trainer: Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
@@ -181,7 +181,7 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evalua
             logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
         logger.experiment.summary.update({f"cost/{name}": value for name, value in metrics["cost"].items()})
         logger.log_image("samples", [str(run.folder / "samples.png")])
-        logger.experiment.finish(quiet=True)
+        logger.experiment.finish()
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
@@ -28,11 +27,11 @@ from torch.utils.data import TensorDataset
 
 from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import command, run_name
+from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.fit import make_loggers
 from safemax_pl.images import to_uint8
-from safemax_pl.progress import progress_bar
+from safemax_pl.progress import progress_bars
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 
@@ -166,7 +165,7 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
         print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
     seed_everything(cfg.seed, verbose=False)
-    data: ForgetRetainDataModule = instantiate(
+    data: ForgetRetainDataModule = build(
         cfg.data, forget_classes=[], forget_batch_size=0, retain_batch_size=cfg.batch_size
     )
     train_split = data.source.train
@@ -175,14 +174,12 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     data.leave_out(held)
     data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
     classifier = Classifier(data.class_names, data.image_shape, list(cfg.widths), cfg.blocks)
-    module = ClassifierModule(classifier, instantiate(cfg.optimizer), cfg.shift)
+    module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
     loggers = make_loggers(cfg, run)
     checkpoint = ModelCheckpoint(
         run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
     )
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=[checkpoint, progress_bar()], logger=loggers, enable_model_summary=False
-    )
+    trainer: Trainer = build(cfg.trainer, callbacks=[checkpoint, *progress_bars(cfg.trainer)], logger=loggers)
     resume = run.checkpoint if run.checkpoint.exists() else None
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
 
@@ -200,7 +197,7 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update({key: scores[key] for key in ("accuracy", "accuracy_noise_aware")})
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
     run.finish(metrics)
     print_scores(scores, name)
     print(f"written: {run.folder}/classifier")

@@ -76,7 +76,7 @@ def wandb_logger(folder: Path, project: str, entity: str | None = None, group: s
         "resume": "allow",
         "dir": folder,
     }
-    experiment = _start_wandb(settings) if rank_zero_only.rank == 0 else None
+    experiment = _start_wandb(settings) if rank_zero_only.rank == 0 else None  # type: ignore[attr-defined]
     return WandbLogger(project=project, name=folder.name, save_dir=folder, experiment=experiment)
 
 
@@ -84,7 +84,7 @@ def _start_wandb(settings: dict[str, Any]) -> Any:
     import wandb
 
     quiet = wandb.Settings(console="off", silent=True, init_timeout=30)
-    mode = os.environ.get("WANDB_MODE")
+    mode: Any = os.environ.get("WANDB_MODE")
     reason = "no API key"
     if mode is None and wandb.login(prompt=False, verify=False):
         try:

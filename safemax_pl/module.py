@@ -1,5 +1,6 @@
 """The one LightningModule that every method is trained with: optimiser, logging and sampling are the same for all."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,12 @@ class UnlearningModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.student, self.teacher, self.unlearner, self.evaluator = student, teacher, unlearner, evaluator
+        self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
         self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
         self._all_finite = torch.ones((), dtype=torch.bool)
+        self.prior_seconds = 0.0
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.student.parameters())
@@ -64,13 +67,12 @@ class UnlearningModule(LightningModule):
 
     def task(self) -> Task:
         """What the unlearner gets to see of the current step."""
-        labels = self.evaluator.data
         return Task(
             student=self.student,
             teacher=self.teacher,
             diffusion=self.student.diffusion,
-            forget_labels=torch.tensor(labels.forget_labels, device=self.device, dtype=torch.long),
-            retain_labels=torch.tensor(labels.retain_labels, device=self.device, dtype=torch.long),
+            forget_labels=self._forget_labels,
+            retain_labels=self._retain_labels,
             null_label=self.student.null_label,
             step=self.global_step,
             max_steps=self.trainer.max_steps,
@@ -78,8 +80,17 @@ class UnlearningModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
         self._all_finite = torch.ones((), dtype=torch.bool, device=self.device)
+        data = self.evaluator.data
+        self._forget_labels, self._retain_labels = (
+            torch.tensor(labels, dtype=torch.long, device=self.device)
+            for labels in (data.forget_labels, data.retain_labels)
+        )
+        start = time.perf_counter()
+        self.unlearner.prepare(self.task(), data)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.prior_seconds = time.perf_counter() - start
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(streams.combine(self.seed, self.global_step, self.global_rank)))  # dropout

@@ -94,9 +94,12 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
             f"`python -m safemax_pl.fit experiment={data.name}_pretrain`, or set model.path to a folder or hub id"
         )
     try:
-        config = UNet2DModel.load_config(str(folder) if local else path, **({} if local else {"subfolder": "unet"}))
+        where = {"pretrained_model_name_or_path": str(folder) if local else path} | (
+            {} if local else {"subfolder": "unet"}
+        )
+        config = UNet2DModel.load_config(**where)
         _check(config, data, path)
-        unet = UNet2DModel.from_pretrained(str(folder) if local else path, **({} if local else {"subfolder": "unet"}))
+        unet = UNet2DModel.from_pretrained(**where, low_cpu_mem_usage=False)
         scheduler = _scheduler(root if local else path)
     except UserError:
         raise

@@ -74,7 +74,7 @@ def _signature(path: str) -> list[Any]:
 def _decode_to(
     cached: Path, path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool
 ) -> None:
-    splits, class_names, superclass_names = _digits() if path == DIGITS else _read(path, columns, shape, resize)
+    splits, class_names, superclass_names = _digits(shape) if path == DIGITS else _read(path, columns, shape, resize)
     if "test" not in splits:
         splits["train"], splits["test"] = _hold_out(splits["train"], len(class_names), TEST_FRACTION)
     tensors = {f"{name}.{field}": value for name, split in splits.items() for field, value in split._asdict().items()}
@@ -109,9 +109,11 @@ def held_out_mask(labels: Tensor, num_classes: int, fraction: float) -> Tensor:
     return mask
 
 
-def _digits() -> tuple[dict[str, Split], list[str], list[str]]:
+def _digits(shape: tuple[int, int, int]) -> tuple[dict[str, Split], list[str], list[str]]:
     from sklearn.datasets import load_digits  # only the digits need scikit-learn
 
+    if shape != (1, 8, 8):
+        raise UserError(f"the digits are 8x8 and grey: got {shape}, set data.image_size=8 and data.channels=1")
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None].contiguous()
     labels = torch.from_numpy(bunch.target).long()

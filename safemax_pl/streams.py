@@ -45,8 +45,7 @@ def _mix(z: Tensor) -> Tensor:
 def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> Tensor:
     """Hash integers into one key; tensors broadcast. Returns int64, `[B]` if any part is `[B]`."""
     key = torch.zeros((), dtype=torch.long, device=device)
-    for part in parts:
-        part = torch.as_tensor(part, dtype=torch.long, device=device)
+    for part in parts:  # integers stay kernel arguments: a tensor of them would make the host wait for the device
         key = _mix((key ^ part) * _STREAM_STRIDE + _GOLDEN)
     return key
 

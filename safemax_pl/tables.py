@@ -22,9 +22,10 @@ COLUMNS = (
 
 def print_scores(metrics: dict[str, Any], title: str) -> None:
     """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
-    console = Console(width=None)
+    console = Console()
     for guidance, models in metrics["scores"].items():
-        table = Table(title=f"{title}   {guidance}, {_plan(metrics)}", title_justify="left")
+        console.print(f"[bold]{title}[/bold]   {guidance}, {_plan(metrics)}", soft_wrap=True)
+        table = Table()
         table.add_column("metric")
         for model in models:
             table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)

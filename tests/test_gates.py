@@ -21,6 +21,15 @@ WINDOWS = [None, [0, 250], [200, 700], [999, 1000]]
 DRAWS = ["weight", "density"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def grid(count: int) -> torch.Tensor:
     """The midpoints of `count` equal parts of (0, 1): a sample without noise. Exact in float32 for powers of two."""
     return (torch.arange(count) + 0.5) / count
@@ -59,7 +68,7 @@ def test_decay_zero_with_a_window_is_a_hard_gate():
 @pytest.mark.parametrize("draw", DRAWS)
 def test_weighted_draws_have_the_mean_under_psi(draw, decay, window):
     gate = TimestepGate(decay, window, draw)
-    t, weight = gate.draw(grid(2**18), T)
+    t, weight = gate.draw(grid(2**16), T)
     expected = (gate.psi(T).double() * smooth(torch.arange(T)).double()).mean()
     actual = (weight.double() * smooth(t).double()).mean()
     assert actual.item() == pytest.approx(expected.item(), rel=2e-3)
@@ -80,10 +89,10 @@ def test_random_draws_agree_in_both_modes(decay, window):
 @pytest.mark.parametrize("decay", DECAYS)
 def test_density_draws_follow_psi(decay, window):
     gate = TimestepGate(decay, window, "density")
-    t, _ = gate.draw(grid(2**18), T)
-    share = t.bincount(minlength=T).double() / 2**18
+    t, _ = gate.draw(grid(2**16), T)
+    share = t.bincount(minlength=T).double() / 2**16
     psi = gate.psi(T).double()
-    assert (share - psi / psi.sum()).abs().max() < 3 / 2**18
+    assert (share - psi / psi.sum()).abs().max() < 3 / 2**16
 
 
 def test_random_density_draws_pass_a_chi_square_test():
@@ -149,7 +158,7 @@ class Scaled(nn.Module):
         return self.factor * x_t
 
 
-@pytest.mark.parametrize(("decay", "window"), [(0, [200, 700]), (1, None), (5, None), (5, [200, 700]), (50, None)])
+@pytest.mark.parametrize(("decay", "window"), [(0, [200, 700]), (1, None), (5, [200, 700]), (50, None), (100, None)])
 @pytest.mark.parametrize("draw", DRAWS)
 def test_the_gradient_of_safemax_has_the_expectation_that_psi_says(draw, decay, window):
     """White images of variance 1 keep E x_t² = 1, so E dL/dp = −2/T Σ ψ(t) b_t at p = 0."""
@@ -162,7 +171,7 @@ def test_the_gradient_of_safemax_has_the_expectation_that_psi_says(draw, decay, 
     SAFEMax(gate, MaxEntropyTarget(1.0)).losses(task, forget, retain).forget.backward()
     _, b = diffusion.coefficients(torch.arange(T))
     expected = -2 * (gate.psi(T) * b.flatten()).mean()
-    assert student.factor.grad.item() == pytest.approx(expected.item(), rel=0.05 if draw == "weight" else 0.02)
+    assert student.factor.grad.item() == pytest.approx(expected.item(), rel=0.06 if draw == "weight" else 0.02)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -187,9 +196,9 @@ def test_a_window_that_is_none_is_refused(window):
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_window_beyond_the_last_timestep_is_refused(draw):
     gate = TimestepGate(window=[0, 1001], draw=draw)
-    with pytest.raises(UserError, match="1001.*1000"):
+    with pytest.raises(UserError, match=r"1001.*1000"):
         gate.draw(grid(2), 1000)
-    with pytest.raises(UserError, match="1001.*1000"):
+    with pytest.raises(UserError, match=r"1001.*1000"):
         gate.psi(1000)
 
 

@@ -25,6 +25,14 @@ def test_the_hash_is_splitmix64():
     assert [value % 2**64 for value in ours.tolist()] == published
 
 
+def test_the_numbers_are_those_of_every_earlier_version():
+    assert int(combine(1, 2, 3)) == 6224725266317119511
+    assert integers(torch.arange(5), Stream.ROW, high=100).tolist() == [75, 67, 17, 13, 56]
+    assert uniform(torch.arange(2), Stream.NOISE).tolist() == pytest.approx([0.36125737, 0.25145692], abs=1e-7)
+    z = normal(torch.arange(2), Stream.NOISE, (2,)).flatten().tolist()
+    assert z == pytest.approx([-0.8292902, 0.9864677, -0.0113645, 1.2414246], abs=1e-6)
+
+
 def test_uniform_numbers_have_the_moments_of_the_unit_interval():
     u = uniform(KEYS, Stream.NOISE, (COUNT,))
     assert u.shape == (len(KEYS), COUNT) and u.dtype == torch.float32

@@ -1,6 +1,7 @@
 """The targets: identities of the reverse chain that they lead to, and Bayes-optimality."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,16 +56,23 @@ def amplitude(diffusion, t):
 # -- maximum entropy: the reverse chain halts --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
-    ("schedule", "total", "steps"), [("linear", 1000, 1000), ("linear", 1000, 40), ("cosine", 100, 100)]
+    ("schedule", "total", "steps", "prediction"),
+    [
+        ("linear", 1000, 1000, "epsilon"),
+        ("linear", 1000, 40, "epsilon"),
+        ("linear", 200, 200, "x_0"),
+        ("linear", 200, 200, "v"),
+        ("cosine", 100, 100, "epsilon"),
+        ("cosine", 100, 100, "v"),
+    ],
 )
 def test_ancestral_steps_keep_unit_noise(schedule, total, steps, prediction):
     """x_{t−1} = √α_t x_t + √β_t z, in every single step."""
     diffusion = Diffusion(schedule, prediction, total)
     states, keys = chain(MaxEntropyTarget(1.0), diffusion, Sampler("ddpm", steps))
     assert len(states) == steps + 1
-    for i, ((t, x), (t_next, x_next)) in enumerate(zip(states, states[1:], strict=False)):
+    for i, ((t, x), (t_next, x_next)) in enumerate(pairwise(states)):
         root_alpha = amplitude(diffusion, t) / amplitude(diffusion, t_next)
         z = streams.normal(keys, Stream.SAMPLER_STEP + i, SHAPE) if t_next >= 0 else 0  # the last step adds none
         torch.testing.assert_close(x_next, root_alpha * x + math.sqrt(1 - root_alpha**2) * z, rtol=1e-3, atol=1e-3)
@@ -76,7 +84,7 @@ def test_ddim_steps_shrink_x_by_the_cosine_of_the_angle_they_cover(steps, predic
     """x_{t−1} = cos(φ_t − φ_{t−1}) x_t with cos φ_t = a_t."""
     diffusion = Diffusion(prediction=prediction)
     states, _ = chain(MaxEntropyTarget(1.0), diffusion, Sampler("ddim", steps))
-    for (t, x), (t_next, x_next) in zip(states, states[1:], strict=False):
+    for (t, x), (t_next, x_next) in pairwise(states):
         angle = math.acos(amplitude(diffusion, t)) - math.acos(amplitude(diffusion, t_next))
         torch.testing.assert_close(x_next, math.cos(angle) * x, rtol=1e-3, atol=1e-4)
 
@@ -101,12 +109,12 @@ def test_the_chain_ends_in_noise_of_the_wanted_standard_deviation(prediction, st
     assert states[-1][1].std().item() == pytest.approx(std, rel=0.05)
 
 
-def test_the_poster_s_statistics_are_those_of_the_paper_s_target():
-    """methods.md: σ 0.53 and 8 % saturated pixels after clamping, for v = 1/3."""
+def test_a_third_of_unit_variance_gives_the_statistics_on_the_poster():
+    """σ 0.526 to 0.564 and 7 to 10 % saturated pixels in images that are clamped to [−1, 1]."""
     states, _ = chain(MaxEntropyTarget(0.57735), Diffusion(), Sampler("ddpm", 250), 64, (1, 8, 8))
     images = states[-1][1].clamp(-1, 1)
-    assert images.std().item() == pytest.approx(0.53, abs=0.02)
-    assert (images.abs() == 1).float().mean().item() == pytest.approx(0.08, abs=0.02)
+    assert 0.52 < images.std().item() < 0.57
+    assert 0.07 < (images.abs() == 1).float().mean().item() < 0.10
 
 
 # -- maximum entropy: Bayes-optimality ---------------------------------------------------------------------------------
@@ -117,7 +125,7 @@ def test_the_poster_s_statistics_are_those_of_the_paper_s_target():
 @pytest.mark.parametrize("timestep", [0, 50, 200, 500, 999])
 def test_max_entropy_is_the_regression_of_the_prediction_on_x_t(timestep, std, prediction):
     """For Gaussian images the posterior mean is linear in x_t, so the regression slope is all of it."""
-    count = 2**18
+    count = 2**17
     diffusion, keys = Diffusion(prediction=prediction), keys_of(count)
     x_0 = std * streams.normal(keys, 98, (1, 1, 1))
     eps = streams.normal(keys, 99, (1, 1, 1))
@@ -133,7 +141,7 @@ def test_max_entropy_is_the_regression_of_the_prediction_on_x_t(timestep, std, p
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("std", STDS)
 def test_no_other_function_of_x_t_explains_the_residual(std, prediction):
-    count = 2**18
+    count = 2**17
     diffusion, keys = Diffusion(prediction=prediction), keys_of(count)
     x_0 = std * streams.normal(keys, 98, (1, 1, 1))
     t = streams.integers(keys, Stream.TIMESTEP, 1000)
@@ -142,7 +150,7 @@ def test_no_other_function_of_x_t_explains_the_residual(std, prediction):
     residual = diffusion.prediction_of(x_0, eps, t) - MaxEntropyTarget(std)(diffusion, x_t, t, keys)
     for other in (torch.ones_like(x_t), x_t, x_t**2, x_t**3, torch.sin(3 * x_t), x_t * t.view(-1, 1, 1, 1) / 1000):
         correlation = (residual * other).mean() / (residual.std() * other.square().mean().sqrt())
-        assert abs(correlation.item()) < 0.01  # 0.002 is one standard deviation
+        assert abs(correlation.item()) < 0.015  # 0.003 is one standard deviation
 
 
 def test_unit_max_entropy_is_b_x_and_its_velocity_is_zero():
@@ -229,7 +237,7 @@ def test_fresh_noise_is_a_function_of_the_keys_alone():
     first = target(diffusion, torch.randn(3, *SHAPE), t, keys_of(3))
     assert torch.equal(first, target(diffusion, torch.randn(3, *SHAPE), t.flip(0), keys_of(3)))
     assert torch.equal(first[1:2], target(diffusion, torch.randn(1, *SHAPE), t[:1], keys_of(3)[1:2]))
-    assert not torch.isclose(first, target(diffusion, torch.randn(3, *SHAPE), t, keys_of(3) + 1)).any(dim=0).all()
+    assert not torch.isclose(first, target(diffusion, torch.randn(3, *SHAPE), t, keys_of(3) + 1)).any()
 
 
 def test_fresh_noise_is_standard_normal():

@@ -1,0 +1,191 @@
+import csv
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from safemax_pl.callbacks import COUNTED_STEPS, Cost
+from safemax_pl.loggers import CSVHistory
+
+BATCH, IN, OUT = 5, 4, 3
+FORWARD = 2 * BATCH * IN * OUT  # a multiplication and an addition per weight and row
+PER_STEP = 2 * FORWARD  # the gradient of the weights costs as much again; the input needs none
+
+
+class Small(LightningModule):
+    """A linear layer, whose training steps, validation and preparation may take their time."""
+
+    def __init__(self, step_seconds: float = 0.0, validation_seconds: float = 0.0):
+        super().__init__()
+        self.layer = nn.Linear(IN, OUT)
+        self.step_seconds, self.validation_seconds = step_seconds, validation_seconds
+        self.prior_seconds = 0.25
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        time.sleep(self.step_seconds)
+        return self.layer(batch).square().sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        time.sleep(self.validation_seconds)
+        self.layer(batch)
+
+
+class Batches:
+    """The same random batches every time, which Lightning may resume in the middle of."""
+
+    def __init__(self, count: int):
+        self.batches = torch.randn(100, BATCH, IN, generator=torch.Generator().manual_seed(0))[:count]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., tuple[Cost, Trainer]]:
+    """Fits a small module under a fresh `Cost`."""
+
+    def run(module: LightningModule, max_steps: int = 4, validate_every: int = 2, **more: Any) -> tuple[Cost, Trainer]:
+        cost = Cost(images_per_step=BATCH)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=max_steps,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            callbacks=[cost],
+            logger=more.pop("logger", False),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, Batches(100), Batches(1), **more)
+        return cost, trainer
+
+    return run
+
+
+def test_every_step_is_counted(fit):
+    assert fit(Small(), max_steps=5)[0].steps == 5
+
+
+def test_the_seconds_are_those_of_the_training_without_the_validation(fit):
+    cost, _ = fit(Small(step_seconds=0.02, validation_seconds=0.5), max_steps=4, validate_every=2)
+    assert 4 * 0.02 <= cost.unlearn_seconds < 2 * 0.5
+
+
+def test_the_seconds_of_steps_after_the_last_validation_count(fit):
+    cost, _ = fit(Small(step_seconds=0.05), max_steps=5, validate_every=4)
+    assert cost.unlearn_seconds >= 5 * 0.05
+
+
+def test_the_time_for_preparing_is_kept_apart(fit):
+    cost, _ = fit(Small(), max_steps=2)
+    assert cost.summary()["prior_seconds"] == 0.25
+
+
+def test_the_operations_are_those_of_forward_and_backward_of_every_step(fit):
+    cost, _ = fit(Small(), max_steps=6)
+    assert cost.counted == COUNTED_STEPS
+    assert cost.flops == COUNTED_STEPS * PER_STEP
+    assert cost.summary()["unlearn_flops"] == 6 * PER_STEP
+
+
+def test_a_fit_of_a_single_step_counts_its_operations(fit):
+    cost, _ = fit(Small(), max_steps=1, validate_every=1)
+    assert cost.summary()["unlearn_flops"] == PER_STEP
+
+
+def test_steps_that_alternate_are_both_counted(fit):
+    class Alternating(Small):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return self.layer(batch[: 1 + 2 * (batch_idx % 2)]).square().sum()  # one row, three rows, ...
+
+    per_row = PER_STEP / BATCH
+    assert fit(Alternating(), max_steps=6)[0].summary()["unlearn_flops"] == 3 * (1 + 3) * per_row
+
+
+def test_the_validation_is_not_counted_as_operations(fit):
+    cost, _ = fit(Small(), max_steps=2, validate_every=1)
+    assert cost.summary()["unlearn_flops"] == 2 * PER_STEP
+
+
+def test_the_summary_has_the_costs_of_the_evaluation_protocol(fit):
+    summary = fit(Small(step_seconds=0.01))[0].summary()
+    assert set(summary) == {
+        "unlearn_seconds",
+        "prior_seconds",
+        "peak_memory_mb",
+        "unlearn_flops",
+        "images_per_second",
+    }
+    assert summary["images_per_second"] == pytest.approx(4 * BATCH / summary["unlearn_seconds"])
+    assert 10 < summary["peak_memory_mb"] < 100_000
+
+
+def test_a_cost_without_steps_can_be_summed_up():
+    assert Cost(images_per_step=BATCH).summary()["images_per_second"] == 0
+
+
+def test_the_state_survives(fit):
+    cost, _ = fit(Small())
+    other = Cost(images_per_step=BATCH)
+    other.load_state_dict(cost.state_dict())
+    assert other.summary() == cost.summary()
+    assert other.state_dict() == cost.state_dict()
+
+
+def test_a_resumed_fit_adds_to_the_costs_of_the_first(fit, tmp_path):
+    first, trainer = fit(Small(step_seconds=0.02), max_steps=4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second, _ = fit(Small(step_seconds=0.02), max_steps=7, ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+    assert second.steps == 7
+    assert second.unlearn_seconds >= first.unlearn_seconds + 3 * 0.02
+    assert second.counted == COUNTED_STEPS
+    assert second.summary()["unlearn_flops"] == 7 * PER_STEP
+
+
+def test_every_validation_logs_the_seconds_spent_so_far(fit, tmp_path):
+    logger = CSVHistory(tmp_path / "metrics.csv")
+    cost, _ = fit(Small(step_seconds=0.02), max_steps=4, validate_every=2, logger=logger)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("unlearn_seconds")]
+    assert [row["step"] for row in rows] == ["2", "4"]
+    first, second = (float(row["unlearn_seconds"]) for row in rows)
+    assert 2 * 0.02 <= first <= second - 2 * 0.02
+    assert second == pytest.approx(cost.unlearn_seconds)
+
+
+def test_the_training_learns_the_same_with_and_without_the_callback(fit):
+    weights = []
+    for observed in (True, False):
+        torch.manual_seed(0)
+        module = Small()
+        if observed:
+            fit(module, max_steps=3)
+        else:
+            optimizer = module.configure_optimizers()
+            for batch in Batches(3):
+                optimizer.zero_grad()
+                module.training_step(batch, 0).backward()
+                optimizer.step()
+        weights.append(module.layer.weight.detach())
+    torch.testing.assert_close(*weights)

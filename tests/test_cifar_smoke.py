@@ -1,0 +1,41 @@
+"""The whole path on real CIFAR-10: classifier, base model, unlearning, evaluation, by the documented experiments."""
+
+import json
+
+import pytest
+
+from safemax_pl.config import compose
+from safemax_pl.evaluate import evaluate
+from safemax_pl.files import PROJECT
+from safemax_pl.fit import fit
+from safemax_pl.fit_classifier import fit_classifier
+
+CIFAR10 = PROJECT.parent / "shared/data/cifar10"
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"needs CIFAR-10 as parquet files in {CIFAR10}")
+def test_cifar10_smoke(tmp_path):
+    common = [
+        f"data.path={CIFAR10}",
+        f"runs_dir={tmp_path}",
+        f"data.cache_dir={tmp_path}/cache",
+        "logger=csv",
+        "trainer=cpu",
+    ]
+    quiet = [*common, "trainer.enable_progress_bar=false"]
+    classifier = "cifar10_smoke_classifier"
+    fit_classifier(compose("fit_classifier", [f"experiment={classifier}", *quiet]), classifier)
+    fit(compose("fit", ["experiment=cifar10_smoke_pretrain", *quiet]), "cifar10_smoke_pretrain")
+    folder = fit(compose("fit", ["experiment=cifar10_smoke", *quiet]), "cifar10_smoke")
+
+    accuracy = json.loads((tmp_path / classifier / "metrics.json").read_text())["scores"]["accuracy"]
+    assert accuracy > 0.15  # chance is 0.1
+    metrics = json.loads((folder / "metrics.json").read_text())
+    models = metrics["scores"]["w=0"]
+    assert metrics["protocol"]["forget_classes"] == ["bird"]
+    assert set(models["unlearned"]["per_class"]["retain_accuracy"]) == {
+        "airplane", "automobile", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    }  # fmt: skip
+    assert models["unlearned"]["noise_correlation"] < models["original"]["noise_correlation"]
+    again = json.loads((evaluate(str(folder), []) / "metrics.json").read_text())
+    assert again["scores"] == metrics["scores"]

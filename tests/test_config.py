@@ -1,0 +1,464 @@
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from safemax_pl import config
+from safemax_pl.config import (
+    CONFIGS,
+    build,
+    check_command_line,
+    command,
+    compose,
+    differing_keys,
+    override,
+    run_name,
+    split_arguments,
+)
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.diffusion import Sampler
+from safemax_pl.errors import UserError
+from safemax_pl.unlearners.base import Unlearner
+
+EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
+GIVEN_BY_THE_PROGRAM = {"model": {"data"}, "logger": {"folder"}}
+
+
+def command_of(experiment: str) -> str:
+    return "fit_classifier" if "classifier" in experiment else "fit"
+
+
+def choices(*groups: str) -> list[str]:
+    """`group/choice` of every file that is not empty."""
+    files = [file for group in groups for file in sorted((CONFIGS / group).glob("*.yaml")) if OmegaConf.load(file)]
+    return [f"{file.parent.name}/{file.stem}" for file in files]
+
+
+def nodes_of_ours(node: DictConfig) -> list[DictConfig]:
+    found = [node] if str(node.get("_target_")).startswith("safemax_pl.") else []
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            found += nodes_of_ours(child)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fit_config() -> DictConfig:
+    """What `fit` runs without any override; copied by whoever changes it."""
+    return compose("fit", [])
+
+
+@pytest.fixture
+def write_experiment(tmp_path, monkeypatch):
+    """Write an experiment into a copy of configs/, which is used from then on."""
+    folder = tmp_path / "configs"
+    shutil.copytree(CONFIGS, folder)
+    monkeypatch.setattr(config, "CONFIGS", folder)
+
+    def write(text: str) -> None:
+        (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+
+    return write
+
+
+# -- the files in configs/ ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment):
+    cfg = compose(command_of(experiment), [f"experiment={experiment}"])
+    assert experiment.startswith(cfg.data.name)
+    assert OmegaConf.missing_keys(cfg) <= {"data.path"}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_opens_with_its_command(experiment):
+    text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"python -m safemax_pl.{command_of(experiment)} experiment={experiment}" in text
+
+
+@pytest.mark.parametrize("choice", choices("data", "model", "unlearner", "sampler", "logger"))
+def test_every_file_shows_every_setting_of_its_classes(choice):
+    group = choice.partition("/")[0]
+    nodes = nodes_of_ours(OmegaConf.load(CONFIGS / f"{choice}.yaml"))
+    assert nodes
+    for node in nodes:
+        target = hydra.utils.get_object(node._target_)
+        hidden = GIVEN_BY_THE_PROGRAM.get(group, set()) if node is nodes[0] else set()
+        assert {str(key) for key in node} - {"_target_"} == set(config._arguments(node._target_)) - hidden, target
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [(choice, ForgetRetainDataModule) for choice in choices("data")]
+    + [(choice, Unlearner) for choice in choices("unlearner")]
+    + [(choice, Sampler) for choice in choices("sampler")],
+)
+def test_every_file_makes_the_object_that_it_describes(choice, kind):
+    node = OmegaConf.load(CONFIGS / f"{choice}.yaml")
+    settings = {"seed": 0, "path": "somewhere"} if kind is ForgetRetainDataModule else {}
+    assert isinstance(instantiate(OmegaConf.merge(node, settings)), kind)
+
+
+@pytest.mark.parametrize("trainer", ["auto", "cpu"])
+def test_every_trainer_makes_a_lightning_trainer(trainer):
+    cfg = compose("fit", [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=1"])
+    assert instantiate(cfg.trainer, logger=False, enable_checkpointing=False).max_steps == 100
+
+
+def test_the_seed_of_the_data_is_that_of_the_run():
+    assert compose("fit", ["seed=7"]).data.seed == 7
+
+
+def test_paths_into_the_project_do_not_depend_on_the_directory(fit_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fit_config.classifier == str(CONFIGS.parent / "weights" / "digits" / "classifier")
+
+
+# -- what a command line may say ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["gradient_clip=null"],
+        ["ema_decay=0.999"],
+        ["optimizer.lr=1"],
+        ["data.forget_classes=[3,zero]"],
+        ["unlearner.gate.window=[0,500]"],
+        ["+optimizer.weight_decay=0.1"],
+        ["~unlearner.target.image_std", "unlearner.target._target_=safemax_pl.targets.IdentityTarget"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_legal_overrides_are_accepted(overrides):
+    compose("fit", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
+        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: retain_only, safemax"),
+        (["unlearnr=safemax"], "'unlearnr': did you mean 'unlearner'"),
+        (["sed=1"], "'sed': did you mean 'seed'"),
+        (["data.forget_clases=[1]"], "'data.forget_clases': did you mean 'data.forget_classes'"),
+        (["unlearner.gate.dcay=1"], "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),
+        (["experiment=digits_pretrain", "model.chanels=[8]"], "'model.chanels': did you mean 'model.channels'"),
+        (["+gradient_clp=1"], "'gradient_clp': did you mean 'gradient_clip'"),
+        (["unlearner._target_=safemax_pl.unlearners.safemax.SAFEMx"], "safemax_pl.unlearners.safemax.SAFEMx"),
+        (["~seed"], "seed"),
+        (["data.name.colour=red"], "data.name.colour"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_unknown_names_are_refused_and_the_nearest_suggested(overrides, message):
+    with pytest.raises(UserError) as caught:
+        compose("fit", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_steps=abc", "trainer.max_steps='abc': expected a number (int)"),
+        ("seed=abc", "seed='abc': expected a number (int)"),
+        ("seed=1.5", "seed=1.5: expected a number (int)"),
+        ("gradient_clip=big", "gradient_clip='big': expected a number (float)"),
+        ("data.flip=1", "data.flip=1: expected true or false"),
+        ("unlearner.gate.decay=abc", "unlearner.gate.decay='abc': expected a number (float)"),
+        ("evaluation.plans.quick.retain_total=many", "evaluation.plans.quick.retain_total='many': expected a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(override, message):
+    with pytest.raises(UserError) as caught:
+        compose("fit", [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("fit", ["experiment=digits_classifier"]),
+        ("fit_classifier", ["experiment=digits_forget1"]),
+        ("fit_classifier", ["+sampler=ddim"]),
+    ],
+    ids=str,
+)
+def test_what_belongs_to_another_command_is_refused(name, overrides):
+    with pytest.raises(UserError):
+        compose(name, overrides)
+
+
+# -- what an experiment file may say -----------------------------------------------------------------------------
+
+
+def test_an_experiment_file_of_ones_own_is_used(write_experiment):
+    write_experiment("defaults:\n  - override /unlearner: retain_only\nseed: 5\ntrainer: {max_steps: 3}")
+    cfg = compose("fit", ["experiment=mine"])
+    assert (cfg.seed, cfg.trainer.max_steps) == (5, 3) and cfg.unlearner._target_.endswith("RetainOnly")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gradient_clp: 2", "'gradient_clp': did you mean 'gradient_clip'"),
+        ("evaluation: {batchsize: 2}", "'evaluation.batchsize': did you mean 'evaluation.batch_size'"),
+        ("evaluation: {plans: {quick: {retain_totl: 2}}}", "did you mean 'evaluation.plans.quick.retain_total'"),
+        ("data: {forget_clases: [1]}", "'data.forget_clases': did you mean 'data.forget_classes'"),
+        ("trainer: {max_step: 2}", "'trainer.max_step': did you mean 'trainer.max_steps'"),
+        ("unlearner: {gate: {dcay: 2}}", "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),
+    ],
+)
+def test_a_typo_in_an_experiment_file_is_refused(write_experiment, text, message):
+    write_experiment(text)
+    with pytest.raises(UserError) as caught:
+        compose("fit", ["experiment=mine"])
+    assert message in str(caught.value)
+
+
+def test_an_unknown_choice_in_an_experiment_file_is_refused(write_experiment):
+    write_experiment("defaults:\n  - override /model: unet_smal")
+    with pytest.raises(UserError, match="unknown model 'unet_smal': did you mean 'unet_small'"):
+        compose("fit", ["experiment=mine"])
+
+
+def test_a_wrong_type_in_an_experiment_file_is_refused(write_experiment):
+    write_experiment("trainer: {max_steps: many}")
+    with pytest.raises(UserError, match="expected a number"):
+        compose("fit", ["experiment=mine"])
+
+
+def test_a_group_that_the_command_does_not_have_is_refused(write_experiment):
+    write_experiment("sampler: {steps: 10}")
+    with pytest.raises(UserError, match="sampler"):
+        compose("fit_classifier", ["experiment=mine"])
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "flags"),
+    [
+        (["experiment=x", "-m", "seed=0,1"], ["experiment=x", "seed=0,1"], ["-m"]),
+        (["seed=1", "--cfg", "job", "name=a"], ["seed=1", "name=a"], ["--cfg", "job"]),
+        (["--cfg=job", "-p", "optimizer"], [], ["--cfg=job", "-p", "optimizer"]),
+        (["~seed", "+a=-1", "data.path=-x"], ["~seed", "+a=-1", "data.path=-x"], []),
+        ([], [], []),
+    ],
+)
+def test_overrides_and_flags_are_told_apart(arguments, overrides, flags):
+    assert split_arguments(arguments) == (overrides, flags)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=digits_forget1", "seed=1"],
+        ["seed=0,1"],
+        ["seed=range(0,2)"],
+        ["unlearner=safemax,retain_only"],
+        ["+optimizer.weight_decay=0.0,0.1"],
+        ["experiment=glob(digits_f*)"],
+        ["hydra/launcher=basic"],
+    ],
+    ids=" ".join,
+)
+def test_legal_command_lines_are_accepted(overrides):
+    check_command_line("fit", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed"], "can't read the command line"),
+        (["seed=[1"], "can't read the command line"),
+        (["seed=0,abc"], "seed='abc'"),
+        (["unlearner=safemax,safemx"], "did you mean 'safemax'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_illegal_command_lines_are_refused_before_anything_runs(overrides, message):
+    with pytest.raises(UserError) as caught:
+        check_command_line("fit", overrides)
+    assert message in str(caught.value)
+
+
+@pytest.fixture
+def run_command(monkeypatch, tmp_path):
+    """Run `fit` with arguments and give back the configurations that its task got."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> list[DictConfig]:
+        seen: list[Any] = []
+        monkeypatch.setattr(sys, "argv", ["fit", *arguments])
+        command("fit", "Fits a model.", seen.append)
+        return seen
+
+    return run
+
+
+def test_a_command_runs_its_task_with_the_configuration(run_command):
+    (cfg,) = run_command("experiment=digits_forget1", "seed=3")
+    assert cfg.seed == 3 and list(cfg.data.forget_classes) == [3]
+
+
+def test_a_sweep_runs_its_task_once_per_value(run_command):
+    assert [cfg.seed for cfg in run_command("experiment=digits_forget1", "-m", "seed=0,1")] == [0, 1]
+
+
+def test_a_sweep_writes_no_files_of_its_own(run_command):
+    run_command("-m", "seed=0")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_help_shows_the_usage_and_every_choice(run_command, capsys):
+    assert run_command("--help") == []
+    text = capsys.readouterr().out
+    assert text.startswith("Fits a model.")
+    assert "unlearner=  retain_only safemax safemax_paper" in text and "digits_forget1" in text
+
+
+def test_a_wrong_command_line_is_one_line_and_exit_code_1(run_command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run_command("unlearner=safemx")
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 1
+    assert out == "" and err.startswith("error: unknown unlearner 'safemx'") and err.count("\n") == 1
+
+
+def test_the_configuration_can_be_shown(run_command, capsys):
+    assert run_command("seed=3", "--cfg", "job") == []
+    assert "seed: 3" in capsys.readouterr().out
+
+
+# -- constructors ------------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_built_with_its_keys_and_what_the_program_adds():
+    sampler = build({"_target_": "safemax_pl.diffusion.Sampler", "name": "ddpm"}, steps=7)
+    assert (sampler.name, sampler.steps) == ("ddpm", 7)
+
+
+def test_what_a_constructor_refuses_is_said_in_its_own_words():
+    with pytest.raises(UserError, match=r"^unknown sampler 'ddmi'"):
+        build({"_target_": "safemax_pl.diffusion.Sampler", "name": "ddmi"})
+
+
+def test_an_argument_that_a_constructor_cannot_use_is_one_line():
+    with pytest.raises(UserError) as caught:
+        build({"_target_": "safemax_pl.diffusion.Sampler", "steps": "many"})
+    assert "safemax_pl.diffusion.Sampler" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_node_builds_nothing():
+    assert build(None) is None
+
+
+# -- names of runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "run"),
+        (["experiment=digits_forget1"], "digits_forget1"),
+        (["seed=1"], "run-seed_1"),
+        (["experiment=digits_forget1", "unlearner.gate.decay=2.5", "seed=1"], "digits_forget1-seed_1-decay_2.5"),
+        (["seed=1", "unlearner.gate.decay=2.5", "experiment=digits_forget1"], "digits_forget1-seed_1-decay_2.5"),
+        (["data.forget_classes=[3, 5]", "+optimizer.eps=1"], "run-eps_1-forget_classes__3_5"),
+        (["model.path=../runs/base"], "run-path_.._runs_base"),
+        (["data.path=/data", "runs_dir=x", "logger=csv", "logger.group=g", "data.cache_dir=y"], "run"),
+    ],
+    ids=str,
+)
+def test_a_run_is_named_after_what_is_computed(fit_config, overrides, name):
+    assert run_name(fit_config, overrides) == name
+
+
+def test_a_name_that_is_set_is_used(fit_config):
+    cfg = override(fit_config, ["name=mine"])
+    assert run_name(cfg, ["name=mine", "seed=1"]) == "mine"
+
+
+def test_long_names_are_cut_and_stay_different(fit_config):
+    names = [run_name(fit_config, ["name=null", f"data.forget_classes={list(range(n))}"]) for n in (98, 99)]
+    assert names[0] != names[1]
+    assert all(len(name) <= 120 and name.startswith("run-forget_classes_") for name in names)
+
+
+# -- changes to a saved configuration ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("seed=3", "seed", 3),
+        ("optimizer.lr=1e-4", "optimizer.lr", 1e-4),
+        ("data.forget_classes=[1,two]", "data.forget_classes", [1, "two"]),
+        ("evaluation.final=full", "evaluation.final", "full"),
+        ("ema_decay=null", "ema_decay", None),
+        ("data.path=/a=b", "data.path", "/a=b"),
+    ],
+)
+def test_a_key_can_be_changed_afterwards(fit_config, change, key, value):
+    assert OmegaConf.select(override(fit_config, [change]), key) == value
+
+
+def test_a_group_can_be_replaced_afterwards(fit_config):
+    cfg = override(fit_config, ["sampler=ddpm", "sampler.steps=500"])
+    assert (cfg.sampler.name, cfg.sampler.steps) == ("ddpm", 500)
+
+
+def test_a_group_with_defaults_of_its_own_can_be_replaced_afterwards(fit_config):
+    assert override(fit_config, ["trainer=cpu"]).trainer == compose("fit", ["trainer=cpu"]).trainer
+
+
+def test_changes_leave_the_original_as_it_was(fit_config):
+    before = OmegaConf.to_yaml(fit_config)
+    override(fit_config, ["seed=3", "sampler=ddpm"])
+    assert OmegaConf.to_yaml(fit_config) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed", "got 'seed', expected key=value"),
+        ("sampler.stps=3", "'sampler.stps': did you mean 'sampler.steps'"),
+        ("sampler=ddmi", "unknown sampler 'ddmi': did you mean"),
+        ("=3", "3"),
+        ("experiment=digits_forget1", "experiment"),
+    ],
+)
+def test_wrong_changes_are_refused(fit_config, change, message):
+    with pytest.raises(UserError) as caught:
+        override(fit_config, [change])
+    assert message in str(caught.value)
+
+
+def test_differing_keys_names_every_leaf_that_differs():
+    old = {"seed": 0, "data": {"name": "digits", "classes": [1, 2]}, "gone": 1}
+    new = {"seed": 1, "data": {"name": "digits", "classes": [1]}, "added": {"a": 1}}
+    assert differing_keys(old, new) == [
+        "seed: 0 -> 1",
+        "data.classes: [1, 2] -> [1]",
+        "gone: 1 -> None",
+        "added: None -> {'a': 1}",
+    ]
+
+
+def test_equal_configurations_do_not_differ(fit_config):
+    assert differing_keys(fit_config, compose("fit", [])) == []
+
+
+def test_lists_of_configurations_and_plain_ones_are_compared_by_value():
+    assert differing_keys(OmegaConf.create({"a": [1, 2]}), {"a": [1, 2]}) == []
+    assert differing_keys(OmegaConf.create({"a": [1, 2]}), {"a": None}) == ["a: [1, 2] -> []"]

@@ -1,0 +1,324 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages, SamplingPlan, Steps, sharded_loader
+from safemax_pl.errors import UserError
+from safemax_pl.images import from_uint8
+
+CPU = torch.device("cpu")
+PARTS = ("forget", "retain")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def digits(cache) -> ForgetRetainDataModule:
+    """Digits with 3 and 5 to forget; shared, so leave it as it is."""
+    return make_digits(cache, forget_classes=[3, 5])
+
+
+def make_digits(cache: Path, forget_classes: list[Any] | None = None, **changes: Any) -> ForgetRetainDataModule:
+    data = ForgetRetainDataModule(
+        "digits", "sklearn/digits", 8, 1, forget_classes, cache_dir=str(cache), **{"forget_batch_size": 12} | changes
+    )
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """A parquet table of six classes in three superclasses; the superclass "cat" also is the name of a class."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    folder = tmp_path_factory.mktemp("table")
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "label": ClassLabel(names=["cat", "lion", "oak", "pine", "rose", "tulip"]),
+            "kind": ClassLabel(names=["cat", "tree", "flower"]),
+        }
+    )
+    labels = [i % 6 for i in range(60)]
+    columns = {
+        "image": [Image.fromarray(np.full((8, 8), 4 * i, dtype=np.uint8)) for i in range(60)],
+        "label": labels,
+        "kind": [label // 2 for label in labels],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "hugging_face")
+        Dataset.from_dict(columns, features=features).to_parquet(str(folder / "train.parquet"))
+    return folder
+
+
+@pytest.fixture
+def make_plants(table, cache, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "hugging_face")
+
+    def make(forget_classes: list[Any]) -> ForgetRetainDataModule:
+        data = ForgetRetainDataModule(
+            "plants", str(table), 8, 1, forget_classes, superclass_column="kind", cache_dir=str(cache)
+        )
+        data.prepare_data()
+        return data
+
+    return make
+
+
+def make_trainer(**settings: Any) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", **quiet, enable_model_summary=False, **settings)
+
+
+def assert_equal(one: LabelledImages, other: LabelledImages) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def images_in(images: torch.Tensor, pool: torch.Tensor) -> bool:
+    """Whether every image is one of the pool."""
+    known = {tuple(image) for image in pool.flatten(1).tolist()}
+    return all(tuple(image) in known for image in images.flatten(1).tolist())
+
+
+# -- classes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels"),
+    [
+        ([2], [2]),
+        (["oak"], [2]),
+        (["tulip", 0], [0, 5]),
+        ([4, 4, "rose"], [4]),
+        (["flower"], [4, 5]),
+        (["tree", "lion"], [1, 2, 3]),
+        (["cat"], [0]),  # a class before a superclass of the same name
+        ([], []),
+    ],
+    ids=str,
+)
+def test_classes_are_named_by_index_name_or_superclass(make_plants, wanted, labels):
+    data = make_plants(wanted)
+    assert data.forget_labels == labels
+    assert data.retain_labels == [label for label in range(6) if label not in labels]
+
+
+def test_an_unknown_class_is_refused_and_the_nearest_suggested(make_plants):
+    with pytest.raises(UserError, match=r"'tulpi': did you mean 'tulip'\? legal: cat, lion.*tree, flower"):
+        make_plants(["tulpi"])
+
+
+def test_a_digit_can_be_named_by_its_name(cache):
+    assert make_digits(cache, ["7", 3]).forget_labels == [3, 7]
+
+
+@pytest.mark.parametrize("index", [10, -1])
+def test_an_index_out_of_range_is_refused_with_the_range(cache, index):
+    with pytest.raises(UserError, match=f"got class index {index}, digits has 0 to 9"):
+        make_digits(cache, [index])
+
+
+@pytest.mark.parametrize("item", [True, 3.0, None])
+def test_what_is_neither_an_index_nor_a_name_is_refused(cache, item):
+    with pytest.raises(UserError, match="unknown class of digits in data"):
+        make_digits(cache, [item])
+
+
+def test_forgetting_every_class_is_refused(cache):
+    with pytest.raises(UserError, match="all 10 classes of digits: leave at least one"):
+        make_digits(cache, list(range(10)))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_forget_and_the_retain_set_are_a_partition(digits, split):
+    forget, retain = digits.rows(split, "forget"), digits.rows(split, "retain")
+    labels = getattr(digits.source, split).labels
+    assert torch.equal(torch.cat([forget, retain]).sort().values, torch.arange(len(labels)))
+    assert set(labels[forget].tolist()) == {3, 5}
+    assert set(labels[retain].tolist()) == {0, 1, 2, 4, 6, 7, 8, 9}
+
+
+def test_the_calibration_part_is_a_tenth_of_every_class(digits):
+    labels = digits.source.train.labels
+    held = labels[digits.calibration_mask()].bincount()
+    assert torch.equal(held, (0.1 * labels.bincount()).round().long())
+
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_batch_of_a_step_is_always_the_same(digits, cache, part):
+    other_process = make_digits(cache, forget_classes=[3, 5])
+    assert_equal(digits.draw(part, 7, CPU), other_process.draw(part, 7, CPU))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_step_has_another_batch(digits, part):
+    one, other = digits.draw(part, 7, CPU), digits.draw(part, 8, CPU)
+    assert not torch.equal(one.x_0, other.x_0)
+    assert not set(one.keys.tolist()) & set(other.keys.tolist())
+
+
+def test_another_seed_gives_other_batches(digits, cache):
+    other = make_digits(cache, forget_classes=[3, 5], seed=1).draw("retain", 7, CPU)
+    assert not torch.equal(other.x_0, digits.draw("retain", 7, CPU).x_0)
+
+
+def test_every_row_of_a_step_has_a_key_of_its_own(digits):
+    keys = torch.cat([digits.draw(part, 7, CPU).keys for part in PARTS])
+    assert keys.unique().numel() == 12 + 96
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_shares_of_all_ranks_are_the_batch_of_one(digits, part, world_size):
+    shares = [digits.draw(part, 5, CPU, rank, world_size) for rank in range(world_size)]
+    together = LabelledImages(*(torch.cat(fields) for fields in zip(*shares, strict=True)))
+    assert_equal(together, digits.draw(part, 5, CPU))
+
+
+def test_a_batch_has_the_sizes_types_and_range_that_it_promises(digits):
+    forget, retain = (digits.draw(part, 0, CPU) for part in PARTS)
+    assert forget.x_0.shape == (12, 1, 8, 8) and retain.x_0.shape == (96, 1, 8, 8)
+    assert forget.x_0.dtype == torch.float32 and forget.labels.dtype == forget.keys.dtype == torch.long
+    assert retain.x_0.min() == -1 and retain.x_0.max() == 1
+
+
+def test_forget_batches_have_forget_labels_and_retain_batches_the_others(cache):
+    data = make_digits(cache, [3, 5], forget_batch_size=500, retain_batch_size=500)
+    assert set(data.draw("forget", 0, CPU).labels.tolist()) == {3, 5}
+    assert set(data.draw("retain", 0, CPU).labels.tolist()) == {0, 1, 2, 4, 6, 7, 8, 9}
+
+
+def test_images_come_with_their_own_labels(digits):
+    batch, train = digits.draw("retain", 0, CPU), digits.source.train
+    label_of = dict(zip(map(tuple, from_uint8(train.images).flatten(1).tolist()), train.labels.tolist(), strict=True))
+    assert [label_of[tuple(image)] for image in batch.x_0.flatten(1).tolist()] == batch.labels.tolist()
+
+
+def test_all_rows_are_drawn_about_equally_often(cache):
+    data = make_digits(cache, [3], retain_batch_size=13_000)
+    labels = data.source.train.labels[data.rows("train", "retain")]
+    drawn = data.draw("retain", 0, CPU)
+    assert drawn.x_0.flatten(1).unique(dim=0).shape[0] > 0.99 * len(labels)
+    shares, expected = (x.bincount(minlength=10) / len(x) for x in (drawn.labels, labels))
+    assert (shares - expected).abs().max() < 0.02
+
+
+def test_no_batch_is_drawn_from_an_empty_part(cache):
+    assert make_digits(cache, forget_classes=[]).draw("forget", 0, CPU) is None
+    assert make_digits(cache, forget_classes=[3], forget_batch_size=0).draw("forget", 0, CPU) is None
+
+
+def test_about_half_of_the_images_are_mirrored(cache):
+    plain = make_digits(cache, [3], retain_batch_size=1000).draw("retain", 0, CPU)
+    flipped = make_digits(cache, [3], retain_batch_size=1000, flip=True).draw("retain", 0, CPU)
+    same = (flipped.x_0 == plain.x_0).flatten(1).all(dim=1)
+    mirrored = (flipped.x_0 == plain.x_0.flip(-1)).flatten(1).all(dim=1)
+    assert (same | mirrored).all()
+    assert 430 < (mirrored & ~same).sum() < 570
+    assert torch.equal(flipped.labels, plain.labels)
+
+
+def test_rows_that_are_left_out_are_never_drawn(cache):
+    data = make_digits(cache, [3], forget_batch_size=300, retain_batch_size=300)
+    mask = torch.ones(len(data.source.train.labels), dtype=torch.bool)
+    kept = torch.cat([data.rows("train", part)[:8] for part in PARTS])
+    mask[kept] = False
+    data.leave_out(mask)
+    data.setup("fit")
+    pool = from_uint8(data.source.train.images[kept])
+    for part in PARTS:
+        x_0 = data.draw(part, 0, CPU).x_0
+        assert images_in(x_0, pool)
+        assert x_0.flatten(1).unique(dim=0).shape[0] == 8
+
+
+def test_lightning_gets_one_token_per_step(cache):
+    data = make_digits(cache, [3])
+    data.trainer = make_trainer(max_steps=7)
+    loader = data.train_dataloader()
+    assert isinstance(loader, Steps) and len(loader) == 7
+    assert list(loader) == list(loader) == list(range(7))
+
+
+def test_a_token_becomes_the_batches_of_the_trainers_step(cache, digits):
+    data = make_digits(cache, [3, 5])
+    data.trainer = make_trainer(max_steps=7)
+    batches = data.transfer_batch_to_device(4, CPU, 0)
+    assert list(batches) == ["forget", "retain"]
+    for part in PARTS:  # the step is the trainer's, 0, as after a resume the loader counts anew
+        assert_equal(batches[part], digits.draw(part, 0, CPU))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_batch_size_that_does_not_divide_by_the_devices_is_refused(cache, part):
+    data = make_digits(cache, [3], **{"forget_batch_size": 12, "retain_batch_size": 12, f"{part}_batch_size": 32})
+    data.trainer = make_trainer(max_steps=7, devices=3)
+    with pytest.raises(UserError, match=f"data.{part}_batch_size=32 does not divide by 3 devices"):
+        data.train_dataloader()
+
+
+def test_validation_covers_the_plan_once_per_repeat(cache):
+    data = make_digits(cache, [3])
+    data.trainer = make_trainer(max_steps=7)
+    data.validate_on(SamplingPlan([3], [0, 1], 5, 6), batch_size=4, repeats=2)
+    loaders = data.val_dataloader()
+    assert [torch.cat([rows.position for rows in loader]).tolist() for loader in loaders] == [list(range(11))] * 2
+
+
+# -- sampling plans ----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_the_promised_number_of_images_per_class():
+    plan = SamplingPlan(forget=[3, 5], retain=[0, 1, 2], forget_per_class=4, retain_total=11)
+    assert len(plan) == 2 * 4 + 3 * 3
+    assert plan.labels.bincount().tolist() == [3, 3, 3, 4, 0, 4]
+
+
+def test_the_seeds_of_every_label_count_from_zero():
+    plan = SamplingPlan([3, 5], [0, 1, 2], 4, 9)
+    for label, count in {3: 4, 5: 4, 0: 3, 1: 3, 2: 3}.items():
+        assert plan.seeds[plan.labels == label].tolist() == list(range(count))
+
+
+def test_the_rows_of_a_plan_know_their_place():
+    plan = SamplingPlan([3], [0], 2, 2)
+    rows = [tuple(int(field) for field in plan[i]) for i in range(len(plan))]
+    assert rows == [(3, 0, 0), (3, 1, 1), (0, 0, 2), (0, 1, 3)]
+
+
+def test_a_plan_without_forget_classes_has_retain_classes_only():
+    assert SamplingPlan([], [0, 1], 0, 4).labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("forget_per_class", "retain_total"), [(0, 10), (5, 1), (5, 0), (-1, 10)], ids=["none", "too few", "no", "negative"]
+)
+def test_a_plan_that_leaves_a_class_without_images_is_refused(forget_per_class, retain_total):
+    with pytest.raises(UserError, match=f"got {forget_per_class} per forget class and {retain_total} for 2 retain"):
+        SamplingPlan([3], [0, 1], forget_per_class, retain_total)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_cover_every_row_exactly_once(world_size):
+    plan = SamplingPlan([3], [0, 1], 5, 6)
+    loaders = [sharded_loader(plan, 3, rank, world_size) for rank in range(world_size)]
+    positions = torch.cat([rows.position for loader in loaders for rows in loader])
+    assert sorted(positions.tolist()) == list(range(11))
+    assert max(len(rows.labels) for loader in loaders for rows in loader) <= 3
+
+
+def test_more_ranks_than_rows_leave_some_without_work():
+    plan = SamplingPlan([], [0], 0, 2)
+    assert [len(sharded_loader(plan, 4, rank, 3)) for rank in range(3)] == [1, 1, 0]

@@ -1,0 +1,59 @@
+"""Scoring again: the same numbers to the last digit, other protocols, other people's folders."""
+
+import json
+import shutil
+
+import pytest
+from test_fit import tiny
+
+from safemax_pl.errors import UserError
+from safemax_pl.evaluate import evaluate
+from safemax_pl.files import PROJECT
+from safemax_pl.fit import fit
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tiny(tmp_path_factory.mktemp("runs")), "tiny")
+
+
+def test_a_run_is_scored_to_the_same_last_digit(run):
+    out = evaluate(str(run), [])
+    first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
+    assert first["scores"] == again["scores"] and first["protocol"] == again["protocol"]
+    assert (out / "samples.png").exists()
+
+
+def test_a_change_of_protocol_goes_to_a_folder_of_its_own(run):
+    out = evaluate(str(run), ["sampler=dpm_solver", "sampler.steps=4", "evaluation.guidance=[1]"])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["protocol"]["sampler"]["name"] == "dpm_solver" and set(metrics["scores"]) == {"w=1"}
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["sampler"]["name"] == "ddim"
+
+
+def test_a_plain_diffusers_folder_is_scored_against_the_base_model(tmp_path, monkeypatch):
+    for part in ("unet", "scheduler"):
+        shutil.copytree(PROJECT / "weights/digits" / part, tmp_path / "theirs" / part)
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "data=digits", "data.forget_classes=[3]", f"data.cache_dir={tmp_path}/cache", "trainer=cpu", "sampler.steps=3",
+        "trainer.enable_progress_bar=false", "evaluation.guidance=[0]", "evaluation.batch_size=16",
+        "evaluation.plans.standard.forget_per_class=4", "evaluation.plans.standard.retain_total=18",
+    ]  # fmt: skip
+    metrics = json.loads((evaluate("theirs", small) / "metrics.json").read_text())
+    models = metrics["scores"]["w=0"]
+    assert models["unlearned"]["drift"] == 0  # it is the base model itself
+    assert models["unlearned"]["ua"] == models["original"]["ua"]
+
+
+def test_mistakes_are_named(run, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(str(tmp_path / "nothing"), [])
+    with pytest.raises(UserError, match="did you mean 'sampler.steps'"):
+        evaluate(str(run), ["sampler.step=3"])
+    with pytest.raises(UserError, match="unknown sampler"):
+        evaluate(str(run), ["sampler=euler"])
+    (tmp_path / "half").mkdir()
+    shutil.copy(run / "config.yaml", tmp_path / "half")
+    with pytest.raises(UserError, match="unfinished"):
+        evaluate(str(tmp_path / "half"), [])

@@ -1,0 +1,556 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from torch import Tensor, nn
+
+from safemax_pl import networks
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import compose
+from safemax_pl.data import ForgetRetainDataModule, Rows, SamplingPlan
+from safemax_pl.diffusion import Sampler
+from safemax_pl.errors import UserError
+from safemax_pl.evaluate import score
+from safemax_pl.evaluation import Evaluator, NoiseImages
+from safemax_pl.files import PROJECT
+from safemax_pl.images import from_uint8, to_uint8
+from safemax_pl.metrics.frechet import class_balanced_statistics
+from safemax_pl.networks import Model
+
+SHIPPED = PROJECT / "weights" / "digits" / "classifier"
+PLANS = {
+    "quick": {"forget_per_class": 20, "retain_total": 90},
+    "standard": {"forget_per_class": 80, "retain_total": 270},
+}
+FORGETTING = ("ua", "ua_noise_aware", "noise_rate", "forget_probability", "entropy")
+ON_PIXELS = ("noise_std", "noise_saturation", "noise_correlation")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits_without(cache: Path) -> Callable[..., ForgetRetainDataModule]:
+    """Makes the digits with some classes forgotten."""
+
+    def make(*forget: int) -> ForgetRetainDataModule:
+        cfg = compose("fit", ["experiment=digits_forget1", f"data.forget_classes={list(forget)}"])
+        data = instantiate(cfg.data, cache_dir=str(cache))
+        data.setup("fit")
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def digits(digits_without) -> ForgetRetainDataModule:
+    """The digits, 3 forgotten."""
+    return digits_without(3)
+
+
+@pytest.fixture(scope="module")
+def judge(digits: ForgetRetainDataModule) -> Classifier:
+    return Classifier.load(SHIPPED, digits)
+
+
+@pytest.fixture(scope="module")
+def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluator]:
+    """Makes evaluators; they share one cache unless they are given another."""
+    cfg = compose("fit", ["experiment=digits_forget1", "trainer=cpu"])
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    defaults = {
+        "sampler": Sampler("ddim", 2),
+        "guidance": [0],
+        "plans": PLANS,
+        "batch_size": 50,
+        "final": "quick",
+        "cache_dir": tmp_path_factory.mktemp("scores"),
+    }
+
+    def make_trainer() -> Trainer:
+        return instantiate(cfg.trainer, **silent, max_steps=-1, max_epochs=1, enable_model_summary=False)
+
+    def make(data: ForgetRetainDataModule, classifier: Classifier = judge, **settings: Any) -> Evaluator:
+        return Evaluator(data, classifier, make_trainer=make_trainer, **(defaults | settings))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def evaluator(evaluator_of, digits) -> Evaluator:
+    return evaluator_of(digits)
+
+
+class RealImages(nn.Module):
+    """For every row a real training image of its label."""
+
+    def __init__(self, data: ForgetRetainDataModule):
+        super().__init__()
+        self.images, labels = data.source.train.images, data.source.train.labels
+        self.rows = [(labels == label).nonzero()[:, 0] for label in range(data.num_classes)]
+
+    def forward(self, rows: Rows) -> Tensor:
+        pairs = zip(rows.labels.tolist(), rows.seeds.tolist(), strict=True)
+        return from_uint8(torch.stack([self.images[self.rows[label][seed]] for label, seed in pairs]))
+
+
+def plan_rows(plan: SamplingPlan, chosen: slice | Tensor = slice(None)) -> Rows:
+    return Rows(plan.labels[chosen], plan.seeds[chosen], torch.arange(len(plan))[chosen])
+
+
+def scored(evaluator: Evaluator, make_images: nn.Module, plan: str = "quick") -> dict[str, Any]:
+    """Scores of a plan in one update, without a Trainer."""
+    scores, rows = evaluator.scores(), plan_rows(evaluator.plan(plan))
+    scores.update(make_images(rows), rows)
+    return scores.compute()
+
+
+def noise_images(kind: str = "normal_noise") -> NoiseImages:
+    return NoiseImages(kind, (1, 8, 8))
+
+
+# -- scores --------------------------------------------------------------------------------------------------------
+
+
+def test_real_images_are_remembered(evaluator, digits):
+    result = scored(evaluator, RealImages(digits), "standard")
+    assert result["retain_accuracy"] > 0.98
+    assert result["ua"] < 0.03
+    assert result["ua_noise_aware"] < 0.03
+    assert result["noise_rate"] < 0.02
+    assert result["forget_probability"] > 0.95
+    assert result["entropy"] < 0.1
+
+
+def test_real_images_are_nearer_to_the_reference_than_noise(evaluator, digits):
+    real = scored(evaluator, RealImages(digits), "standard")["fid_retain/classifier"]
+    noise = scored(evaluator, noise_images(), "standard")["fid_retain/classifier"]
+    assert 0 <= real < 1
+    assert noise > 30
+
+
+@pytest.mark.parametrize("kind", ["normal_noise", "uniform_noise"])
+def test_noise_is_forgotten_and_called_noise(evaluator, kind):
+    result = scored(evaluator, noise_images(kind))
+    assert result["ua_noise_aware"] > 0.95
+    assert result["noise_rate"] > 0.95
+    assert result["retain_accuracy"] < 0.3
+
+
+def test_normal_noise_has_the_statistics_of_white_noise(evaluator):
+    result = scored(evaluator, noise_images(), "standard")
+    assert result["noise_std"] == pytest.approx(0.718, abs=0.02)
+    assert result["noise_saturation"] == pytest.approx(0.317, abs=0.02)
+    assert result["noise_correlation"] == pytest.approx(0, abs=0.03)
+
+
+def test_the_plain_classifier_takes_noise_for_its_favourite_class_and_only_the_noise_aware_one_sees_it(
+    evaluator_of, digits_without, judge
+):
+    favourite = judge.info["scores"]["noise"]["normal_noise"]["plain_favourite"]
+    evaluator = evaluator_of(digits_without(judge.class_names.index(favourite)))
+    result = scored(evaluator, noise_images(), "standard")
+    assert result["ua"] < 0.7
+    assert result["ua_noise_aware"] > 0.95
+
+
+def test_statistics_of_noise_are_of_the_forget_images_only(evaluator, digits):
+    class Mixed(nn.Module):
+        def forward(self, rows: Rows) -> Tensor:
+            forget = (rows.labels == 3)[:, None, None, None]
+            return torch.where(forget, noise_images()(rows), RealImages(digits)(rows))
+
+    result = scored(evaluator, Mixed())
+    assert (result["noise_rate"] > 0.9) and (result["retain_accuracy"] > 0.9)
+    assert result["noise_correlation"] == pytest.approx(0, abs=0.1)
+    assert result["fid_retain/classifier"] < 5
+
+
+def test_results_per_class_name_the_classes_that_were_sampled(evaluator, digits):
+    per_class = scored(evaluator, RealImages(digits))["per_class"]
+    assert set(per_class) == {*FORGETTING, "retain_accuracy"}
+    assert all(list(per_class[name]) == ["3"] for name in FORGETTING)
+    assert list(per_class["retain_accuracy"]) == ["0", "1", "2", "4", "5", "6", "7", "8", "9"]
+
+
+def test_scalars_are_the_means_over_classes_and_not_over_images(evaluator_of, digits_without):
+    evaluator = evaluator_of(digits_without(3, 8))
+    scores, plan = evaluator.scores(), evaluator.plan("quick")
+    rows = plan_rows(plan, torch.tensor([0, 1, 2, 3, 20, 40, 41, 60]))  # four of 3, one of 8, two of 0, one of 2
+    scores.update(noise_images()(rows), rows)
+    result = scores.compute()
+    for name in (*FORGETTING, "retain_accuracy"):
+        values = list(result["per_class"][name].values())
+        assert len(values) == 2
+        assert result[name] == pytest.approx(sum(values) / 2)
+
+
+def test_results_are_plain_numbers_that_json_keeps(evaluator, digits):
+    result = scored(evaluator, RealImages(digits))
+    assert json.loads(json.dumps(result)) == result
+    assert all(isinstance(value, float) for name, value in result.items() if name != "per_class")
+
+
+def test_without_forget_classes_there_is_nothing_about_forgetting(evaluator_of, digits_without):
+    data = digits_without()
+    result = scored(evaluator_of(data), RealImages(data))
+    assert set(result) == {"retain_accuracy", "fid_retain/classifier", "per_class"}
+    assert set(result["per_class"]) == {"retain_accuracy"}
+
+
+def test_with_forget_classes_there_is_everything_but_the_drift(evaluator, digits):
+    result = scored(evaluator, RealImages(digits))
+    assert set(result) == {*FORGETTING, *ON_PIXELS, "retain_accuracy", "fid_retain/classifier", "per_class"}
+
+
+def test_reset_scores_know_nothing_of_earlier_updates(evaluator, digits):
+    scores, rows = evaluator.scores(), plan_rows(evaluator.plan("quick"))
+    scores.update(noise_images()(rows), rows)
+    scores.reset()
+    scores.update(RealImages(digits)(rows), rows)
+    assert scores.compute() == scored(evaluator, RealImages(digits))
+    assert len(scores.gallery.compute()) == len(rows.labels)
+
+
+def test_the_classifier_judges_eight_bit_images(evaluator, digits):
+    class Faint(nn.Module):
+        def forward(self, rows: Rows) -> Tensor:
+            return 5 * RealImages(digits)(rows) + 0.001
+
+    class Rounded(nn.Module):
+        def forward(self, rows: Rows) -> Tensor:
+            return from_uint8(to_uint8(Faint()(rows)))
+
+    exact, rounded = scored(evaluator, Faint()), scored(evaluator, Rounded())
+    for name in (*FORGETTING, "retain_accuracy", "fid_retain/classifier"):
+        assert exact[name] == rounded[name]
+
+
+def test_the_judgement_does_not_depend_on_the_precision_that_the_images_are_made_in(evaluator, digits):
+    scores, rows = evaluator.scores(), plan_rows(evaluator.plan("quick"))
+    images = RealImages(digits)(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # what Trainer(precision="bf16-mixed") puts around every step
+        scores.update(images, rows)
+    assert scores.compute() == scored(evaluator, RealImages(digits))
+
+
+# -- the reference -------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal_weights(
+    evaluator_of, digits, judge, tmp_path
+):
+    train = digits.source.train
+    retain = train.labels != 3
+    expected = class_balanced_statistics(judge(train.images[retain]).features, train.labels[retain])
+    found = evaluator_of(digits, cache_dir=tmp_path).reference()
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
+    assert found.n == int(retain.sum())
+
+
+def test_the_reference_is_kept_on_disk(evaluator_of, digits, judge, tmp_path):
+    first = evaluator_of(digits, cache_dir=tmp_path).reference()
+    handle = judge.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    try:
+        second = evaluator_of(digits, cache_dir=tmp_path).reference()
+    finally:
+        handle.remove()
+    assert second.n == first.n
+    torch.testing.assert_close(second.mean, first.mean, rtol=0, atol=0)
+    torch.testing.assert_close(second.covariance, first.covariance, rtol=0, atol=0)
+
+
+def test_other_forget_classes_have_another_reference(evaluator, evaluator_of, digits_without):
+    assert evaluator_of(digits_without(4)).reference().n != evaluator.reference().n
+
+
+def test_another_classifier_has_another_reference(evaluator, evaluator_of, digits, other_judge):
+    assert not torch.equal(evaluator_of(digits, other_judge).reference().mean, evaluator.reference().mean)
+
+
+# -- plans through the Trainer -------------------------------------------------------------------------------------
+
+
+def assert_same_result(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert set(mine) == set(theirs)
+    for name in set(mine) - {"per_class"}:
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+    for name, values in mine["per_class"].items():
+        assert values == pytest.approx(theirs["per_class"][name], rel=1e-4, abs=1e-6), name
+
+
+def test_a_test_gives_the_scores_and_the_images_of_the_whole_plan_in_order(evaluator, digits):
+    result, images = evaluator.test(RealImages(digits), evaluator.plan("quick"))
+    assert_same_result(result, scored(evaluator, RealImages(digits)))
+    expected = to_uint8(RealImages(digits)(plan_rows(evaluator.plan("quick"))))
+    torch.testing.assert_close(images, expected, rtol=0, atol=0)
+
+
+def test_results_do_not_depend_on_the_batch_size(evaluator_of, digits, tiny_model):
+    results, galleries = [], []
+    for batch_size in (7, 50):
+        evaluator = evaluator_of(digits, batch_size=batch_size)
+        result, images = evaluator.test(evaluator.images_of(tiny_model, 0.0), evaluator.plan("quick"))
+        results.append(result)
+        galleries.append(images)
+    assert_same_result(*results)
+    assert (galleries[0].int() - galleries[1].int()).abs().max() <= 1
+
+
+def test_the_classifier_is_as_it_was_after_a_test(evaluator, digits, judge):
+    before = {name: tensor.clone() for name, tensor in judge.state_dict().items()}
+    evaluator.test(RealImages(digits), evaluator.plan("quick"))
+    assert not any(module.training for module in judge.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in judge.state_dict().items())
+
+
+def test_drift_is_zero_for_the_same_images_and_large_for_noise(evaluator, digits):
+    plan = evaluator.plan("quick")
+    _, original = evaluator.test(RealImages(digits), plan)
+    same, _ = evaluator.test(RealImages(digits), plan, original)
+    noise, _ = evaluator.test(noise_images(), plan, original)
+    assert same["drift"] == 0
+    assert noise["drift"] > 0.5
+
+
+def test_drift_is_of_the_retain_images_only(evaluator, digits):
+    rows = plan_rows(evaluator.plan("quick"))
+    original = to_uint8(RealImages(digits)(rows))
+    moved = original.clone()
+    moved[rows.labels == 3] = 255 - moved[rows.labels == 3]
+    scores = evaluator.scores(original)
+    scores.update(from_uint8(moved), rows)
+    assert scores.compute()["drift"] == 0
+
+
+def test_noise_images_depend_on_label_and_seed_only():
+    labels, seeds = torch.tensor([3, 3, 5, 3]), torch.tensor([0, 1, 0, 0])
+    images = noise_images()(Rows(labels, seeds, torch.arange(4)))
+    assert torch.equal(images[0], images[3])
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+    alone = noise_images()(Rows(labels[2:3], seeds[2:3], torch.zeros(1)))
+    assert torch.equal(alone[0], images[2])
+
+
+# -- the original and its cache ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_model(digits: ForgetRetainDataModule) -> Model:
+    """A network of random weights that passes for a loaded one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = networks.fresh(digits, "linear", "epsilon", 10, [8], 1, [], 0.0, 8, norm_groups=4).eval()
+    model.weights_digest = "tiny"
+    return model
+
+
+@pytest.fixture(scope="module")
+def other_judge(judge: Classifier, digits: ForgetRetainDataModule, tmp_path_factory) -> Classifier:
+    """The shipped classifier with one bias moved, saved and loaded as a file of its own."""
+    folder = tmp_path_factory.mktemp("other") / "classifier"
+    other = Classifier.load(SHIPPED, digits)
+    other.plain.stages[-1].norm_2.bias.add_(0.1)
+    other.save(folder, judge.info)
+    return Classifier.load(folder, digits)
+
+
+class BrokenSampler(Sampler):
+    """Has the settings of a sampler and must not be asked for images."""
+
+    def sample(self, *_: object) -> Tensor:
+        raise AssertionError("sampled")
+
+
+@pytest.fixture(scope="module")
+def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[dict[str, Any], Tensor]]:
+    """Scores the original with an evaluator that fails when it samples."""
+
+    def run(
+        data: ForgetRetainDataModule = digits,
+        model: Model = tiny_model,
+        guidance: float = 0.0,
+        plan: str = "quick",
+        sampler: Sampler | None = None,
+        **settings: Any,
+    ) -> tuple[dict[str, Any], Tensor]:
+        broken = evaluator_of(data, sampler=sampler or BrokenSampler("ddim", 2), **settings)
+        return broken.test_original(model, guidance, plan)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(evaluator: Evaluator, tiny_model: Model) -> tuple[dict[str, Any], Tensor]:
+    return evaluator.test_original(tiny_model, 0.0, "quick")
+
+
+def test_the_originals_scores_and_images_are_kept(first, must_not_sample):
+    result, images = must_not_sample()
+    assert result == first[0]
+    torch.testing.assert_close(images, first[1], rtol=0, atol=0)
+
+
+def test_another_plan_is_sampled_anew(first, must_not_sample):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(plan="standard")
+
+
+def test_other_numbers_under_the_name_of_a_plan_are_sampled_anew(first, must_not_sample):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(plans={"quick": {"forget_per_class": 21, "retain_total": 90}})
+
+
+def test_another_classifier_scores_the_original_anew(first, must_not_sample, other_judge):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(classifier=other_judge)
+
+
+def test_other_forget_classes_are_sampled_anew(first, must_not_sample, digits_without):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(data=digits_without(4))
+
+
+@pytest.mark.parametrize("settings", [{"name": "ddpm"}, {"steps": 3}, {"eta": 0.5}, {"clip_sample": True}])
+def test_another_sampler_samples_anew(first, must_not_sample, settings):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(sampler=BrokenSampler(**({"name": "ddim", "steps": 2} | settings)))
+
+
+def test_another_guidance_is_sampled_anew(first, must_not_sample):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(guidance=2.0)
+
+
+def test_other_weights_are_sampled_anew(first, must_not_sample, tiny_model):
+    other = Model(tiny_model.unet, tiny_model.diffusion, 10, weights_digest="other")
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(model=other)
+
+
+def test_weights_without_a_name_are_never_kept(evaluator, must_not_sample, tiny_model):
+    fresh = Model(tiny_model.unet, tiny_model.diffusion, 10, weights_digest=None)
+    evaluator.test_original(fresh, 0.0, "quick")
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(model=fresh)
+
+
+# -- the protocol --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "plan.name",
+        "plan.forget_per_class",
+        "plan.retain_total",
+        "sampler.name",
+        "sampler.steps",
+        "sampler.eta",
+        "sampler.clip_sample",
+        "sampler.spacing",
+        "guidance",
+        "forget_classes",
+        "data.name",
+        "data.fingerprint",
+        "reference.split",
+        "reference.n",
+        "features.network",
+        "features.hash",
+        "classifier.hash",
+        "classifier.accuracy",
+        "classifier.accuracy_noise_aware",
+        "torch",
+        "device",
+    ],
+)
+def test_the_protocol_states(evaluator, path):
+    value: Any = evaluator.protocol("quick")
+    for key in path.split("."):
+        value = value[key]
+    assert value not in (None, "", [], {})  # zero and false are statements
+
+
+def test_the_protocol_states_what_was_done(evaluator, digits, judge):
+    protocol = evaluator.protocol("quick")
+    assert protocol["plan"] == {"name": "quick", "forget_per_class": 20, "retain_total": 90}
+    assert protocol["sampler"]["steps"] == 2
+    assert protocol["guidance"] == [0.0]
+    assert protocol["forget_classes"] == ["3"]
+    assert protocol["data"]["fingerprint"] == digits.source.fingerprint
+    assert protocol["classifier"]["hash"] == protocol["features"]["hash"] == judge.digest
+    assert protocol["classifier"]["accuracy"] == judge.info["scores"]["accuracy"]
+    assert protocol["reference"]["n"] == int((digits.source.train.labels != 3).sum())
+
+
+def test_the_protocol_can_be_written_as_json(evaluator):
+    assert json.loads(json.dumps(evaluator.protocol("quick"))) == evaluator.protocol("quick")
+
+
+# -- errors, and everything together -------------------------------------------------------------------------------
+
+
+def test_an_unknown_plan_is_refused_with_the_legal_ones(evaluator):
+    with pytest.raises(UserError, match=r"'quik'.*did you mean 'quick'"):
+        evaluator.plan("quik")
+
+
+def test_no_guidance_weight_is_refused(evaluator_of, digits):
+    with pytest.raises(UserError, match=r"evaluation.guidance=\[\]"):
+        evaluator_of(digits, guidance=[])
+
+
+def test_guidance_without_a_null_label_is_refused(evaluator, tiny_model):
+    ten = Model(tiny_model.unet, tiny_model.diffusion, num_classes=11)
+    assert ten.null_label is None
+    with pytest.raises(UserError, match="null label"):
+        evaluator.images_of(ten, 2.0)
+
+
+def test_a_plan_has_the_forget_and_the_retain_classes_of_the_data(evaluator):
+    plan = evaluator.plan("quick")
+    assert torch.bincount(plan.labels).tolist() == [10, 10, 10, 20, 10, 10, 10, 10, 10, 10]
+
+
+def test_a_model_is_scored_beside_the_original_and_both_controls(evaluator_of, digits, tiny_model):
+    evaluator = evaluator_of(digits, plans={"quick": {"forget_per_class": 4, "retain_total": 18}}, guidance=[0, 2])
+    metrics, pictures = score(evaluator, tiny_model, tiny_model)
+    assert list(metrics["scores"]) == ["w=0", "w=2"]
+    for models in metrics["scores"].values():
+        assert list(models) == ["original", "unlearned", "normal_noise", "uniform_noise"]
+        assert models["unlearned"]["drift"] == 0
+        assert models["unlearned"]["entropy"] == pytest.approx(models["original"]["entropy"])
+    assert [(name, len(images)) for name, images in pictures.items()] == [("original", 22), ("unlearned", 22)]
+    assert metrics["protocol"] == evaluator.protocol("quick")
+
+
+def test_a_base_model_is_scored_alone(evaluator_of, digits_without, tiny_model):
+    evaluator = evaluator_of(digits_without(), plans={"quick": {"forget_per_class": 0, "retain_total": 20}})
+    metrics, pictures = score(evaluator, tiny_model, None)
+    assert list(metrics["scores"]["w=0"]) == list(pictures) == ["model"]
+
+
+def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):
+    one, other = evaluator.scores(), evaluator.scores()
+    rows = plan_rows(evaluator.plan("quick"))
+    one.update(noise_images()(rows), rows)
+    other.update(RealImages(digits)(rows), rows)
+    assert one.classifier is other.classifier
+    assert other.compute()["noise_rate"] < 0.1

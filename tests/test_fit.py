@@ -1,0 +1,317 @@
+"""The fit command from configuration to a finished run, at tiny size, with the true configs and the shipped models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from safemax_pl.config import compose
+from safemax_pl.errors import UserError
+from safemax_pl.files import PROJECT
+from safemax_pl.fit import fit
+
+TINY = [
+    "experiment=digits_forget1",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "sampler.steps=3",
+    "data.forget_batch_size=4",
+    "data.retain_batch_size=4",
+    "evaluation.batch_size=16",
+    "evaluation.plans.quick.forget_per_class=4",
+    "evaluation.plans.quick.retain_total=9",
+    "evaluation.plans.standard.forget_per_class=4",
+    "evaluation.plans.standard.retain_total=18",
+]
+
+
+def tiny(tmp_path: Path, *overrides: str, logger: str = "csv"):
+    return compose(
+        "fit", [*TINY, f"logger={logger}", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", *overrides]
+    )
+
+
+def run_command(
+    tmp_path: Path, *overrides: str, module: str = "safemax_pl.fit", **kwargs
+) -> subprocess.CompletedProcess:
+    arguments = [*TINY, "logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", *overrides]
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=PROJECT, check=False, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return fit(tiny(tmp_path_factory.mktemp("runs")), "tiny")
+
+
+def test_a_run_leaves_everything_that_the_readme_promises(finished):
+    for name in (
+        "config.yaml",
+        "metrics.json",
+        "metrics.csv",
+        "last.ckpt",
+        "unet/config.json",
+        "scheduler",
+        "data.json",
+    ):
+        assert (finished / name).exists(), name
+    for picture in ("samples.png", "curves.png"):
+        with Image.open(finished / picture) as image:
+            assert image.width > 300 and image.height > 200
+
+
+def test_metrics_hold_scores_controls_cost_and_protocol(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    models = metrics["scores"]["w=0"]
+    assert set(models) == {"unlearned", "original", "normal_noise", "uniform_noise"}
+    for name in (
+        "ua",
+        "ua_noise_aware",
+        "noise_rate",
+        "entropy",
+        "retain_accuracy",
+        "fid_retain/classifier",
+        "noise_std",
+    ):
+        assert all(name in scores for scores in models.values()), name
+    assert "drift" in models["unlearned"]
+    assert set(models["unlearned"]["per_class"]["retain_accuracy"]) == set("012456789")
+    assert set(models["unlearned"]["per_class"]["ua"]) == {"3"}
+    assert metrics["cost"]["unlearn_seconds"] > 0 and metrics["cost"]["unlearn_flops"] > 1e8
+    assert metrics["protocol"]["forget_classes"] == ["3"] and metrics["protocol"]["guidance"] == [0.0]
+    assert metrics["provenance"]["commit"] is None or len(metrics["provenance"]["commit"]) >= 12
+
+
+def test_the_controls_score_as_noise_and_the_original_does_not(finished):
+    models = json.loads((finished / "metrics.json").read_text())["scores"]["w=0"]
+    assert models["uniform_noise"]["noise_rate"] > 0.9 and models["normal_noise"]["noise_rate"] > 0.9
+    assert models["original"]["noise_rate"] < 0.5
+
+
+def test_the_saved_network_loads_with_plain_diffusers(finished):
+    unet = UNet2DModel.from_pretrained(finished / "unet")
+    x = torch.zeros(2, 1, 8, 8)
+    assert unet(x, torch.tensor([3, 4]), torch.tensor([0, 10])).sample.shape == x.shape
+
+
+def test_the_teacher_is_not_in_the_checkpoint(finished):
+    state = torch.load(finished / "last.ckpt", weights_only=False)["state_dict"]
+    assert all(name.startswith("student.unet.") for name in state)
+
+
+def test_the_curve_starts_at_the_original_and_has_training_seconds(finished):
+    rows = (finished / "metrics.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    steps = [int(row.split(",")[header.index("step")]) for row in rows[1:]]
+    assert steps[0] == 0 and 4 in steps
+    assert {"quick_w0/ua_noise_aware", "quick_w0/fid_retain/classifier", "unlearn_seconds", "loss/forget"} <= set(
+        header
+    )
+
+
+def test_a_finished_run_is_shown_and_not_run_again(finished, capsys):
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    fit(tiny(finished.parent), "tiny")
+    assert "is finished" in capsys.readouterr().out
+    assert (finished / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_the_same_name_with_another_configuration_is_refused(finished):
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.0002 -> 0\.001"):
+        fit(tiny(finished.parent, "optimizer.lr=0.001"), "tiny")
+
+
+def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(finished, tmp_path):
+    again = fit(tiny(tmp_path), "tiny")
+    other = fit(tiny(tmp_path, "seed=1"), "other")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    first, second, third = (load_file(folder / weights) for folder in (finished, again, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+    assert (
+        json.loads((finished / "metrics.json").read_text())["scores"]
+        == json.loads((again / "metrics.json").read_text())["scores"]
+    )
+
+
+@pytest.mark.parametrize("ema_decay", ["null", "0.9"])
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, ema_decay, monkeypatch):
+    """Dropout, Adam's moments, averaging and the learning rate included."""
+    schedule = "lr_scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 2, gamma: 0.5}"
+    overrides = (f"ema_decay={ema_decay}", schedule)
+    whole = fit(tiny(tmp_path, *overrides), "whole")
+
+    from safemax_pl.module import UnlearningModule
+
+    step = UnlearningModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(UnlearningModule, "training_step", interrupted)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny(tmp_path, *overrides), "killed")
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=False)["global_step"] == 2
+    resumed = fit(tiny(tmp_path, *overrides), "killed")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    first, second = load_file(whole / weights), load_file(resumed / weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_killed_after_training_is_scored_without_training_again(tmp_path, monkeypatch):
+    from safemax_pl import fit as module
+
+    monkeypatch.setattr(module.networks, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny(tmp_path, "ema_decay=0.5"), "run")
+    monkeypatch.undo()
+    averaged = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["state_dict"]
+    folder = fit(tiny(tmp_path, "ema_decay=0.5"), "run")
+    saved = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[name.removeprefix("student.unet.")], value) for name, value in averaged.items())
+    assert json.loads((folder / "metrics.json").read_text())["cost"]["unlearn_seconds"] > 0
+
+
+def test_a_diverging_loss_stops_the_fit_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="NaN or infinite"):
+        fit(tiny(tmp_path, "optimizer.lr=1e18", "gradient_clip=null", "trainer.max_steps=8"), "run")
+    if (tmp_path / "run/last.ckpt").exists():
+        state = torch.load(tmp_path / "run/last.ckpt", weights_only=False)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+def test_training_from_random_weights_has_no_original(tmp_path):
+    folder = fit(
+        tiny(
+            tmp_path,
+            "model=unet_digits",
+            "unlearner=retain_only",
+            "data.forget_classes=[]",
+            "evaluation.plans.quick.retain_total=10",
+        ),
+        "base",
+    )
+    scores = json.loads((folder / "metrics.json").read_text())["scores"]["w=0"]
+    assert set(scores) == {"model"} and "ua" not in scores["model"]
+
+
+def test_guidance_weights_are_scored_apart(tmp_path):
+    folder = fit(tiny(tmp_path, "evaluation.guidance=[0,2]"), "guided")
+    scores = json.loads((folder / "metrics.json").read_text())["scores"]
+    assert set(scores) == {"w=0", "w=2"}
+    assert scores["w=0"]["original"] != scores["w=2"]["original"]
+
+
+def test_wandb_runs_offline_and_holds_config_scores_tables_and_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    folder = fit(tiny(tmp_path, logger="wandb"), "logged")
+    (run,) = folder.glob("wandb/offline-run-*")
+    content = next(run.glob("*.wandb")).read_bytes()
+    for expected in (
+        b"forget_classes",
+        b"quick_w0/ua_noise_aware",
+        b"w=0/fid_retain/classifier",
+        b"cost/unlearn_seconds",
+    ):
+        assert expected in content, expected
+    media = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    assert any("samples" in path and path.endswith(".png") for path in media)
+    assert any("per_class" in path and path.endswith(".table.json") for path in media)
+
+
+MISTAKES = {
+    "experiment=digits_forgt1": "did you mean 'digits_forget1'",
+    "seeed=1": "did you mean 'seed'",
+    "data.forget_classes=[12]": "got class index 12, digits has 0 to 9",
+    "data.forget_classes=[three]": "unknown class of digits",
+    "data.forget_classes=[]": "data.forget_classes is empty",
+    "data.forget_classes=[0,1,2,3,4,5,6,7,8,9]": "names all 10 classes",
+    "model.path=nowhere/at/all": "experiment=digits_pretrain",
+    "classifier=/nowhere": "experiment=digits_classifier",
+    "data.image_size=16": "digits are 8x8",
+    "trainer.max_steps=many": "expected a number",
+    "sampler.steps=5000": "exceeds the 1000 timesteps",
+    "sampler.name=ddin": "did you mean 'ddim'",
+    "evaluation.guidance=[]": "scores nothing",
+    "unlearner.gate.window=[500,100]": "give [start, end)",
+    "data.path=/nowhere": "does not exist",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_before_any_compute(tmp_path, mistake):
+    with pytest.raises(UserError) as caught:
+        fit(tiny(tmp_path, mistake), "run")
+    assert MISTAKES[mistake] in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run/last.ckpt").exists()
+
+
+def test_the_command_prints_one_line_for_a_mistake_and_no_traceback(tmp_path):
+    done = run_command(tmp_path, "data.forget_classes=[12]")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_a_killed_command_resumes_by_the_same_command(tmp_path):
+    arguments = [
+        *TINY,
+        "logger=csv",
+        f"runs_dir={tmp_path}",
+        f"data.cache_dir={tmp_path}/cache",
+        "name=run",
+        "trainer.max_steps=40",
+    ]
+    command = [sys.executable, "-m", "safemax_pl.fit", *arguments]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run/metrics.json").exists()
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/metrics.json").exists()
+    steps = [int(row.split(",")[0]) for row in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(set(steps)) and 0 in steps and 40 in steps
+
+
+def test_multirun_makes_a_run_per_value(tmp_path):
+    done = run_command(tmp_path, "-m", "seed=0,1", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    assert done.returncode == 0, done.stderr
+    assert len([path for path in tmp_path.glob("*/metrics.json")]) == 2
+
+
+def test_help_lists_the_choices():
+    done = subprocess.run(
+        [sys.executable, "-m", "safemax_pl.fit", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert "experiment=" in done.stdout and "digits_forget1" in done.stdout and "Usage" in done.stdout
+
+
+def test_cfg_job_prints_the_configuration_from_any_directory(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "safemax_pl.fit", "experiment=cifar100_forget10", "--cfg", "job"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "shark" in done.stdout and not list(tmp_path.iterdir())

@@ -1,0 +1,324 @@
+"""Networks and their folders: sizes, plain diffusers can read them, and what is refused."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
+
+from safemax_pl import networks
+from safemax_pl.config import compose
+from safemax_pl.diffusion import Diffusion
+from safemax_pl.errors import UserError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny networks: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def toy_data(channels: int = 1, size: int = 8, class_names: str = "abc", name: str = "toy") -> SimpleNamespace:
+    """What networks.py reads of a data module, without images behind it."""
+    return SimpleNamespace(
+        name=name,
+        image_shape=(channels, size, size),
+        class_names=list(class_names),
+        num_classes=len(class_names),
+        source=SimpleNamespace(fingerprint="0" * 12),
+    )
+
+
+def tiny(data: SimpleNamespace, prediction: str = "epsilon", schedule: str = "linear") -> networks.Model:
+    torch.manual_seed(0)
+    return networks.fresh(data, schedule, prediction, 50, [8, 8], 1, [], 0.0, 8, 4).eval()
+
+
+def tiny_unet(**changes) -> UNet2DModel:
+    """A UNet as somebody else would make it."""
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "num_class_embeds": 4,
+    }
+    return UNet2DModel(**{**settings, **changes})
+
+
+def some_input(channels: int = 1, size: int = 8):
+    return torch.randn(4, channels, size, size), torch.tensor([0, 10, 30, 49]), torch.tensor([0, 1, 2, 2])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder that `save` wrote, for the classes a, b, c and images of 1×8×8."""
+    data = toy_data()
+    networks.save(tiny(data), data, tmp_path / "model")
+    return tmp_path / "model"
+
+
+# -- fresh -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "data_name", "data", "low", "high"),
+    [
+        ("unet_cifar", "cifar10", toy_data(3, 32, "0123456789"), 35e6, 37e6),
+        ("unet_small", "cifar10", toy_data(3, 32, "0123456789"), 7e6, 11e6),
+        ("unet_digits", "digits", toy_data(1, 8, "0123456789"), 1e5, 1e6),
+    ],
+)
+def test_the_configured_networks_have_the_sizes_they_promise(model, data_name, data, low, high):
+    cfg = compose("fit", [f"model={model}", f"data={data_name}"])
+    network = instantiate(cfg.model, data=data)
+    assert low < sum(parameter.numel() for parameter in network.parameters()) < high
+    assert network.unet.config.num_class_embeds == 11 and network.null_label == 10
+    assert network.weights_digest is None
+    assert (network.unet.config.in_channels, network.unet.config.sample_size) == data.image_shape[:2]
+
+
+def test_the_network_of_the_paper_attends_at_sixteen_pixels():
+    cfg = compose("fit", ["model=unet_cifar", "data=cifar10"])
+    cfg.model.channels = [8, 8, 8, 8]  # where it attends does not depend on the width
+    cfg.model.norm_groups, cfg.model.head_dim = 4, 8
+    config = instantiate(cfg.model, data=toy_data(3, 32)).unet.config
+    assert list(config.down_block_types) == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    assert list(config.up_block_types) == ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
+    assert config.dropout == 0.1
+
+
+@pytest.mark.parametrize("classes", ["ab", "abcdefghijklm"])
+def test_a_fresh_network_embeds_every_class_and_the_null_label(classes):
+    model = tiny(toy_data(class_names=classes))
+    assert model.unet.class_embedding.num_embeddings == len(classes) + 1
+    assert model.null_label == len(classes)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_a_prediction_has_the_shape_of_the_images(channels, size):
+    x_t, t, labels = some_input(channels, size)
+    assert tiny(toy_data(channels, size))(x_t, t, labels).shape == x_t.shape
+
+
+def test_a_prediction_depends_on_image_timestep_and_label():
+    model, (x_t, t, labels) = tiny(toy_data()), some_input()
+    prediction = model(x_t, t, labels)
+    for changed in (model(x_t + 1, t, labels), model(x_t, t.flip(0), labels), model(x_t, t, torch.full((4,), 3))):
+        assert not torch.allclose(prediction, changed)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_fresh_network_has_the_process_it_is_asked_for(schedule, prediction):
+    model = tiny(toy_data(), prediction, schedule)
+    expected = Diffusion(schedule, prediction, 50)
+    t = torch.arange(50)
+    assert model.diffusion.prediction == prediction
+    assert torch.equal(model.diffusion.coefficients(t)[0], expected.coefficients(t)[0])
+
+
+def test_more_resolutions_than_the_image_can_be_halved_are_refused():
+    with pytest.raises(UserError, match=r"model\.channels has 5 resolutions.*8 pixels"):
+        networks.fresh(toy_data(), "linear", "epsilon", 50, [8] * 5, 1, [], 0.0, 8, 4)
+
+
+# -- save and load -----------------------------------------------------------------------------------------------------
+
+
+def test_plain_diffusers_loads_the_saved_network_and_predicts_the_same(tmp_path):
+    data = toy_data()
+    model = tiny(data)
+    networks.save(model, data, tmp_path)
+    unet = UNet2DModel.from_pretrained(tmp_path / "unet")
+    x_t, t, labels = some_input()
+    with torch.no_grad():
+        assert torch.equal(unet(x_t, t, labels).sample, model(x_t, t, labels))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("epsilon", "epsilon"), ("x_0", "sample"), ("v", "v_prediction")])
+def test_plain_diffusers_loads_the_saved_process(tmp_path, ours, theirs):
+    data = toy_data()
+    model = tiny(data, ours, "cosine")
+    networks.save(model, data, tmp_path)
+    scheduler = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    assert scheduler.config.prediction_type == theirs and scheduler.config.num_train_timesteps == 50
+    assert torch.equal(scheduler.alphas_cumprod, model.diffusion.scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
+def test_a_saved_model_comes_back_exactly(tmp_path, prediction):
+    data = toy_data()
+    before = tiny(data, prediction)
+    networks.save(before, data, tmp_path)
+    after = networks.pretrained(data, str(tmp_path))
+    x_t, t, labels = some_input()
+    with torch.no_grad():
+        assert torch.equal(after(x_t, t, labels), before(x_t, t, labels))
+    assert after.diffusion.prediction == prediction and after.null_label == 3
+    t = torch.arange(50)
+    assert torch.equal(after.diffusion.coefficients(t)[1], before.diffusion.coefficients(t)[1])
+
+
+def test_saving_replaces_what_was_there(saved):
+    data = toy_data()
+    model = tiny(data)
+    with torch.no_grad():
+        model.unet.conv_out.bias += 1
+    networks.save(model, data, saved)
+    loaded = networks.pretrained(data, str(saved))
+    assert torch.equal(loaded.unet.conv_out.bias, model.unet.conv_out.bias)
+    assert sorted(path.name for path in saved.iterdir()) == ["data.json", "scheduler", "unet"]
+
+
+def test_the_digest_names_the_weights(saved):
+    data = toy_data()
+    first = networks.pretrained(data, str(saved)).weights_digest
+    assert first and first == networks.pretrained(data, str(saved)).weights_digest
+    model = tiny(data)
+    with torch.no_grad():
+        model.unet.conv_out.bias += 1e-3
+    networks.save(model, data, saved)
+    assert networks.pretrained(data, str(saved)).weights_digest != first
+
+
+def test_a_folder_that_plain_diffusers_saved_loads_without_data_json(tmp_path):
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    DDPMScheduler(num_train_timesteps=40, prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    model = networks.pretrained(toy_data(), str(tmp_path))
+    assert model.null_label == 3
+    assert (model.diffusion.num_timesteps, model.diffusion.prediction) == (40, "v")
+
+
+def test_a_folder_without_a_null_label_loads_without_one(tmp_path):
+    tiny_unet(num_class_embeds=3).save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    model = networks.pretrained(toy_data(), str(tmp_path))
+    assert model.null_label is None
+    x_t, t, labels = some_input()
+    assert model(x_t, t, labels).shape == x_t.shape
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match=r"experiment=cifar10_pretrain.*model\.path"):
+        networks.pretrained(toy_data(name="cifar10"), str(tmp_path / "none"))
+
+
+def test_a_folder_without_a_model_says_how_to_make_it(tmp_path):
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(UserError, match="toy_pretrain"):
+        networks.pretrained(toy_data(), str(tmp_path))
+
+
+@pytest.mark.parametrize("classes", ["a", "ab", "abcde", "0123456789"])
+def test_a_model_of_another_number_of_classes_is_refused(saved, classes):
+    with pytest.raises(UserError, match=rf"4 class embeddings.*{len(classes)} classes.*{len(classes) + 1} are needed"):
+        networks.pretrained(toy_data(class_names=classes), str(saved))
+
+
+def test_a_model_without_classes_is_refused(tmp_path):
+    tiny_unet(num_class_embeds=None).save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UserError, match="no class embeddings"):
+        networks.pretrained(toy_data(), str(tmp_path))
+
+
+def test_a_model_of_another_image_size_is_refused(saved):
+    with pytest.raises(UserError, match=r"8 pixels.*toy has 16.*data\.image_size"):
+        networks.pretrained(toy_data(size=16), str(saved))
+
+
+def test_a_model_of_other_channels_is_refused(saved):
+    with pytest.raises(UserError, match=r"1 channels in.*toy has 3.*data\.channels"):
+        networks.pretrained(toy_data(channels=3), str(saved))
+
+
+def test_a_model_of_other_classes_is_refused(saved):
+    with pytest.raises(UserError, match=r"classes a, b, c.*toy has a, b, d"):
+        networks.pretrained(toy_data(class_names="abd"), str(saved))
+
+
+def test_a_model_of_the_same_classes_in_another_order_is_refused(saved):
+    with pytest.raises(UserError, match="a, b, c"):
+        networks.pretrained(toy_data(class_names="acb"), str(saved))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_refused(saved, keep):
+    file = saved / "unet" / WEIGHTS
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UserError, match="truncated"):
+        networks.pretrained(toy_data(), str(saved))
+
+
+def test_missing_weights_are_refused(saved):
+    (saved / "unet" / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="can't be loaded"):
+        networks.pretrained(toy_data(), str(saved))
+
+
+def test_weights_of_another_shape_are_refused(saved):
+    file = saved / "unet" / WEIGHTS
+    tensors = load_file(file)
+    save_file({**tensors, "conv_out.bias": torch.zeros(7)}, file)
+    with pytest.raises(UserError, match="can't be loaded"):
+        networks.pretrained(toy_data(), str(saved))
+
+
+def test_weights_that_lack_a_tensor_are_refused(saved):
+    """diffusers would fill the gap with random numbers and only log it."""
+    file = saved / "unet" / WEIGHTS
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file)
+    with pytest.raises(UserError):
+        networks.pretrained(toy_data(), str(saved))
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json", "data.json"])
+def test_a_truncated_description_is_refused(saved, name):
+    text = (saved / name).read_text()
+    (saved / name).write_text(text[: len(text) // 2])
+    with pytest.raises(UserError):
+        networks.pretrained(toy_data(), str(saved))
+
+
+def test_a_data_json_without_class_names_is_refused(saved):
+    (saved / "data.json").write_text(json.dumps({"name": "toy"}))
+    with pytest.raises(UserError):
+        networks.pretrained(toy_data(), str(saved))
+
+
+def test_a_model_without_scheduler_folder_is_refused(tmp_path):
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(UserError, match="no scheduler/ folder"):
+        networks.pretrained(toy_data(), str(tmp_path))
+
+
+def test_a_scheduler_of_an_unknown_prediction_is_refused(tmp_path):
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    DDPMScheduler(prediction_type="flow").save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UserError, match="flow"):
+        networks.pretrained(toy_data(), str(tmp_path))
+
+
+def test_a_mismatch_is_found_before_the_weights_are_read(saved):
+    (saved / "unet" / WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match="class embeddings"):
+        networks.pretrained(toy_data(class_names="0123456789"), str(saved))

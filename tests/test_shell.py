@@ -1,0 +1,14 @@
+"""Shell files parse."""
+
+import subprocess
+
+import pytest
+
+from safemax_pl.files import PROJECT
+
+SCRIPTS = [PROJECT / ".ci/run", *PROJECT.glob("experiments/*/run.sh"), *PROJECT.glob("slurm/*.sbatch")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_bash_can_parse_it(script):
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0

@@ -1,0 +1,445 @@
+import errno
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from safemax_pl import sources
+from safemax_pl.errors import UserError
+from safemax_pl.files import PROJECT
+from safemax_pl.sources import DIGITS, Source, held_out_mask
+
+COLUMNS = {"image": "image", "label": "label", "superclass": None}
+CIFAR = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def keep_out_of_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hugging_face")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "animals"
+
+
+def load(path: Path | str, cache: Path, shape=(3, 8, 8), resize=False, **columns: str) -> Source:
+    return sources.load(str(path), COLUMNS | columns, shape, resize, cache)
+
+
+def load_digits(cache: Path) -> Source:
+    return load(DIGITS, cache, (1, 8, 8))
+
+
+def pixels(seed: int, size=(8, 8)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def write_image(path: Path, seed: int = 0, size=(8, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(seed, size)).convert(mode).save(path)
+
+
+def write_class(folder: Path, count: int, seed: int = 0) -> None:
+    for i in range(count):
+        write_image(folder / f"{i}.png", 100 * seed + i)
+
+
+def write_parquet(path: Path, images: list[Any], names=("cat", "dog", "oak"), kinds=("animal", "plant")) -> None:
+    """A table in the hub's layout: row i has the label i % 3, and the last of the labels is a plant."""
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    labels = [i % 3 for i in range(len(images))]
+    columns = {"img": images, "fine": labels, "coarse": [int(i == 2) for i in labels], "number": labels}
+    features = Features(
+        {
+            "img": ImageFeature(),
+            "fine": ClassLabel(names=list(names)),
+            "coarse": ClassLabel(names=list(kinds)),
+            "number": Value("int64"),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+def pictures(count: int, start: int = 0) -> list[Image.Image]:
+    return [Image.fromarray(pixels(start + i)) for i in range(count)]
+
+
+def cache_file(cache: Path) -> Path:
+    (file,) = (cache / "data").iterdir()
+    return file
+
+
+# -- digits ------------------------------------------------------------------------------------------------------
+
+
+def test_the_digits_are_1797_grey_images_of_ten_classes(tmp_path):
+    digits = load_digits(tmp_path)
+    assert digits.train.images.shape[1:] == digits.test.images.shape[1:] == (1, 8, 8)
+    assert digits.train.images.dtype == torch.uint8 and digits.train.labels.dtype == torch.long
+    assert len(digits.train.images) + len(digits.test.images) == 1797
+    assert digits.class_names == list("0123456789") and digits.superclass_names == []
+    assert digits.train.images.min() == 0 and digits.train.images.max() == 255
+
+
+def test_every_digit_is_in_exactly_one_split(tmp_path):
+    from sklearn.datasets import load_digits as original
+
+    digits = load_digits(tmp_path)
+    ours = torch.cat([digits.train.images, digits.test.images]).flatten(1)
+    labels = torch.cat([digits.train.labels, digits.test.labels])
+    theirs = original()
+    expected = torch.from_numpy(theirs.images * (255 / 16)).round().to(torch.uint8).flatten(1)
+    assert sorted(map(tuple, torch.column_stack([labels, ours]).tolist())) == sorted(
+        map(tuple, torch.column_stack([torch.from_numpy(theirs.target), expected]).tolist())
+    )
+
+
+def test_a_fifth_of_every_digit_is_the_test_split(tmp_path):
+    digits = load_digits(tmp_path)
+    train, test = digits.train.labels.bincount(), digits.test.labels.bincount()
+    assert torch.equal(test, (0.2 * (train + test)).round().long())
+
+
+def test_the_digits_are_the_same_on_every_machine(tmp_path):
+    one, other = load_digits(tmp_path / "one"), load_digits(tmp_path / "other")
+    assert one.fingerprint == other.fingerprint
+    for a, b in zip([*one.train, *one.test], [*other.train, *other.test], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 32, 32)])
+def test_digits_of_another_shape_are_refused(tmp_path, shape):
+    with pytest.raises(UserError):
+        load(DIGITS, tmp_path, shape)
+
+
+def test_the_held_out_part_of_every_class_is_rounded_and_fixed():
+    labels = torch.cat([torch.arange(100) % 2, torch.full((18,), 2)])
+    mask = held_out_mask(labels, 3, 0.1)
+    assert labels[mask].bincount().tolist() == [5, 5, 2]
+    assert torch.equal(mask, held_out_mask(labels, 3, 0.1))
+    assert not held_out_mask(labels, 3, 0.0).any() and held_out_mask(labels, 3, 1.0).all()
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------
+
+
+def test_images_are_decoded_once(tmp_path, monkeypatch):
+    first = load_digits(tmp_path)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(sources, "_decode_to", refuse)
+    again = load_digits(tmp_path)
+    assert again.fingerprint == first.fingerprint and again.class_names == first.class_names
+    assert torch.equal(again.train.images, first.train.images)
+
+
+def test_a_changed_folder_is_decoded_again(tmp_path, folder):
+    write_class(folder / "cat", 5, seed=1)
+    write_class(folder / "dog", 5, seed=2)
+    before = load(folder, tmp_path)
+    write_image(folder / "dog" / "new.png", seed=999)
+    after = load(folder, tmp_path)
+    assert len(after.train.labels) == len(before.train.labels) + 1
+    assert after.fingerprint != before.fingerprint
+
+
+def test_another_size_or_column_is_another_cache_entry(tmp_path):
+    write_parquet(tmp_path / "table" / "train.parquet", pictures(6))
+    load(tmp_path / "table", tmp_path, image="img", label="fine")
+    load(tmp_path / "table", tmp_path, image="img", label="coarse")
+    load(tmp_path / "table", tmp_path, (3, 4, 4), resize=True, image="img", label="fine")
+    assert len(list((tmp_path / "data").iterdir())) == 3
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 1000])
+def test_a_truncated_cache_is_named(tmp_path, length):
+    load_digits(tmp_path)
+    file = cache_file(tmp_path)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match=rf"{file} is damaged .*delete it and run again"):
+        load_digits(tmp_path)
+
+
+def test_a_cache_that_something_else_wrote_is_named(tmp_path):
+    from safetensors.torch import save_file
+
+    load_digits(tmp_path)
+    file = cache_file(tmp_path)
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=f"{file} is damaged"):
+        load_digits(tmp_path)
+
+
+def test_a_cache_whose_writing_was_cut_short_does_not_count(tmp_path, monkeypatch):
+    def fill_the_disk(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(sources, "save_file", fill_the_disk)
+        load_digits(tmp_path)
+    assert len(load_digits(tmp_path).class_names) == 10
+
+
+def test_a_deleted_cache_is_written_again(tmp_path):
+    first = load_digits(tmp_path)
+    cache_file(tmp_path).unlink()
+    assert load_digits(tmp_path).fingerprint == first.fingerprint
+
+
+def fill_cache(barrier: Any, cache: Path, answer: Path) -> None:
+    barrier.wait(60)
+    answer.write_text(load_digits(cache).fingerprint)
+
+
+def test_two_processes_can_fill_one_cache_at_once(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    barrier, cache, answers = spawn.Barrier(2), tmp_path / "cache", [tmp_path / "answer_0", tmp_path / "answer_1"]
+    other = spawn.Process(target=fill_cache, args=(barrier, cache, answers[0]))
+    other.start()
+    fill_cache(barrier, cache, answers[1])
+    other.join(60)
+    assert other.exitcode == 0
+    assert {answer.read_text() for answer in answers} == {load_digits(cache).fingerprint}
+    assert cache_file(cache).suffix == ".safetensors"
+
+
+# -- folders of images -------------------------------------------------------------------------------------------
+
+
+def test_folders_give_the_classes_and_pixels_come_as_they_are(tmp_path, folder):
+    for split in ("train", "test"):
+        for i, name in enumerate(["zebra", "ant"]):
+            write_image(folder / split / name / "a.png", seed=i)
+    source = load(folder, tmp_path)
+    assert source.class_names == ["ant", "zebra"]
+    for split in (source.train, source.test):
+        assert sorted(split.labels.tolist()) == [0, 1]
+        for image, label in zip(split.images, split.labels.tolist(), strict=True):
+            seed = ["zebra", "ant"].index(source.class_names[label])
+            assert torch.equal(image, torch.from_numpy(pixels(seed)).permute(2, 0, 1))
+        assert split.superclasses.tolist() == [-1, -1]
+
+
+def test_the_test_split_of_a_folder_is_used(tmp_path, folder):
+    for i, name in enumerate(["cat", "dog"]):
+        write_class(folder / "train" / name, 5, seed=i)
+        write_class(folder / "test" / name, 3, seed=10 + i)
+    source = load(folder, tmp_path)
+    assert source.train.labels.bincount().tolist() == [5, 5]
+    assert source.test.labels.bincount().tolist() == [3, 3]
+
+
+def test_without_a_test_split_a_fifth_of_every_class_is_held_out(tmp_path, folder):
+    for i, name in enumerate(["cat", "dog"]):
+        write_class(folder / name, 10, seed=i)
+    source = load(folder, tmp_path)
+    assert source.train.labels.bincount().tolist() == [8, 8]
+    assert source.test.labels.bincount().tolist() == [2, 2]
+    assert len(torch.cat([source.train.images, source.test.images]).flatten(1).unique(dim=0)) == 20
+
+
+@pytest.mark.parametrize("name", ["train", "test", "bird_test", "validation"])
+def test_a_class_named_like_a_split_stays_a_class(tmp_path, folder, name):
+    for split, count in (("train", 5), ("test", 3)):
+        for i, kind in enumerate(["car", name]):
+            write_class(folder / split / kind, count, seed=i + 10 * (split == "test"))
+    source = load(folder, tmp_path)
+    assert source.class_names == sorted(["car", name])
+    assert source.train.labels.bincount().tolist() == [5, 5]
+    assert source.test.labels.bincount().tolist() == [3, 3]
+
+
+def test_files_that_are_no_images_are_passed_over(tmp_path, folder):
+    write_class(folder / "cat", 5, seed=1)
+    write_class(folder / "dog", 5, seed=2)
+    (folder / "README.txt").write_text("about these images")
+    (folder / "cat" / "Thumbs.db").write_bytes(b"\0")
+    source = load(folder, tmp_path)
+    assert len(source.train.labels) + len(source.test.labels) == 10
+
+
+def test_an_image_of_the_wrong_size_is_named_and_the_remedy_too(tmp_path, folder):
+    write_class(folder / "cat", 2, seed=1)
+    write_class(folder / "dog", 2, seed=2)
+    write_image(folder / "dog" / "wide.png", size=(8, 9))
+    with pytest.raises(UserError, match=r"dog/wide\.png is 9x8, expected 8x8.*data\.resize=true"):
+        load(folder, tmp_path)
+
+
+def test_resizing_scales_and_crops_the_centre(tmp_path, folder):
+    wide = np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, 4:12] = 200
+    for name in ("cat", "dog"):
+        write_class(folder / name, 5)
+        Image.fromarray(wide).save(folder / name / "wide.png")
+    source = load(folder, tmp_path, resize=True)
+    images = torch.cat([source.train.images, source.test.images])
+    assert images.shape == (12, 3, 8, 8)
+    assert (images == 200).flatten(1).all(dim=1).sum() == 2
+
+
+@pytest.mark.parametrize("content", [b"not an image", b"", pytest.param(None, id="truncated")])
+def test_a_broken_image_is_named(tmp_path, folder, content):
+    write_class(folder / "cat", 2, seed=1)
+    write_class(folder / "dog", 2, seed=2)
+    broken = folder / "dog" / "broken.png"
+    write_image(broken)
+    broken.write_bytes(broken.read_bytes()[:100] if content is None else content)
+    with pytest.raises(UserError, match=r"cannot decode the image .*dog/broken\.png.*repair or remove it"):
+        load(folder, tmp_path)
+
+
+def test_nothing_is_cached_of_a_broken_source(tmp_path, folder):
+    write_class(folder / "cat", 2)
+    write_class(folder / "dog", 2)
+    (folder / "dog" / "broken.png").write_bytes(b"")
+    with pytest.raises(UserError):
+        load(folder, tmp_path)
+    assert not list(tmp_path.glob("data/*"))
+    (folder / "dog" / "broken.png").unlink()
+    load(folder, tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("RGBA", 3), ("P", 3), ("L", 1)])
+def test_images_are_brought_to_the_wanted_channels(tmp_path, folder, mode, channels):
+    for name in ("cat", "dog"):
+        write_image(folder / name / "a.png", seed=3, mode=mode)
+    source = load(folder, tmp_path, (channels, 8, 8))
+    expected = Image.fromarray(pixels(3)).convert(mode).convert("L" if channels == 1 else "RGB")
+    expected = torch.from_numpy(np.array(expected)).reshape(8, 8, channels).permute(2, 0, 1)
+    assert torch.equal(source.train.images[0], expected)
+
+
+def test_an_empty_folder_is_refused_with_what_is_expected(tmp_path, folder):
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"neither train\*\.parquet nor images in one folder per class"):
+        load(folder, tmp_path)
+
+
+def test_a_folder_with_nothing_but_a_test_split_is_refused(tmp_path, folder):
+    write_class(folder / "test" / "cat", 1)
+    write_class(folder / "test" / "dog", 1)
+    with pytest.raises(UserError, match="no 'train' split, only test"):
+        load(folder, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/animals", "./animals", "animals", "a/b/c"])
+def test_a_path_that_does_not_exist_is_refused_with_the_legal_kinds(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{path} does not exist: give sklearn/digits, an existing folder or a hub id"):
+        load(path, tmp_path)
+
+
+def test_a_folder_in_the_home_directory_is_found(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("cat", "dog"):
+        write_class(folder / name, 5)
+    assert load("~/animals", tmp_path).class_names == ["cat", "dog"]
+
+
+# -- parquet -----------------------------------------------------------------------------------------------------
+
+
+def test_parquet_in_the_layout_of_the_hub_is_read(tmp_path):
+    write_parquet(tmp_path / "table" / "train-00000-of-00002.parquet", pictures(6))
+    write_parquet(tmp_path / "table" / "train-00001-of-00002.parquet", pictures(3, start=6))
+    write_parquet(tmp_path / "table" / "test-00000-of-00001.parquet", pictures(3, start=20))
+    source = load(tmp_path / "table", tmp_path, image="img", label="fine", superclass="coarse")
+    assert source.class_names == ["cat", "dog", "oak"] and source.superclass_names == ["animal", "plant"]
+    assert source.train.labels.tolist() == [0, 1, 2] * 3 and source.test.labels.tolist() == [0, 1, 2]
+    assert source.train.superclasses.tolist() == [0, 0, 1] * 3 and source.test.superclasses.tolist() == [0, 0, 1]
+    assert torch.equal(source.train.images[8], torch.from_numpy(pixels(8)).permute(2, 0, 1))
+    assert torch.equal(source.test.images[0], torch.from_numpy(pixels(20)).permute(2, 0, 1))
+
+
+def test_parquet_in_a_data_folder_is_found(tmp_path):
+    write_parquet(tmp_path / "table" / "data" / "train.parquet", pictures(6))
+    assert load(tmp_path / "table", tmp_path, image="img", label="fine").class_names == ["cat", "dog", "oak"]
+
+
+def test_superclasses_that_are_not_asked_for_are_not_read(tmp_path):
+    write_parquet(tmp_path / "table" / "train.parquet", pictures(6))
+    source = load(tmp_path / "table", tmp_path, image="img", label="fine")
+    assert source.superclass_names == [] and set(source.train.superclasses.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("role", ["image", "label", "superclass"])
+def test_an_unknown_column_is_refused_with_the_legal_ones(tmp_path, role):
+    write_parquet(tmp_path / "table" / "train.parquet", pictures(3))
+    columns = {"image": "img", "label": "fine", "superclass": "coarse", role: "colour"}
+    with pytest.raises(UserError, match=f"column for {role}: got 'colour'.* have img, fine, coarse, number"):
+        load(tmp_path / "table", tmp_path, **columns)
+
+
+@pytest.mark.parametrize("role", ["image", "label", "superclass"])
+def test_a_column_of_the_wrong_kind_is_refused(tmp_path, role):
+    write_parquet(tmp_path / "table" / "train.parquet", pictures(3))
+    columns = {"image": "img", "label": "fine", "superclass": "coarse", role: "number"}
+    with pytest.raises(UserError, match="'number'"):
+        load(tmp_path / "table", tmp_path, **columns)
+
+
+def test_an_image_of_a_table_is_named_by_its_row(tmp_path):
+    write_parquet(tmp_path / "table" / "train.parquet", [*pictures(4), Image.fromarray(pixels(5, (8, 9)))])
+    with pytest.raises(UserError, match="row 4 of train is 9x8, expected 8x8"):
+        load(tmp_path / "table", tmp_path, image="img", label="fine")
+
+
+def test_a_missing_image_of_a_table_is_named_by_its_row(tmp_path):
+    write_parquet(tmp_path / "table" / "train.parquet", [*pictures(2), None])
+    with pytest.raises(UserError, match="row 2 of train"):
+        load(tmp_path / "table", tmp_path, image="img", label="fine")
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path, folder):
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes(b"half a download")
+    with pytest.raises(UserError, match=str(folder)):
+        load(folder, tmp_path)
+
+
+# -- the real thing ----------------------------------------------------------------------------------------------
+
+
+def first_rows(name: str, to: Path, count: int = 30) -> Path:
+    """A folder with the first rows of a real data set; decoding all of it takes a minute."""
+    if not (CIFAR / name).is_dir():
+        pytest.skip(f"no real data at {CIFAR / name}")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    to.mkdir()
+    with pq.ParquetFile(min((CIFAR / name).glob("train*.parquet"))) as file:
+        pq.write_table(pa.Table.from_batches([next(file.iter_batches(count))]), to / "train-00000-of-00001.parquet")
+    return to
+
+
+def test_cifar10_has_its_ten_classes(tmp_path):
+    source = load(first_rows("cifar10", tmp_path / "cifar10"), tmp_path, (3, 32, 32), image="img")
+    expected = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert source.class_names == expected
+    assert source.train.images.float().std() > 30  # pictures, not padding
+
+
+def test_cifar100_has_its_classes_in_superclasses(tmp_path):
+    folder = first_rows("cifar100", tmp_path / "cifar100", count=100)
+    source = load(folder, tmp_path, (3, 32, 32), image="img", label="fine_label", superclass="coarse_label")
+    assert len(source.class_names) == 100 and len(source.superclass_names) == 20
+    pairs = set(zip(source.train.labels.tolist(), source.train.superclasses.tolist(), strict=True))
+    assert len(pairs) == len({label for label, _ in pairs})
+    experiment = OmegaConf.load(PROJECT / "configs" / "experiment" / "cifar100_forget10.yaml")
+    assert set(experiment.data.forget_classes) <= set(source.class_names)
