@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -76,17 +77,28 @@ def check_command_line(config_name: str, overrides: list[str]) -> None:
         parsed = OverridesParser.create().parse_overrides([item for item in overrides if not item.startswith("hydra")])
     except HydraException as error:
         raise UserError(f"can't read the command line: {str(error).splitlines()[0]} (expected key=value)") from error
-    alternatives = [
-        [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in parsed
-    ]
+    alternatives = [_values_of(override) for override in parsed]
     first = [values[0] for values in alternatives]
     compose(config_name, first)
     for place, values in enumerate(alternatives):
         for value in values[1:]:
             compose(config_name, [*first[:place], value, *first[place + 1 :]])
+
+
+def _values_of(override: Override) -> list[str]:
+    """Every single override that a sweep such as `seed=0,1` or `experiment=glob(digits_*)` stands for."""
+    line = str(override.input_line)
+    if not override.is_sweep_override():
+        return [line]
+    value = override.value()
+    if isinstance(value, Glob):
+        names = sorted(path.stem for path in (CONFIGS / override.key_or_group).glob("*.yaml"))
+        found = value.filter(names)
+        if not found:
+            raise UserError(f"{line} matches none of {', '.join(names)}")
+    else:
+        found = list(override.sweep_string_iterator())
+    return [f"{line.partition('=')[0]}={single}" for single in found]
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
@@ -103,25 +115,34 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             raise unknown(group or "config", name, error.options or []) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:
-            raise _composition_error(config_name, error) from error
+            raise _composition_error(config_name, overrides, error) from error
         except HydraException as error:
             raise UserError(" ".join(str(error).split())) from error
-    check_keys(cfg, OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml")))
+    schema: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
+    groups = {key for entry in schema.pop("defaults") if isinstance(entry, dict) for key in entry if " " not in key}
+    schema.pop("hydra")
+    if missing := [key for key in schema if key not in cfg]:
+        raise UserError(f"the setting {missing[0]} was removed, and it is needed: leave it, or set it to null")
+    check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
     return cfg
 
 
-def _composition_error(config_name: str, error: Exception) -> UserError:
+def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
     """Name the nearest key when an override names one that does not exist."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     match = re.search(r"Could not override '([^']+)'", text)
+    if "In 'experiment/" in text:
+        return UserError(f"{text} Is it an experiment of another command? The file's first lines say whose it is.")
     if not match:
         return UserError(text)
-    legal = list(_flat_keys(hydra.compose(config_name)))
-    got = match[1]
-    parent = OmegaConf.select(hydra.compose(config_name), got.rpartition(".")[0]) if "." in got else {}
-    if parent and got.rpartition(".")[2] in _arguments(parent.get("_target_", "builtins.dict")):
+    choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
+    cfg, got = hydra.compose(config_name, choices), match[1]
+    above, _, key = got.rpartition(".")
+    parent = OmegaConf.select(cfg, above) if above else None
+    if isinstance(parent, DictConfig) and key in _arguments(parent.get("_target_")):
         return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
-    siblings = [key for key in legal if key.rpartition(".")[0] == got.rpartition(".")[0]]
+    legal = _flat_keys(cfg)
+    siblings = [name for name in legal if name.rpartition(".")[0] == above]
     return unknown("key on the command line", got, siblings or legal)
 
 
@@ -140,23 +161,28 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
 
     A node with `_target_` may have its constructor's arguments; any other node the keys that the main file shows.
     """
-    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} if not path else set()
-    arguments = _arguments(cfg["_target_"]) if "_target_" in cfg else {}
-    legal = set(arguments or schema) | groups
+    legal: dict[str, Any] = (
+        _arguments(cfg["_target_"]) if "_target_" in cfg else {key: type(value) for key, value in schema.items()}
+    )
     for key in map(str, cfg):
-        if key not in legal and key not in ("_target_", "_partial_", "hydra"):
-            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal - {"defaults"}))
+        if key not in legal and key not in ("_target_", "_partial_"):
+            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal))
         value = cfg._get_node(key)
-        _check_type(f"{path}{key}", cfg, key, arguments.get(key) if arguments else type(schema.get(key)))
+        _check_type(f"{path}{key}", cfg, key, legal.get(key))
         if isinstance(value, DictConfig) and not value._is_none():
             inner = schema.get(key) if isinstance(schema, dict) else None
             if "_target_" in value or isinstance(inner, dict):
                 check_keys(value, inner, f"{path}{key}.")
 
 
-def _arguments(target: str) -> dict[str, Any]:
+def _arguments(target: str | None) -> dict[str, Any]:
     """Name -> annotation of what a constructor takes."""
-    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    if target is None:
+        return {}
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_ {target} can't be imported: {str(error).splitlines()[0]}") from error
     return {name: parameter.annotation for name, parameter in parameters.items() if name not in ("args", "kwargs")}
 
 
@@ -197,7 +223,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ignored and not key.startswith("logger."):
-            parts.append(re.sub(r"[^\w.]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
+            parts.append(re.sub(r"[^a-zA-Z0-9.]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
     name = "-".join(parts)
     return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"
 
@@ -211,13 +237,14 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     cfg = cfg.copy()
     for item in overrides:
         key, equals, value = item.partition("=")
-        if not equals:
+        if not equals or not key:
             raise UserError(f"got {item!r}, expected key=value")
+        if key == "experiment":
+            raise UserError(
+                f"{item}: a run keeps its experiment; change single settings or groups such as sampler=ddpm"
+            )
         if (CONFIGS / key).is_dir():
-            file = CONFIGS / key / f"{value}.yaml"
-            if not file.exists():
-                raise unknown(key, value, sorted(path.stem for path in (CONFIGS / key).glob("*.yaml")))
-            OmegaConf.update(cfg, key, OmegaConf.load(file), merge=False)
+            OmegaConf.update(cfg, key, compose("fit", [item]).get(key), merge=False)
         elif key not in _flat_keys(cfg):
             raise unknown("key", key, _flat_keys(cfg))
         else:

@@ -100,7 +100,7 @@ class ForgetRetainDataModule(LightningDataModule):
             or a Hugging Face hub id.
         image_size: height and width of the images, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        forget_classes: indices, class names or superclass names; empty to forget nothing.
+        forget_classes: indices, class names or superclass names, or one of them; empty to forget nothing.
         forget_batch_size: forget images per step, over all devices.
         retain_batch_size: retain images per step, over all devices.
         flip: mirror half of the training images.
@@ -120,7 +120,7 @@ class ForgetRetainDataModule(LightningDataModule):
         path: str,
         image_size: int,
         channels: int = 3,
-        forget_classes: list[int | str] | None = None,
+        forget_classes: list[int | str] | int | str | None = None,
         forget_batch_size: int = 32,
         retain_batch_size: int = 96,
         flip: bool = False,
@@ -139,7 +139,9 @@ class ForgetRetainDataModule(LightningDataModule):
         self.batch_sizes = {"forget": forget_batch_size, "retain": retain_batch_size}
         self.calibration_fraction = calibration_fraction
         self.cache_dir = Path(cache_dir).expanduser()
-        self.forget_classes = list(forget_classes or [])
+        self.forget_classes: list[int | str] = (
+            [forget_classes] if isinstance(forget_classes, int | str) else list(forget_classes or [])
+        )
         self._source: sources.Source | None = None
         self._left_out: Tensor | None = None
         self._validation: tuple[Dataset, int, int] | None = None
@@ -150,13 +152,15 @@ class ForgetRetainDataModule(LightningDataModule):
     def source(self) -> sources.Source:
         """Both splits and their names; decoded on first use."""
         if self._source is None:
-            self._source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
-            self.forget_labels = self._resolve(self.forget_classes)
-            self.retain_labels = [label for label in range(self.num_classes) if label not in self.forget_labels]
+            source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
+            self.forget_labels = self._resolve(self.forget_classes, source)
+            classes = range(len(source.class_names))
+            self.retain_labels = [label for label in classes if label not in self.forget_labels]
             if not self.retain_labels:
                 raise UserError(
-                    f"data.forget_classes names all {self.num_classes} classes of {self.name}: leave at least one"
+                    f"data.forget_classes names all {len(classes)} classes of {self.name}: leave at least one"
                 )
+            self._source = source
         return self._source
 
     @property
@@ -167,9 +171,9 @@ class ForgetRetainDataModule(LightningDataModule):
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def _resolve(self, wanted: list[int | str]) -> list[int]:
+    def _resolve(self, wanted: list[int | str], source: sources.Source) -> list[int]:
         """Indices, class names and superclass names to sorted class indices."""
-        names, superclasses = self.class_names, self.source.superclass_names
+        names, superclasses = source.class_names, source.superclass_names
         found: set[int] = set()
         for item in wanted:
             if isinstance(item, int) and not isinstance(item, bool):
@@ -181,7 +185,7 @@ class ForgetRetainDataModule(LightningDataModule):
             elif item in names:
                 found.add(names.index(str(item)))
             elif item in superclasses:
-                split = self.source.train
+                split = source.train
                 found.update(split.labels[split.superclasses == superclasses.index(str(item))].tolist())
             else:
                 raise unknown(f"class of {self.name} in data.forget_classes", item, names + superclasses)

@@ -27,10 +27,10 @@ def clear_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _disk_is_full(error):
             raise
-        where = f" at {error.filename}" if error.filename else ""
+        where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(
             f"error: no space left on the device{where}: free some, then run the same command again, "
             "it resumes from the last good checkpoint",
@@ -40,3 +40,14 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space; torch and safetensors wrap the system's error in their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return (
+        "No space left on device" in str(error)
+        or "os error 28" in str(error)
+        or ("PytorchStreamWriter failed" in str(error))
+    )

@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         part = scratch / path.name
         yield part
-        if path.is_dir():
+        if path.is_dir() and part.is_dir():
             path.rename(scratch / "old")
         part.replace(path)
     finally:

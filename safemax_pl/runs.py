@@ -67,19 +67,12 @@ def _plain(nodes: dict[Any, Any]) -> dict[Any, Any]:
 
 def provenance() -> dict[str, Any]:
     """Where a number comes from: command, commit, versions and hardware."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     program = "python -m " + (
         sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
     )
     return {
         "command": shlex.join([program, *sys.argv[1:]]).replace(f"'{program}'", program),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "safemax_pl": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -87,3 +80,13 @@ def provenance() -> dict[str, Any]:
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+def _commit() -> str | None:
+    """What `git describe` says of the source; None without git or outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -51,14 +51,20 @@ def load(
         resize: scale and centre-crop images of other sizes instead of refusing them.
         cache_dir: where the decoded images are kept; the key covers everything that decides them.
     """
+    if path.startswith("~"):
+        path = str(Path(path).expanduser())
     key = digest(str(path), _signature(path), columns, shape, resize)
     cached = cache_dir / "data" / f"{Path(path).name}-{key}.safetensors"
     if not cached.exists():
         _decode_to(cached, path, columns, shape, resize)
     try:
         return _read_cache(cached)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"the image cache {cached} is damaged ({error}): delete it and run again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _signature(path: str) -> list[Any]:
@@ -100,12 +106,15 @@ def _hold_out(split: Split, num_classes: int, fraction: float) -> tuple[Split, S
 
 
 def held_out_mask(labels: Tensor, num_classes: int, fraction: float) -> Tensor:
-    """A bool mask `[N]` with `fraction` of the rows of every class (rounded), chosen by a hash of the row number."""
+    """A bool mask `[N]` with `fraction` of the rows of every class, chosen by a hash of the row number."""
     order = streams.uniform(torch.arange(len(labels)), streams.Stream.ROW)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(num_classes):
         rows = (labels == label).nonzero()[:, 0]
-        mask[rows[order[rows].argsort()][: round(fraction * len(rows))]] = True
+        held = max(
+            round(fraction * len(rows)), int(len(rows) > 1 and fraction > 0)
+        )  # at least one, if one can be spared
+        mask[rows[order[rows].argsort()][:held]] = True
     return mask
 
 
@@ -126,7 +135,15 @@ def _read(
     from datasets import ClassLabel  # two seconds to import, and only needed when nothing is cached
     from datasets import Image as ImageFeature
 
-    dataset = _open(path)
+    try:
+        dataset = _open(path)
+    except UserError:
+        raise
+    except Exception as error:  # `datasets` raises dozens of unrelated types for "not there", "damaged", "no network"
+        raise UserError(
+            f"data.path {path} can't be read as a data set ({type(error).__name__}: {_first_line(error)}): "
+            "give another folder or hub id with data.path=..."
+        ) from error
     if "train" not in dataset:
         raise UserError(f"the data at {path} have no 'train' split, only {', '.join(dataset)}")
     features = dataset["train"].features
@@ -134,8 +151,15 @@ def _read(
         if column is not None and column not in features:
             raise UserError(f"data column for {role}: got {column!r}, the data at {path} have {', '.join(features)}")
     label, superclass = columns["label"], columns.get("superclass")
-    if not isinstance(features[label], ClassLabel):
-        raise UserError(f"data column {label!r} at {path} must be a ClassLabel, with names; it is {features[label]}")
+    for role, column, kind in (
+        ("label", label, ClassLabel),
+        ("superclass", superclass, ClassLabel),
+        ("image", columns["image"], ImageFeature),
+    ):
+        if column is not None and not isinstance(features[column], kind):
+            raise UserError(
+                f"data.{role}_column={column} at {path} must be of type {kind.__name__}; it is {features[column]}"
+            )
     splits = {}
     for name in [split for split in ("train", "test") if split in dataset]:
         rows = dataset[name].cast_column(columns["image"], ImageFeature(decode=False))
@@ -154,32 +178,35 @@ def _open(path: str) -> Any:
     folder = Path(path)
     if folder.is_dir():
         parquet = {split: sorted(map(str, folder.glob(f"**/{split}*.parquet"))) for split in ("train", "test")}
-        if parquet["train"]:
-            return load_dataset("parquet", data_files={split: files for split, files in parquet.items() if files})
-        if not any(file.suffix.lower() in IMAGE_ENDINGS for file in folder.rglob("*")):
-            raise UserError(f"data.path {path} holds neither train*.parquet nor images in one folder per class")
-        return load_dataset("imagefolder", data_dir=path)
+        in_splits = any(child.is_dir() for child in folder.glob("train/*"))
+        images = {split: _image_files(folder / split if in_splits else folder) for split in ("train", "test")}
+        if not in_splits:
+            images["test"] = []
+        if not parquet["train"] and not images["train"]:
+            raise UserError(f"data.path {path} holds neither train*.parquet nor images as train/<class>/*.png or <class>/*.png")
+        kind, files = ("parquet", parquet) if parquet["train"] else ("imagefolder", images)
+        options = {"drop_labels": False} if kind == "imagefolder" else {}
+        return load_dataset(kind, data_files={split: found for split, found in files.items() if found}, **options)
     if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
         raise UserError(
             f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
         )
-    try:
-        return load_dataset(path)
-    except Exception as error:  # the hub's client raises dozens of unrelated types for "not there" and "no network"
-        raise UserError(
-            f"data.path {path} is no local folder and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}): give a folder with data.path=..."
-        ) from error
+    return load_dataset(path)
 
 
-def _decode(cell: dict[str, Any], row: int, split: str, shape: tuple[int, int, int], resize: bool) -> Tensor:
+def _image_files(folder: Path) -> list[str]:
+    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+
+
+def _decode(cell: dict[str, Any] | None, row: int, split: str, shape: tuple[int, int, int], resize: bool) -> Tensor:
     """One encoded image to uint8 `[C, H, W]`."""
+    cell = cell or {}
     name = cell.get("path") or f"row {row} of {split}"
     channels, height, width = shape
     try:
-        encoded = Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
-        image = encoded.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]) as encoded:
+            image = encoded.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, AttributeError) as error:
         raise UserError(f"cannot decode the image {name}: {error}; repair or remove it") from error
     if image.size != (width, height):
         if not resize:

@@ -69,7 +69,7 @@ def integers(keys: Tensor, stream: int, high: int) -> Tensor:
 
 
 def normal(keys: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, `[B, *shape]`, float32, |z| < 6.7."""
+    """Standard normal numbers, `[B, *shape]`, float32, |z| < 6.8."""
     count = math.prod(shape)
     bits = _hash(keys, stream, (count + 1) // 2)
     radius = (-2 * (((bits & 0xFFFFFFFF).float() + 0.5) * 2.0**-32).log()).clamp(min=0).sqrt()

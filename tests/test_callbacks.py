@@ -97,9 +97,31 @@ def test_the_seconds_of_steps_after_the_last_validation_count(fit):
     assert cost.unlearn_seconds >= 5 * 0.05
 
 
-def test_the_time_for_preparing_is_kept_apart(fit):
-    cost, _ = fit(Small(), max_steps=2)
+def test_the_slow_steps_that_count_operations_are_estimated_from_the_others(fit):
+    class SlowAtFirst(Small):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            time.sleep(0.5 if self.global_step < COUNTED_STEPS else 0.02)
+            return super().training_step(batch, batch_idx)
+
+    cost, _ = fit(SlowAtFirst(), max_steps=6, validate_every=3)
+    assert cost.timed == 6 - COUNTED_STEPS
+    assert 6 * 0.02 <= cost.unlearn_seconds < 0.5
+    assert cost.unlearn_seconds == pytest.approx(cost.seconds / cost.timed * 6)
+
+
+@pytest.mark.parametrize("max_steps", [1, COUNTED_STEPS, COUNTED_STEPS + 1])
+def test_the_time_for_preparing_is_kept_apart_however_short_the_fit(fit, max_steps):
+    cost, _ = fit(Small(), max_steps=max_steps)
     assert cost.summary()["prior_seconds"] == 0.25
+
+
+def test_a_fit_too_short_to_be_timed_claims_no_seconds(fit):
+    summary = fit(Small(), max_steps=COUNTED_STEPS)[0].summary()
+    assert summary["unlearn_seconds"] == summary["images_per_second"] == 0
+
+
+def test_the_memory_of_a_fit_too_short_to_be_timed_is_known(fit):
+    assert fit(Small(), max_steps=COUNTED_STEPS)[0].summary()["peak_memory_mb"] > 10
 
 
 def test_the_operations_are_those_of_forward_and_backward_of_every_step(fit):
@@ -158,19 +180,21 @@ def test_a_resumed_fit_adds_to_the_costs_of_the_first(fit, tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     second, _ = fit(Small(step_seconds=0.02), max_steps=7, ckpt_path=tmp_path / "last.ckpt", weights_only=False)
     assert second.steps == 7
-    assert second.unlearn_seconds >= first.unlearn_seconds + 3 * 0.02
+    assert second.timed == first.timed + 3
+    assert second.seconds >= first.seconds + 3 * 0.02
     assert second.counted == COUNTED_STEPS
     assert second.summary()["unlearn_flops"] == 7 * PER_STEP
 
 
 def test_every_validation_logs_the_seconds_spent_so_far(fit, tmp_path):
     logger = CSVHistory(tmp_path / "metrics.csv")
-    cost, _ = fit(Small(step_seconds=0.02), max_steps=4, validate_every=2, logger=logger)
+    cost, _ = fit(Small(step_seconds=0.02), max_steps=8, validate_every=4, logger=logger)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("unlearn_seconds")]
-    assert [row["step"] for row in rows] == ["2", "4"]
+    assert [row["step"] for row in rows] == ["4", "8"]
     first, second = (float(row["unlearn_seconds"]) for row in rows)
-    assert 2 * 0.02 <= first <= second - 2 * 0.02
+    assert first >= 4 * 0.02
+    assert second >= 8 * 0.02
     assert second == pytest.approx(cost.unlearn_seconds)
 
 

@@ -317,7 +317,7 @@ def test_a_sweep_runs_its_task_once_per_value(run_command):
 
 def test_a_sweep_writes_no_files_of_its_own(run_command):
     run_command("-m", "seed=0")
-    assert not list(Path.cwd().iterdir())
+    assert {path.name for path in Path.cwd().rglob("*")} <= {"runs", "multirun.yaml"}  # Hydra's own record
 
 
 def test_help_shows_the_usage_and_every_choice(run_command, capsys):
@@ -374,7 +374,7 @@ def test_no_node_builds_nothing():
         (["seed=1"], "run-seed_1"),
         (["experiment=digits_forget1", "unlearner.gate.decay=2.5", "seed=1"], "digits_forget1-seed_1-decay_2.5"),
         (["seed=1", "unlearner.gate.decay=2.5", "experiment=digits_forget1"], "digits_forget1-seed_1-decay_2.5"),
-        (["data.forget_classes=[3, 5]", "+optimizer.eps=1"], "run-eps_1-forget_classes__3_5"),
+        (["data.forget_classes=[3, 5]", "+optimizer.eps=1"], "run-eps_1-forget_classes_3_5"),
         (["model.path=../runs/base"], "run-path_.._runs_base"),
         (["data.path=/data", "runs_dir=x", "logger=csv", "logger.group=g", "data.cache_dir=y"], "run"),
     ],

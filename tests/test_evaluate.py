@@ -49,7 +49,7 @@ def test_a_plain_diffusers_folder_is_scored_against_the_base_model(tmp_path, mon
 def test_mistakes_are_named(run, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         evaluate(str(tmp_path / "nothing"), [])
-    with pytest.raises(UserError, match="did you mean 'sampler.steps'"):
+    with pytest.raises(UserError, match=r"did you mean 'sampler\.steps'"):
         evaluate(str(run), ["sampler.step=3"])
     with pytest.raises(UserError, match="unknown sampler"):
         evaluate(str(run), ["sampler=euler"])

@@ -23,7 +23,7 @@ def test_dropout_is_on_in_training_and_off_in_sampling(tmp_path, monkeypatch):
 
 
 def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch):
-    """With a decay of 1 the average never leaves the base weights, so validation must see those, whatever was learned."""
+    """With a decay of 1 the average stays where it began, so validation must see that, whatever was learned."""
     seen = []
     step = UnlearningModule.validation_step
 

@@ -326,7 +326,7 @@ def test_images_are_brought_to_the_wanted_channels(tmp_path, folder, mode, chann
 
 def test_an_empty_folder_is_refused_with_what_is_expected(tmp_path, folder):
     folder.mkdir()
-    with pytest.raises(UserError, match=r"neither train\*\.parquet nor images in one folder per class"):
+    with pytest.raises(UserError, match=r"neither train\*\.parquet nor images as train/<class>"):
         load(folder, tmp_path)
 
 
