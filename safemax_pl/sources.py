@@ -178,7 +178,7 @@ def _open(path: str) -> Any:
     folder = Path(path)
     if folder.is_dir():
         parquet = {split: sorted(map(str, folder.glob(f"**/{split}*.parquet"))) for split in ("train", "test")}
-        in_splits = any(child.is_dir() for child in folder.glob("train/*"))
+        in_splits = any(child.is_dir() for split in ("train", "test") for child in folder.glob(f"{split}/*"))
         images = {split: _image_files(folder / split if in_splits else folder) for split in ("train", "test")}
         if not in_splits:
             images["test"] = []
@@ -206,7 +206,7 @@ def _decode(cell: dict[str, Any] | None, row: int, split: str, shape: tuple[int,
     try:
         with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]) as encoded:
             image = encoded.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, AttributeError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, KeyError) as error:
         raise UserError(f"cannot decode the image {name}: {error}; repair or remove it") from error
     if image.size != (width, height):
         if not resize:

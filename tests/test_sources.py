@@ -333,7 +333,7 @@ def test_an_empty_folder_is_refused_with_what_is_expected(tmp_path, folder):
 def test_a_folder_with_nothing_but_a_test_split_is_refused(tmp_path, folder):
     write_class(folder / "test" / "cat", 1)
     write_class(folder / "test" / "dog", 1)
-    with pytest.raises(UserError, match="no 'train' split, only test"):
+    with pytest.raises(UserError, match="neither train"):
         load(folder, tmp_path)
 
 
@@ -389,7 +389,7 @@ def test_an_unknown_column_is_refused_with_the_legal_ones(tmp_path, role):
 def test_a_column_of_the_wrong_kind_is_refused(tmp_path, role):
     write_parquet(tmp_path / "table" / "train.parquet", pictures(3))
     columns = {"image": "img", "label": "fine", "superclass": "coarse", role: "number"}
-    with pytest.raises(UserError, match="'number'"):
+    with pytest.raises(UserError, match="_column=number at"):
         load(tmp_path / "table", tmp_path, **columns)
 
 
