@@ -68,6 +68,8 @@ class Diffusion:
         if scheduler.config.prediction_type not in names:
             raise unknown("prediction_type of the scheduler", scheduler.config.prediction_type, names)
         self.prediction = names[scheduler.config.prediction_type]
+        if self.prediction == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-10:
+            raise UserError("a process with zero terminal signal can't be sampled by predicting ε: it needs v or x_0")
         self._a = scheduler.alphas_cumprod.double().sqrt().float()
         self._b = (1 - scheduler.alphas_cumprod.double()).sqrt().float()
 
@@ -176,10 +178,17 @@ class Sampler:
         """Raise `UserError` when these settings don't fit the process."""
         if self.steps > diffusion.num_timesteps:
             raise UserError(f"sampler.steps={self.steps} exceeds the {diffusion.num_timesteps} timesteps of the model")
-        if self.spacing == "trailing" and diffusion.num_timesteps % self.steps:
+        if self.spacing == "leading" and self.steps < 3:
             raise UserError(
-                f"sampler.steps={self.steps} must divide {diffusion.num_timesteps} when spacing is trailing"
+                f"sampler.steps={self.steps} with leading spacing starts far from noise: use spacing=trailing"
             )
+
+    def timesteps(self, num_timesteps: int) -> Tensor:
+        """The timesteps that are visited, ascending, `[steps]`: any number of them, evenly over all T."""
+        i = torch.arange(self.steps, dtype=torch.double)
+        if self.spacing == "trailing":
+            return ((i + 1) * num_timesteps / self.steps).round().long() - 1
+        return (i * num_timesteps / self.steps).long()
 
     @torch.no_grad()
     def sample(
@@ -198,56 +207,53 @@ class Sampler:
             `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
         """
         self.check(diffusion)
-        scheduler = self._scheduler(diffusion)
+        timesteps = self.timesteps(diffusion.num_timesteps)
+        scheduler = self._scheduler(diffusion, timesteps)
         keys = streams.combine(seeds, labels, device=labels.device)
         x = streams.normal(keys, Stream.START, shape)
-        for i, timestep in enumerate(scheduler.timesteps.tolist()):
-            t = torch.full_like(labels, timestep)
-            prediction = denoiser(x, t, labels)
-            x = self._step(scheduler, diffusion, prediction.float(), timestep, x, keys, i)
+        for step in reversed(range(self.steps)):
+            t = torch.full_like(labels, int(timesteps[step]))
+            prediction = denoiser(x, t, labels).float()
+            x = self._step(scheduler, diffusion, prediction, step, t, x, keys)
         return x
 
-    def _scheduler(self, diffusion: Diffusion) -> Any:
-        common = {"timestep_spacing": self.spacing}
+    def _scheduler(self, diffusion: Diffusion, timesteps: Tensor) -> Any:
+        """diffusers' scheduler for the process that has only the visited timesteps, numbered from 0.
+
+        Thinning the process here, not in the scheduler, makes every number of steps start at noise and end at t = 0,
+        and leaves nothing of the settings that somebody saved with a model.
+        """
+        alphas_bar = diffusion.scheduler.alphas_cumprod[timesteps].double()
+        common = {
+            "num_train_timesteps": self.steps,
+            "trained_betas": (1 - alphas_bar / torch.cat([torch.ones(1), alphas_bar[:-1]])).tolist(),
+            "prediction_type": PREDICTIONS[diffusion.prediction],
+            "timestep_spacing": "trailing",  # of the thinned process: every one of its steps
+        }
         if self.name == "dpm_solver":
-            scheduler = DPMSolverMultistepScheduler.from_config(
-                diffusion.scheduler.config, **common, final_sigmas_type="zero"
-            )
+            scheduler = DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
         else:
-            scheduler = DDIMScheduler.from_config(
-                diffusion.scheduler.config,
-                **common,
-                clip_sample=self.clip_sample,
-                clip_sample_range=1.0,
-                set_alpha_to_one=True,
-            )
+            scheduler = DDIMScheduler(**common, clip_sample=self.clip_sample, set_alpha_to_one=True)
         scheduler.set_timesteps(self.steps)
         return scheduler
 
     def _step(
-        self, scheduler: Any, diffusion: Diffusion, prediction: Tensor, timestep: int, x: Tensor, keys: Tensor, i: int
+        self, scheduler: Any, diffusion: Diffusion, prediction: Tensor, step: int, t: Tensor, x: Tensor, keys: Tensor
     ) -> Tensor:
         if self.name == "dpm_solver":
             if self.clip_sample:
-                t = torch.full((len(x),), timestep, device=x.device)
                 x_0 = diffusion.x_0_of(prediction, x, t).clamp(-1, 1)
                 a, b = diffusion.coefficients(t)
                 prediction = diffusion.prediction_of(x_0, (x - a * x_0) / b, t)
-            return scheduler.step(prediction, timestep, x).prev_sample
+            return scheduler.step(prediction, step, x).prev_sample
         eta = 1.0 if self.name == "ddpm" else self.eta
-        noise = streams.normal(keys, Stream.SAMPLER_STEP + i, tuple(x.shape[1:])) if eta > 0 else None
-        if self.name == "ddpm" and noise is not None:
+        noise = None
+        if eta > 0:
+            noise = streams.normal(keys, Stream.SAMPLER_STEP + self.steps - 1 - step, tuple(x.shape[1:]))
+        if self.name == "ddpm" and noise is not None and step > 0:
             # DDIM at η = 1 has DDPM's posterior mean and the variance β̃_t; "fixed large" wants β_t.
-            noise = noise * self._fixed_large_ratio(scheduler, timestep)
+            bars = scheduler.alphas_cumprod
+            noise = noise * ((1 - bars[step]) / (1 - bars[step - 1])).sqrt().item()
         return scheduler.step(
-            prediction, timestep, x, eta=eta, use_clipped_model_output=self.name == "ddpm", variance_noise=noise
+            prediction, step, x, eta=eta, use_clipped_model_output=self.name == "ddpm", variance_noise=noise
         ).prev_sample
-
-    @staticmethod
-    def _fixed_large_ratio(scheduler: Any, timestep: int) -> float:
-        """√(β_t / β̃_t) for the stride of the scheduler; 1 in the last step, which adds no noise."""
-        previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        if previous < 0:
-            return 1.0
-        alphas = scheduler.alphas_cumprod
-        return ((1 - alphas[timestep]) / (1 - alphas[previous])).sqrt().item()

@@ -28,7 +28,7 @@ from safemax_pl.files import digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
-from safemax_pl.runs import provenance
+from safemax_pl.runs import provenance, training
 
 
 def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
@@ -103,7 +103,7 @@ def evaluate(target: str, overrides: list[str]) -> Path:
     original = build(cfg.model, data=data) if from_base else None
     evaluator = make_evaluator(cfg, data)
     metrics, images = score(evaluator, model, original)
-    metrics["provenance"] = provenance()
+    metrics |= {"training": training(cfg) if is_run else None, "provenance": provenance()}
     if is_run and not overrides:
         out = folder / "evaluations" / "same"
     else:

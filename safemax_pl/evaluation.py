@@ -235,6 +235,7 @@ class Evaluator:
 
     def protocol(self, plan_name: str) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the weights."""
+        made = self.classifier.info.get("scores", {})
         return {
             "plan": {"name": plan_name, **self.plans[plan_name]},
             "batch_size": self.batch_size,
@@ -244,7 +245,8 @@ class Evaluator:
             "data": {"name": self.data.name, "fingerprint": self.data.source.fingerprint},
             "reference": {"split": "train, retain classes, equal weights", "n": self.reference().n},
             "features": {"network": "classifier", "hash": self.classifier.digest},
-            "classifier": {"hash": self.classifier.digest} | self.classifier.info.get("scores", {}),
+            "classifier": {"hash": self.classifier.digest}
+            | {name: made.get(name) for name in ("accuracy", "accuracy_noise_aware", "temperature")},
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }

@@ -36,7 +36,7 @@ from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
 from safemax_pl.progress import progress_bars
-from safemax_pl.runs import Run, provenance
+from safemax_pl.runs import Run, provenance, training
 from safemax_pl.unlearners.base import Unlearner
 
 
@@ -75,7 +75,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     networks.save(student, data, run.folder)
 
     metrics, images = score(evaluator, student.eval(), original)
-    metrics |= {"name": name, "cost": cost.summary(), "provenance": provenance()}
+    metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance()}
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
     figures.curves(run.folder / "curves.png", list(history.rows.values()), evaluator.guidance[0])
@@ -93,15 +93,19 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
             f"data.forget_classes is empty and {type(unlearner).__name__} needs at least one: choose from "
             f"{', '.join(data.class_names[:10])}{', ...' * (data.num_classes > 10)}, or use unlearner=retain_only"
         )
+    needs = {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
+    for part, needed in needs.items():
+        if needed and data.batch_sizes[part] < 1:
+            raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
     for plan in ("quick", evaluator.final):
         evaluator.plan(plan)
     evaluator.sampler.check(student.diffusion)
-    needed = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
-    if (free := shutil.disk_usage(run.folder).free) < needed:
+    space = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+    if (free := shutil.disk_usage(run.folder).free) < space:
         raise UserError(
-            f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {needed / 2**20:.0f}: free some, or "
+            f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
         )
 

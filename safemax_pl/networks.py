@@ -99,17 +99,19 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         )
         config = UNet2DModel.load_config(**where)
         _check(config, data, path)
-        unet = UNet2DModel.from_pretrained(**where, low_cpu_mem_usage=False)
+        unet, loading = UNet2DModel.from_pretrained(**where, low_cpu_mem_usage=False, output_loading_info=True)
+        if wrong := [*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]]:
+            raise ValueError(f"{len(wrong)} tensors are missing or do not fit, such as {wrong[0]}")
         scheduler = _scheduler(root if local else path)
+        if local:
+            _check_classes(root / "data.json", data, path)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"the base model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy or train it again"
         ) from error
-    if local:
-        _check_classes(root / "data.json", data, path)
     return Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes, _digest(unet, folder if local else None))
 
 

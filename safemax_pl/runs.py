@@ -65,6 +65,16 @@ def _plain(nodes: dict[Any, Any]) -> dict[Any, Any]:
     }
 
 
+def training(cfg: DictConfig) -> dict[str, Any]:
+    """How the scored weights were made: method, seed, steps, and whether they are averaged."""
+    return {
+        "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],
+        "seed": cfg.seed,
+        "max_steps": cfg.trainer.max_steps,
+        "weights": "raw" if cfg.ema_decay is None else f"averaged, decay {cfg.ema_decay}",
+    }
+
+
 def provenance() -> dict[str, Any]:
     """Where a number comes from: command, commit, versions and hardware."""
     program = "python -m " + (

@@ -183,7 +183,9 @@ def _open(path: str) -> Any:
         if not in_splits:
             images["test"] = []
         if not parquet["train"] and not images["train"]:
-            raise UserError(f"data.path {path} holds neither train*.parquet nor images as train/<class>/*.png or <class>/*.png")
+            raise UserError(
+                f"data.path {path} holds neither train*.parquet nor images as train/<class>/*.png or <class>/*.png"
+            )
         kind, files = ("parquet", parquet) if parquet["train"] else ("imagefolder", images)
         options = {"drop_labels": False} if kind == "imagefolder" else {}
         return load_dataset(kind, data_files={split: found for split, found in files.items() if found}, **options)

@@ -34,10 +34,9 @@ def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(UnlearningModule, "validation_step", spy)
     folder = fit(tiny(tmp_path, "ema_decay=1.0", "trainer.max_steps=4", "trainer.val_check_interval=4"), "run")
     checkpoint = torch.load(folder / "last.ckpt", weights_only=False)
-    first_step = list(checkpoint["state_dict"].values())
-    assert all(torch.equal(a, b) for a, b in zip(seen[-1], first_step, strict=True))
-    raw = list(checkpoint["current_model_state"].values())
-    assert not all(torch.equal(a, b) for a, b in zip(first_step, raw, strict=True))
+    averaged, raw = (list(checkpoint[key].values()) for key in ("state_dict", "current_model_state"))
+    assert all(torch.equal(a, b) for a, b in zip(seen[-1], averaged, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(averaged, raw, strict=True))
 
 
 def test_the_gradient_is_clipped(tmp_path, monkeypatch):

@@ -58,7 +58,9 @@ class Unlearner(ABC):
         label_dropout: probability that a retain label becomes ∅; ignored by a model without null label.
     """
 
-    needs_forget: ClassVar[bool] = True  # whether an empty forget set makes no sense
+    # whether the method makes no sense without forget classes, or without batches of a part
+    needs_forget: ClassVar[bool] = True
+    needs_retain: ClassVar[bool] = True
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
         self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout

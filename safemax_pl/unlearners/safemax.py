@@ -43,6 +43,8 @@ class SAFEMax(Unlearner):
         super().__init__(forget_weight, retain_weight, label_dropout)
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
+        if guidance < 0:
+            raise UserError(f"unlearner.guidance={guidance}: give a weight w ≥ 0")
         self.gate, self.target, self.guidance, self.retain_loss = gate, target, guidance, retain_loss
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
