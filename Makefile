@@ -12,7 +12,7 @@ demo: .venv/ready            ## forget a digit: table, metrics.json and a pictur
 	.venv/bin/python -m safemax_pl.fit experiment=digits_forget1
 
 test: .venv/ready            ## the whole test suite, with coverage
-	.venv/bin/python -m pytest --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 format: .venv/ready
 	.venv/bin/ruff format .

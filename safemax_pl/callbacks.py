@@ -39,6 +39,7 @@ class Cost(Callback):
         return self.seconds / self.timed * self.steps if self.timed else 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
         if self.counted < COUNTED_STEPS:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
@@ -46,7 +47,6 @@ class Cost(Callback):
             _synchronize()
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
             self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -66,7 +66,7 @@ class Cost(Callback):
             _synchronize()
             self.seconds += time.perf_counter() - self._started
             self._started = None
-            self.peak_bytes = max(self.peak_bytes, _peak_bytes())
+        self.peak_bytes = max(self.peak_bytes, _peak_bytes())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -74,6 +74,11 @@ class Cost(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:  # so that every curve can be drawn against the time spent
             logger.log_metrics({"unlearn_seconds": self.unlearn_seconds}, step=trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._counter = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.errors import UserError, clear_errors, unknown
@@ -218,7 +218,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
     if cfg.name is not None:
         return str(cfg.name)
-    ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir")
+    ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar")
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
@@ -254,13 +254,11 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
     """`key: old -> new` for every leaf in which two configurations differ."""
-    if isinstance(old, (DictConfig, dict)) and isinstance(new, (DictConfig, dict)):
+    if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [
             line for key in keys for line in differing_keys(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
-    if isinstance(old, ListConfig) or isinstance(new, ListConfig):
-        old, new = list(old or []), list(new or [])
     return [] if old == new else [f"{path}: {old} -> {new}"]
 
 

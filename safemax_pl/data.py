@@ -181,6 +181,11 @@ class ForgetRetainDataModule(LightningDataModule):
                     raise UserError(
                         f"data.forget_classes: got class index {item}, {self.name} has 0 to {len(names) - 1}"
                     )
+                if str(item) in names and names.index(str(item)) != item:
+                    raise UserError(
+                        f"data.forget_classes: {item} is both an index (of {names[item]}) and the name of class "
+                        f"{names.index(str(item))}: give the index of the one you mean, or rename the classes"
+                    )
                 found.add(item)
             elif item in names:
                 found.add(names.index(str(item)))

@@ -46,8 +46,4 @@ def _disk_is_full(error: Exception) -> bool:
     """Whether a write failed for want of space; torch and safetensors wrap the system's error in their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return (
-        "No space left on device" in str(error)
-        or "os error 28" in str(error)
-        or ("PytorchStreamWriter failed" in str(error))
-    )
+    return "No space left on device" in str(error) or "os error 28" in str(error)

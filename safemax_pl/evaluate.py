@@ -45,7 +45,13 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
 
     settings: Any = OmegaConf.to_container(cfg.evaluation)
     return Evaluator(
-        data, classifier, build(cfg.sampler), cache_dir=data.cache_dir, make_trainer=make_trainer, **settings
+        data,
+        classifier,
+        build(cfg.sampler),
+        cache_dir=data.cache_dir,
+        make_trainer=make_trainer,
+        precision=str(cfg.trainer.precision),
+        **settings,
     )
 
 
@@ -62,7 +68,9 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         images of the first guidance weight, title -> uint8 `[N, C, H, W]`.
     """
     plan = evaluator.final
-    scores: dict[str, dict[str, Any]] = {}
+    shape, scores = evaluator.data.image_shape, dict[str, dict[str, Any]]()
+    kinds = CONTROLS if evaluator.data.forget_labels else ()
+    controls = {kind: evaluator.test(NoiseImages(kind, shape), evaluator.plan(plan))[0] for kind in kinds}
     pictures: dict[str, Tensor] = {}
     for guidance in evaluator.guidance:
         models: dict[str, Any] = {}
@@ -73,11 +81,10 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         models[name], images[name] = evaluator.test(
             evaluator.images_of(model, guidance), evaluator.plan(plan), images.get("original")
         )
-        for kind in CONTROLS if evaluator.data.forget_labels else ():
-            models[kind], _ = evaluator.test(NoiseImages(kind, evaluator.data.image_shape), evaluator.plan(plan))
-        scores[f"w={guidance:g}"] = models
+        scores[f"w={guidance:g}"] = models | controls
         pictures = pictures or images
-    return {"protocol": evaluator.protocol(plan), "scores": scores}, pictures
+    weights = {"original": original.weights_digest if original is not None else None, name: model.weights_digest}
+    return {"protocol": evaluator.protocol(plan), "weights": weights, "scores": scores}, pictures
 
 
 def draw_samples(path: Path, evaluator: Evaluator, images: dict[str, Tensor], title: str) -> None:
@@ -110,7 +117,7 @@ def evaluate(target: str, overrides: list[str]) -> Path:
         out = (
             (folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}")
             / "evaluations"
-            / digest(metrics["protocol"])
+            / digest(metrics["protocol"], metrics["weights"])
         )
     write_json(out / "metrics.json", metrics)
     draw_samples(out / "samples.png", evaluator, images, title=folder.name)

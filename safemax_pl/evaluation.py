@@ -1,4 +1,4 @@
-"""From weights to numbers: the only path there is. A plan is sampled, judged and scored, on any number of devices."""
+"""From weights to numbers: the only path there is. A plan is sampled, judged and scored."""
 
 import json
 import platform
@@ -20,12 +20,13 @@ from safemax_pl.data import ForgetRetainDataModule, Rows, SamplingPlan, sharded_
 from safemax_pl.diffusion import Sampler, guided
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.files import atomic, digest, write_json
-from safemax_pl.images import to_uint8
+from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance, class_balanced_statistics
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
 from safemax_pl.networks import Model
 
+PROTOCOL_VERSION = 1  # raise it when the code of sampling or scoring changes a number
 Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
 
 
@@ -61,7 +62,8 @@ class Scores(nn.Module):
     def update(self, images: Tensor, rows: Rows) -> None:
         """Score float images `[B, C, H, W]` made for `rows`."""
         pixels = to_uint8(images)
-        verdict = self.classifier(pixels)
+        with torch.autocast(images.device.type, enabled=False):  # the reference features are in full precision
+            verdict = self.classifier(pixels)
         forget = torch.isin(rows.labels, self.forget_labels)
         self.gallery.update(pixels, rows)
         if forget.any():
@@ -137,6 +139,10 @@ class Generation(LightningModule):
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         self.scores.update(self.make_images(rows), rows)
 
+    def on_test_epoch_end(self) -> None:
+        """Reduce over ranks here, while the states are on the device through which ranks talk."""
+        self.result, self.images = self.scores.compute(), self.scores.gallery.compute().cpu()
+
 
 class Evaluator:
     """Scores models under one protocol.
@@ -151,6 +157,7 @@ class Evaluator:
         cache_dir: where the original's scores and the reference statistics are kept.
         make_trainer: makes a Lightning Trainer for testing.
         final: the plan that a run's metrics.json holds.
+        precision: of the trainer, for the protocol.
     """
 
     def __init__(
@@ -164,19 +171,28 @@ class Evaluator:
         cache_dir: Path,
         make_trainer: Callable[[], Trainer],
         final: str = "standard",
+        precision: str = "32-true",
     ):
-        if not guidance:
-            raise UserError("evaluation.guidance=[] scores nothing: give at least one weight, such as [0]")
+        if not isinstance(guidance, list) or not guidance or not all(isinstance(w, int | float) for w in guidance):
+            raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
+        if batch_size < 1:
+            raise UserError(f"evaluation.batch_size={batch_size}: give at least 1")
         self.data, self.classifier, self.sampler = data, classifier, sampler
         self.guidance = [float(w) for w in guidance]
-        self.plans, self.batch_size, self.final = plans, batch_size, final
+        self.plans, self.batch_size, self.final, self.precision = plans, batch_size, final, precision
         self.cache_dir, self.make_trainer = cache_dir, make_trainer
+
+    def __deepcopy__(self, memo: dict) -> "Evaluator":
+        return self  # Lightning's weight averaging copies the module that holds it; there is nothing to average here
 
     def plan(self, name: str) -> SamplingPlan:
         """The rows of a named plan for the forget classes of the data."""
         if name not in self.plans:
             raise unknown("plan in evaluation.plans", name, self.plans)
-        return SamplingPlan(self.data.forget_labels, self.data.retain_labels, **self.plans[name])
+        settings = self.plans[name]
+        if set(settings) != {"forget_per_class", "retain_total"}:
+            raise UserError(f"evaluation.plans.{name}={settings}: give forget_per_class and retain_total")
+        return SamplingPlan(self.data.forget_labels, self.data.retain_labels, **settings)
 
     def images_of(self, model: Model, guidance: float) -> ModelImages:
         """What `model` generates with guidance w."""
@@ -190,7 +206,7 @@ class Evaluator:
         """Sample and score a plan; returns the scores and all images, uint8 `[N, C, H, W]`."""
         generation = Generation(make_images, self.scores(original), plan, self.batch_size)
         self.make_trainer().test(generation, verbose=False)
-        return generation.scores.compute(), generation.scores.gallery.compute().cpu()
+        return generation.result, generation.images
 
     def test_original(self, model: Model, guidance: float, plan_name: str) -> tuple[Result, Tensor]:
         """The same for the model before unlearning; kept in the cache, as it does not change from run to run."""
@@ -222,11 +238,12 @@ class Evaluator:
         if not path.exists():
             rows = self.data.rows("train", "retain")
             images, labels = self.data.source.train.images[rows], self.data.source.train.labels[rows]
-            device = next(self.classifier.parameters()).device
+            network = self.classifier.plain.to("cuda" if torch.cuda.is_available() else "cpu")
+            device = next(network.parameters()).device
             chunks = (
                 track(images.split(500), description="reference features") if len(images) > 5000 else images.split(500)
             )
-            features = torch.cat([self.classifier(chunk.to(device)).features.cpu() for chunk in chunks])
+            features = torch.cat([network(from_uint8(chunk.to(device)))[1].cpu() for chunk in chunks])
             mean, covariance, count = class_balanced_statistics(features, labels)
             with atomic(path) as part:
                 save_file({"mean": mean, "covariance": covariance, "count": torch.tensor(count)}, part)
@@ -237,7 +254,8 @@ class Evaluator:
         """Everything that decides the numbers, apart from the weights."""
         made = self.classifier.info.get("scores", {})
         return {
-            "plan": {"name": plan_name, **self.plans[plan_name]},
+            "version": PROTOCOL_VERSION,
+            "plan": {"name": plan_name, "rows": len(self.plan(plan_name)), **self.plans[plan_name]},
             "batch_size": self.batch_size,
             "sampler": self.sampler.settings(),
             "guidance": self.guidance,
@@ -247,6 +265,7 @@ class Evaluator:
             "features": {"network": "classifier", "hash": self.classifier.digest},
             "classifier": {"hash": self.classifier.digest}
             | {name: made.get(name) for name in ("accuracy", "accuracy_noise_aware", "temperature")},
+            "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }

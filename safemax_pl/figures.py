@@ -67,7 +67,7 @@ def sample_grid(
 
 
 def curves(path: Path, rows: list[dict[str, Any]], guidance: float) -> None:
-    """Draw forgetting and retention on the quick plan against the training time.
+    """Draw forgetting and retention on the quick plan against the training time, if that plan was scored.
 
     Args:
         path: PNG file.
@@ -76,6 +76,8 @@ def curves(path: Path, rows: list[dict[str, Any]], guidance: float) -> None:
     """
     prefix = f"quick_w{guidance:g}/"
     points = [row for row in rows if f"{prefix}fid_retain/classifier" in row]
+    if not points:
+        return  # no validation took place
     seconds = [float(row.get("unlearn_seconds", 0)) for row in points]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for name, style in (("ua_noise_aware", "-o"), ("ua", "--s"), ("retain_accuracy", ":^")):

@@ -55,9 +55,13 @@ def fit(cfg: DictConfig, name: str) -> Path:
     student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
     check(run, data, unlearner, student, evaluator)
+    run.begin()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
     original = copy.deepcopy(student) if student.weights_digest else None
+    student.weights_digest = None  # it is about to change
+    if not unlearner.needs_forget:
+        data.batch_sizes["forget"] = 0
     teacher = Frozen(original or copy.deepcopy(student))
     module = UnlearningModule(
         student,
@@ -73,6 +77,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     loggers = make_loggers(cfg, run)
     train(cfg, run, module, data, cost, loggers, original)
     networks.save(student, data, run.folder)
+    student.weights_digest = networks.weights_digest(run.folder / "unet")
 
     metrics, images = score(evaluator, student.eval(), original)
     metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance()}
@@ -97,17 +102,23 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
     for part, needed in needs.items():
         if needed and data.batch_sizes[part] < 1:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
+    unlearner.check(student)
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
     for plan in ("quick", evaluator.final):
         evaluator.plan(plan)
     evaluator.sampler.check(student.diffusion)
     space = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
-    if (free := shutil.disk_usage(run.folder).free) < space:
+    if (free := shutil.disk_usage(existing(run.folder)).free) < space:
         raise UserError(
             f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
         )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
 
 
 def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
@@ -136,11 +147,11 @@ def train(
     callbacks = [
         cost,
         ModelCheckpoint(run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False),
-        *progress_bars(cfg.trainer),
+        *progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps),
     ]
-    if cfg.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema_decay))
     trainer: Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
+    if cfg.ema_decay is not None:  # on the student's device: Lightning makes the average before it moves the student
+        trainer.callbacks.append(EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay))  # type: ignore[attr-defined]
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):

@@ -175,11 +175,14 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
     classifier = Classifier(data.class_names, data.image_shape, list(cfg.widths), cfg.blocks)
     module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
+    run.begin()
     loggers = make_loggers(cfg, run)
     checkpoint = ModelCheckpoint(
         run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
     )
-    trainer: Trainer = build(cfg.trainer, callbacks=[checkpoint, *progress_bars(cfg.trainer)], logger=loggers)
+    trainer: Trainer = build(
+        cfg.trainer, callbacks=[checkpoint, *progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)], logger=loggers
+    )
     resume = run.checkpoint if run.checkpoint.exists() else None
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def wandb_logger(folder: Path, project: str, entity: str | None = None, group: s
         "entity": entity,
         "group": group,
         "name": folder.name,
-        "id": "".join(char if char.isalnum() else "-" for char in folder.resolve().name)[-64:],
+        "id": _wandb_id(folder),
         "resume": "allow",
         "dir": folder,
     }
@@ -98,3 +99,12 @@ def _start_wandb(settings: dict[str, Any]) -> Any:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
+
+
+def _wandb_id(folder: Path) -> str:
+    """The id that this run's folder has been given, random at first: two folders never share a W&B run."""
+    path = folder / "wandb_id"
+    if not path.exists():
+        with atomic(path) as part:
+            part.write_text(uuid.uuid4().hex)
+    return path.read_text()

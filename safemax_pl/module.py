@@ -99,19 +99,19 @@ class UnlearningModule(LightningModule):
         losses = self.unlearner.losses(task, batch["forget"], batch["retain"])
         optimizer.zero_grad()
         self.unlearner.backward(task, losses)
-        if self.gradient_clip is not None:
-            self.clip_gradients(optimizer.optimizer, self.gradient_clip, "norm")
+        limit = float("inf") if self.gradient_clip is None else self.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.unlearner.before_step(task)
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
-        self._all_finite &= torch.isfinite(losses.forget) & torch.isfinite(losses.retain)
+        self._all_finite &= torch.isfinite(losses.forget + losses.retain + norm)
         self.log_dict({"loss/forget": losses.forget.detach(), "loss/retain": losses.retain.detach()}, prog_bar=True)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Stop the fit if any loss so far was not finite; called where the host waits for the device anyway."""
+        """Stop the fit if any loss or gradient so far was not finite; called only where the host waits anyway."""
         if not self._all_finite:
             raise UserError(
                 f"the loss became NaN or infinite before step {self.global_step}: lower optimizer.lr or the weights of "

@@ -88,10 +88,10 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
     local = (folder / "config.json").exists()
-    if not local and (root.exists() or root.is_absolute() or path.count("/") != 1):
+    hint = f"train one with `python -m safemax_pl.fit experiment={data.name}_pretrain`"
+    if not local and (root.exists() or root.parent.exists() or root.is_absolute() or path.count("/") != 1):
         raise UserError(
-            f"no base model at {path} (expected unet/config.json): train one with "
-            f"`python -m safemax_pl.fit experiment={data.name}_pretrain`, or set model.path to a folder or hub id"
+            f"no base model at {path} (expected unet/config.json): {hint}, or set model.path to a folder or hub id"
         )
     try:
         where = {"pretrained_model_name_or_path": str(folder) if local else path} | (
@@ -110,9 +110,12 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"the base model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy or train it again"
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy it again, or {hint}"
         ) from error
-    return Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes, _digest(unet, folder if local else None))
+    found = (
+        weights_digest(folder) if local else digest(*(value.numpy().tobytes() for value in unet.state_dict().values()))
+    )
+    return Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes, found)
 
 
 def _scheduler(path: Path | str) -> DDPMScheduler:
@@ -155,17 +158,17 @@ def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None
         )
 
 
-def _digest(unet: UNet2DModel, folder: Path | None) -> str:
-    files = sorted(folder.glob("*.safetensors")) if folder else []
-    if files:
-        return "-".join(map(file_digest, files))
-    return digest(*(tensor.numpy().tobytes() for tensor in unet.state_dict().values()))
+def weights_digest(folder: Path) -> str:
+    """Names the network in a local `unet/` folder: its weights and its configuration."""
+    return digest([file_digest(file) for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]])
 
 
 def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:
     """Write `unet/`, `scheduler/` and `data.json`; each is whole or absent, and any diffusers user can load them."""
     with atomic(folder / "unet") as part:
         model.unet.save_pretrained(part)
+        for file in part.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; teams share runs
     with atomic(folder / "scheduler") as part:
         model.diffusion.scheduler.save_pretrained(part)
     content = {"name": data.name, "class_names": data.class_names, "fingerprint": data.source.fingerprint}

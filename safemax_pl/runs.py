@@ -16,8 +16,12 @@ from safemax_pl.config import differing_keys, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, atomic, write_json
 
-# What may differ when a run is resumed or shown: where things are and who listens, not what is computed.
-LOCATIONS = ("name", "runs_dir", "logger", "hydra")
+# What may differ when a run is resumed or shown: where things are, what they run on and who listens.
+LOCATIONS = {
+    "": ("name", "runs_dir", "logger"),
+    "data": ("path", "cache_dir"),
+    "trainer": ("accelerator", "devices", "num_nodes", "enable_progress_bar"),
+}
 
 
 class Run:
@@ -30,19 +34,18 @@ class Run:
     def __init__(self, folder: Path, cfg: DictConfig):
         self.folder, self.cfg = folder, cfg
         if (folder / "config.yaml").exists():
-            self._check_same(load_config(folder / "config.yaml"))
-        else:
-            with atomic(folder / "config.yaml") as part:
-                OmegaConf.save(cfg, part)
+            saved, new = (_comparable(cfg) for cfg in (load_config(folder / "config.yaml"), cfg))
+            if differences := differing_keys(saved, new):
+                raise UserError(
+                    f"{folder} holds a run with another configuration ({'; '.join(differences)}): give another name=, "
+                    "or delete the folder"
+                )
 
-    def _check_same(self, saved: DictConfig) -> None:
-        old, new = ({key: cfg._get_node(key) for key in cfg if key not in LOCATIONS} for cfg in (saved, self.cfg))
-        differences = differing_keys(_plain(old), _plain(new))
-        if differences:
-            raise UserError(
-                f"{self.folder} holds a run with another configuration ({'; '.join(differences)}): give another name=, "
-                "or delete the folder"
-            )
+    def begin(self) -> None:
+        """Claim the folder for the configuration; to be called when all of it has been checked."""
+        if not (self.folder / "config.yaml").exists():
+            with atomic(self.folder / "config.yaml") as part:
+                OmegaConf.save(self.cfg, part)
 
     @property
     def checkpoint(self) -> Path:
@@ -59,10 +62,14 @@ class Run:
         write_json(self.folder / "metrics.json", metrics)
 
 
-def _plain(nodes: dict[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value() for key, node in nodes.items()
-    }
+def _comparable(cfg: DictConfig) -> Any:
+    """The configuration without `LOCATIONS`."""
+    plain: Any = OmegaConf.to_container(cfg)
+    for node, keys in LOCATIONS.items():
+        inside = plain.get(node, {}) if node else plain
+        for key in keys:
+            inside.pop(key, None)
+    return plain
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:

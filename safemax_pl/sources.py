@@ -17,6 +17,7 @@ from safemax_pl.errors import UserError
 from safemax_pl.files import atomic, digest
 
 DIGITS = "sklearn/digits"
+CACHE_VERSION = 1  # raise it when the code of decoding or splitting changes a pixel or a row
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -53,7 +54,7 @@ def load(
     """
     if path.startswith("~"):
         path = str(Path(path).expanduser())
-    key = digest(str(path), _signature(path), columns, shape, resize)
+    key = digest(CACHE_VERSION, str(path), _signature(path), columns, shape, resize)
     cached = cache_dir / "data" / f"{Path(path).name}-{key}.safetensors"
     if not cached.exists():
         _decode_to(cached, path, columns, shape, resize)

@@ -12,6 +12,7 @@ from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.frozen import Frozen
+from safemax_pl.networks import Model
 from safemax_pl.streams import Stream
 
 
@@ -68,6 +69,9 @@ class Unlearner(ABC):
     @abstractmethod
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         """The two losses of one step. A batch is None when its set is empty or its batch size is 0."""
+
+    def check(self, model: Model) -> None:
+        """Raise `UserError` when the settings don't fit the model; called before any compute."""
 
     def prepare(self, task: Task, data: ForgetRetainDataModule) -> None:
         """Compute what is needed before the fit (masks, Fisher information, replay); timed as `prior_seconds`."""

@@ -9,6 +9,7 @@ from safemax_pl import streams
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.gates import TimestepGate
+from safemax_pl.networks import Model
 from safemax_pl.streams import Stream
 from safemax_pl.targets import Target
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
@@ -47,6 +48,11 @@ class SAFEMax(Unlearner):
             raise UserError(f"unlearner.guidance={guidance}: give a weight w ≥ 0")
         self.gate, self.target, self.guidance, self.retain_loss = gate, target, guidance, retain_loss
 
+    def check(self, model: Model) -> None:
+        self.gate.bounds(model.diffusion.num_timesteps)
+        if self.guidance > 0 and model.null_label is None:
+            raise UserError("unlearner.guidance > 0 needs a model with a null label; set unlearner.guidance=0")
+
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
         t_f, weight = self.gate.draw(streams.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
@@ -70,7 +76,6 @@ class SAFEMax(Unlearner):
         target = self.target(task.diffusion, x_t, t, keys)
         if self.guidance == 0:
             return target
-        if task.null_label is None:
-            raise UserError("unlearner.guidance > 0 needs a model with a null label; set unlearner.guidance=0")
+        assert task.null_label is not None
         unconditional = task.teacher(x_t, t, torch.full_like(t, task.null_label))
         return (target + self.guidance * unconditional) / (1 + self.guidance)
