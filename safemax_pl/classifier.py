@@ -135,7 +135,8 @@ class Classifier(nn.Module):
                 )
             classifier = cls(config["class_names"], tuple(config["image_shape"]), **config["architecture"])
             classifier.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+            classifier.info = config["info"]
+        except (OSError, KeyError, RuntimeError, SafetensorError, ValueError, TypeError) as error:
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error
-        classifier.info, classifier.digest = config["info"], file_digest(folder / "model.safetensors")
+        classifier.digest = file_digest(folder / "model.safetensors")
         return classifier.eval().requires_grad_(False)

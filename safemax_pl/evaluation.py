@@ -238,8 +238,8 @@ class Evaluator:
         if not path.exists():
             rows = self.data.rows("train", "retain")
             images, labels = self.data.source.train.images[rows], self.data.source.train.labels[rows]
-            network = self.classifier.plain.to("cuda" if torch.cuda.is_available() else "cpu")
-            device = next(network.parameters()).device
+            classifier = self.classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+            network, device = classifier.plain, classifier.temperature.device
             chunks = (
                 track(images.split(500), description="reference features") if len(images) > 5000 else images.split(500)
             )

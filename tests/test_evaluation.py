@@ -13,7 +13,7 @@ from safemax_pl import networks
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import compose
 from safemax_pl.data import ForgetRetainDataModule, Rows, SamplingPlan
-from safemax_pl.diffusion import Sampler
+from safemax_pl.diffusion import Diffusion, Sampler
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import score
 from safemax_pl.evaluation import Evaluator, NoiseImages
@@ -23,6 +23,7 @@ from safemax_pl.metrics.frechet import class_balanced_statistics
 from safemax_pl.networks import Model
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
+STEPS = 4  # of the sampler, where a model is sampled
 PLANS = {
     "quick": {"forget_per_class": 20, "retain_total": 90},
     "standard": {"forget_per_class": 80, "retain_total": 270},
@@ -74,7 +75,7 @@ def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
     cfg = compose("fit", ["experiment=digits_forget1", "trainer=cpu"])
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     defaults = {
-        "sampler": Sampler("ddim", 2),
+        "sampler": Sampler("ddim", STEPS),
         "guidance": [0],
         "plans": PLANS,
         "batch_size": 50,
@@ -181,6 +182,14 @@ def test_statistics_of_noise_are_of_the_forget_images_only(evaluator, digits):
     assert result["fid_retain/classifier"] < 5
 
 
+def test_saturation_is_that_of_the_images_before_they_are_rounded_to_eight_bits(evaluator):
+    class AlmostWhite(nn.Module):
+        def forward(self, rows: Rows) -> Tensor:
+            return torch.full((len(rows.labels), 1, 8, 8), 0.999) * torch.tensor([1.0, -1.0]).repeat(4)
+
+    assert scored(evaluator, AlmostWhite())["noise_saturation"] == 0
+
+
 def test_results_per_class_name_the_classes_that_were_sampled(evaluator, digits):
     per_class = scored(evaluator, RealImages(digits))["per_class"]
     assert set(per_class) == {*FORGETTING, "retain_accuracy"}
@@ -266,8 +275,11 @@ def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal
 
 def test_the_reference_is_kept_on_disk(evaluator_of, digits, judge, tmp_path):
     first = evaluator_of(digits, cache_dir=tmp_path).reference()
-    handle = judge.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    # on a layer, so that it does not matter through which network the features are taken
+    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            evaluator_of(digits, cache_dir=tmp_path / "empty").reference()
         second = evaluator_of(digits, cache_dir=tmp_path).reference()
     finally:
         handle.remove()
@@ -391,7 +403,7 @@ def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[dic
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], Tensor]:
-        broken = evaluator_of(data, sampler=sampler or BrokenSampler("ddim", 2), **settings)
+        broken = evaluator_of(data, sampler=sampler or BrokenSampler("ddim", STEPS), **settings)
         return broken.test_original(model, guidance, plan)
 
     return run
@@ -428,10 +440,10 @@ def test_other_forget_classes_are_sampled_anew(first, must_not_sample, digits_wi
         must_not_sample(data=digits_without(4))
 
 
-@pytest.mark.parametrize("settings", [{"name": "ddpm"}, {"steps": 3}, {"eta": 0.5}, {"clip_sample": True}])
+@pytest.mark.parametrize("settings", [{"name": "ddpm"}, {"steps": STEPS + 1}, {"eta": 0.5}, {"clip_sample": True}])
 def test_another_sampler_samples_anew(first, must_not_sample, settings):
     with pytest.raises(AssertionError, match="sampled"):
-        must_not_sample(sampler=BrokenSampler(**({"name": "ddim", "steps": 2} | settings)))
+        must_not_sample(sampler=BrokenSampler(**({"name": "ddim", "steps": STEPS} | settings)))
 
 
 def test_another_guidance_is_sampled_anew(first, must_not_sample):
@@ -443,6 +455,17 @@ def test_other_weights_are_sampled_anew(first, must_not_sample, tiny_model):
     other = Model(tiny_model.unet, tiny_model.diffusion, 10, weights_digest="other")
     with pytest.raises(AssertionError, match="sampled"):
         must_not_sample(model=other)
+
+
+def test_the_same_weights_under_another_process_are_sampled_anew(first, must_not_sample, tiny_model):
+    other = Model(tiny_model.unet, Diffusion("cosine", "epsilon", 10), 10, weights_digest="tiny")
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(model=other)
+
+
+def test_another_precision_is_sampled_anew(first, must_not_sample):
+    with pytest.raises(AssertionError, match="sampled"):
+        must_not_sample(precision="bf16-mixed")
 
 
 def test_weights_without_a_name_are_never_kept(evaluator, must_not_sample, tiny_model):
@@ -458,7 +481,9 @@ def test_weights_without_a_name_are_never_kept(evaluator, must_not_sample, tiny_
 @pytest.mark.parametrize(
     "path",
     [
+        "version",
         "plan.name",
+        "plan.rows",
         "plan.forget_per_class",
         "plan.retain_total",
         "sampler.name",
@@ -477,6 +502,7 @@ def test_weights_without_a_name_are_never_kept(evaluator, must_not_sample, tiny_
         "classifier.hash",
         "classifier.accuracy",
         "classifier.accuracy_noise_aware",
+        "precision",
         "torch",
         "device",
     ],
@@ -490,8 +516,8 @@ def test_the_protocol_states(evaluator, path):
 
 def test_the_protocol_states_what_was_done(evaluator, digits, judge):
     protocol = evaluator.protocol("quick")
-    assert protocol["plan"] == {"name": "quick", "forget_per_class": 20, "retain_total": 90}
-    assert protocol["sampler"]["steps"] == 2
+    assert protocol["plan"] == {"name": "quick", "rows": 110, "forget_per_class": 20, "retain_total": 90}
+    assert protocol["sampler"]["steps"] == STEPS
     assert protocol["guidance"] == [0.0]
     assert protocol["forget_classes"] == ["3"]
     assert protocol["data"]["fingerprint"] == digits.source.fingerprint

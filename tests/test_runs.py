@@ -26,22 +26,22 @@ def config(**changes: object):
 
 
 def test_a_new_run_writes_its_configuration(tmp_path):
-    Run(tmp_path / "runs" / "a", config())
+    Run(tmp_path / "runs" / "a", config()).begin()
     folder = tmp_path / "runs" / "a"
     assert OmegaConf.load(folder / "config.yaml") == config()
     assert [file.name for file in folder.iterdir()] == ["config.yaml"]
 
 
 def test_interpolations_are_saved_as_they_are_so_that_a_moved_project_finds_its_files(tmp_path):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     text = (tmp_path / "config.yaml").read_text()
     assert "${project:weights}/${data.name}/classifier" in text and str(PROJECT) not in text
 
 
 def test_the_same_configuration_is_accepted_again(tmp_path):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     written = (tmp_path / "config.yaml").stat().st_mtime_ns
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == written
 
 
@@ -57,14 +57,14 @@ def test_the_same_configuration_is_accepted_again(tmp_path):
     ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "",
 )
 def test_another_configuration_is_refused_and_only_the_differing_key_named(tmp_path, changes, line):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     with pytest.raises(UserError) as caught:
         Run(tmp_path, config(**changes))
     assert f"{tmp_path} holds a run with another configuration ({line})" in str(caught.value)
 
 
 def test_a_refused_configuration_leaves_the_saved_one(tmp_path):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     with pytest.raises(UserError):
         Run(tmp_path, config(seed=1))
     assert OmegaConf.load(tmp_path / "config.yaml").seed == 0
@@ -74,12 +74,12 @@ def test_a_refused_configuration_leaves_the_saved_one(tmp_path):
     "changes", [{"name": "a"}, {"runs_dir": "elsewhere"}, {"logger": None}, {"logger": {"project": "x", "group": "y"}}]
 )
 def test_where_a_run_is_and_who_listens_may_differ(tmp_path, changes):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     Run(tmp_path, config(**changes))
 
 
 def test_a_configuration_without_a_logger_may_follow_one_with(tmp_path):
-    Run(tmp_path, config())
+    Run(tmp_path, config()).begin()
     other = config()
     del other["logger"]
     Run(tmp_path, other)
@@ -115,3 +115,14 @@ def test_provenance_has_the_commit_of_the_project_from_any_directory(tmp_path, m
 def test_provenance_needs_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["commit"] is None
+
+
+def test_a_run_that_has_not_begun_leaves_nothing(tmp_path):
+    Run(tmp_path / "runs" / "a", config())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_have_moved_do_not_block_a_resume(tmp_path):
+    data = {"name": "digits", "seed": 0, "forget_classes": [3], "path": "/here", "cache_dir": "/a"}
+    Run(tmp_path, config(data=data)).begin()
+    Run(tmp_path, config(data=data | {"path": "/there", "cache_dir": "/b"}))

@@ -51,7 +51,7 @@ def draw(rows: list[dict]) -> None:
             label=name,
         )
     right.set(xlabel="forgotten digit", ylabel="fid_retain/classifier", title="retained classes (lower is better)")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.2 * right.get_ylim()[1])
     right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(HERE / "figure.png", dpi=120)

@@ -36,7 +36,7 @@ class NoiseStatistics(Metric):
         n, total, square, saturated = self.pixels
         pairs, left, right, product, left_square, right_square = self.pairs
         covariance = product - left * right / pairs
-        spread = ((left_square - left**2 / pairs) * (right_square - right**2 / pairs)).sqrt()
+        spread = ((left_square - left**2 / pairs) * (right_square - right**2 / pairs)).clamp(min=1e-12).sqrt()
         return {
             "noise_std": (square / n - (total / n) ** 2).clamp(min=0).sqrt(),
             "noise_saturation": saturated / n,

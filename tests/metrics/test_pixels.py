@@ -42,6 +42,11 @@ def test_neighbours_in_a_checkerboard_are_anticorrelated():
     assert noise_statistics(parity[None, None] * 1.0 - 0.5)["noise_correlation"] == pytest.approx(-1)
 
 
+def test_white_noise_about_any_mean_is_uncorrelated():
+    noise = 0.1 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    assert noise_statistics(0.5 + noise)["noise_correlation"] == pytest.approx(0, abs=0.01)
+
+
 @pytest.mark.parametrize("transpose", [False, True])
 def test_neighbours_of_both_directions_count_the_same(transpose):
     noise = torch.randn(50, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(50, 1, 16, 16) / 4

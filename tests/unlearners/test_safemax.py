@@ -91,10 +91,9 @@ def test_guidance_asks_the_teacher_for_the_null_label(task, forget):
     assert calls[0][2].tolist() == [task.null_label] * 5
 
 
-def test_guidance_without_a_null_label_is_refused(make_pointwise, make_task, forget, retain):
-    task = make_task(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
+def test_guidance_without_a_null_label_is_refused(make_pointwise):
     with pytest.raises(UserError, match=r"unlearner\.guidance.*null label"):
-        safemax(guidance=1.0).losses(task, forget, retain)
+        safemax(guidance=1.0).check(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
 
 
 def test_no_guidance_needs_no_null_label(make_pointwise, make_task, forget, retain):
