@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from safemax_pl.loggers import CSVHistory, wandb_logger
+from safemax_pl.loggers import CSVHistory, _wandb_id, wandb_logger
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -189,8 +189,10 @@ def test_a_run_is_called_as_its_folder(offline):
     assert offline.name == "digits_forget1-seed_1" and offline.project == "some_project"
 
 
-def test_a_resumed_run_has_the_same_id(offline):
-    assert offline.id == "digits-forget1-seed-1"
+def test_a_resumed_run_has_the_same_id_and_another_folder_has_another(tmp_path):
+    (tmp_path / "a").mkdir()
+    first = _wandb_id(tmp_path / "a")
+    assert _wandb_id(tmp_path / "a") == first != _wandb_id(tmp_path / "b")
 
 
 def test_a_disabled_service_prints_and_writes_nothing(without_account, tmp_path, monkeypatch, capsys):
