@@ -31,7 +31,7 @@ def main(runs: Path) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    draw([row for row in rows if "guidance" not in row["run"] and "unlearner" not in row["run"]])
+    draw(rows)
 
 
 def draw(rows: list[dict]) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SAFEMax on digits: every digit forgotten, three seeds; then, with one, guidance and the poster's preset. One task per line.
+# SAFEMax on digits: every digit forgotten, three seeds. One task per line.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 fit="${PYTHON:-python} -m safemax_pl.fit experiment=digits_forget1 logger=csv runs_dir=runs/digits_safemax trainer.val_check_interval=100 -m"
@@ -13,7 +13,4 @@ $fit seed=0,1,2 data.forget_classes=[6]
 $fit seed=0,1,2 data.forget_classes=[7]
 $fit seed=0,1,2 data.forget_classes=[8]
 $fit seed=0,1,2 data.forget_classes=[9]
-$fit seed=0 data.forget_classes=[3] evaluation.guidance=[0,2]
-$fit seed=0 data.forget_classes=[3] evaluation.guidance=[0,2] unlearner.guidance=2
-$fit seed=0 data.forget_classes=[3] unlearner=safemax_paper
 ${PYTHON:-python} experiments/2026-11-23_digits_safemax/collect.py runs/digits_safemax
