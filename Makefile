@@ -28,4 +28,4 @@ weights: .venv/ready         ## train again what weights/digits holds: half an h
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
 	mkdir -p weights/digits && cp -r runs/digits_classifier/classifier weights/digits/
 	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
-	cp -r runs/digits_pretrain/unet runs/digits_pretrain/scheduler runs/digits_pretrain/data.json weights/digits/
+	cd runs/digits_pretrain && cp -r unet scheduler data.json config.yaml metrics.json samples.png ../../weights/digits/
