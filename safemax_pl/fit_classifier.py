@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
@@ -139,7 +140,7 @@ def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
     real = test.images[torch.arange(2000) % len(test.images)].float() / 127.5 - 1
     confusion = {}
     for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
-        for kind, corrupt in kinds.items():
+        for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):
             said_plain, said_aware = judge(classifier, to_uint8(corrupt(keys, real)))
             shares = torch.bincount(said_plain.argmax(1), minlength=said_plain.shape[1]) / len(keys)
             confusion[kind] = {
@@ -186,6 +187,7 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     resume = run.checkpoint if run.checkpoint.exists() else None
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
 
+    trainer.save_checkpoint(run.checkpoint)
     classifier.eval()
     calibrate(classifier, calibration)
     scores = score_classifier(classifier, data.source.test)
