@@ -8,7 +8,7 @@ PYTHON ?= python3
 	.venv/bin/python -m pip install --progress-bar on -r requirements.txt
 	touch $@
 
-demo: .venv/ready            ## forget a digit: table, metrics.json and a picture, about a minute and a half
+demo: .venv/ready            ## forget a digit: table, metrics.json and a picture, under two minutes
 	.venv/bin/python -m safemax_pl.fit experiment=digits_forget1
 
 test: .venv/ready            ## the whole test suite, with coverage

@@ -1,7 +1,7 @@
 """Unlearn classes of a diffusion model, or train a base model, and score the result.
 
 Usage:
-  python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, in a minute and a half
+  python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, in two minutes
   python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
   python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
