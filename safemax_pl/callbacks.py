@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-SAVED = ("seconds", "timed", "prior_seconds", "flops", "counted", "steps", "peak_bytes")
+SAVED = ("seconds", "timed", "prior_seconds", "prior_flops", "flops", "counted", "steps", "peak_bytes")
 COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods alternate two kinds of steps
 
 
@@ -20,7 +20,7 @@ class Cost(Callback):
 
     Attributes:
         seconds, timed: wall-clock of the timed steps, device synchronised at both ends, and how many those are.
-        prior_seconds: of `Unlearner.prepare`, as the module has measured it.
+        prior_seconds, prior_flops: of what `Unlearner.prepare` needed, as the module knows it.
         flops, counted: of all networks, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
         peak_bytes: most memory in use.
@@ -28,7 +28,7 @@ class Cost(Callback):
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
-        self.seconds, self.timed, self.prior_seconds = 0.0, 0, 0.0
+        self.seconds, self.timed, self.prior_seconds, self.prior_flops = 0.0, 0, 0.0, 0.0
         self.flops, self.counted, self.steps, self.peak_bytes = 0, 0, 0, 0
         self._started: float | None = None
         self._counter: FlopCounterMode | None = None
@@ -40,6 +40,7 @@ class Cost(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
+        self.prior_flops = float(pl_module.prior_flops)  # type: ignore[arg-type]
         if self.counted < COUNTED_STEPS:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
@@ -96,6 +97,7 @@ class Cost(Callback):
             "prior_seconds": self.prior_seconds,
             "peak_memory_mb": self.peak_bytes / 2**20,
             "unlearn_flops": self.flops / max(self.counted, 1) * self.steps,
+            "prior_flops": self.prior_flops,
             "images_per_second": self.timed * self.images_per_step / self.seconds if self.timed else 0.0,
         }
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.errors import UserError, clear_errors, unknown
@@ -36,6 +37,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
 
     def clear_task(cfg: DictConfig) -> None:
         with clear_errors():
+            _name_method(cfg, HydraConfig.get().runtime.choices)
             task(cfg)
 
     quiet()
@@ -110,7 +112,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            cfg = hydra.compose(config_name, overrides)
+            cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
         except MissingConfigException as error:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             raise unknown(group or "config", name, error.options or []) from error
@@ -118,6 +120,10 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise _composition_error(config_name, overrides, error) from error
         except HydraException as error:
             raise UserError(" ".join(str(error).split())) from error
+    choices = cfg.hydra.runtime.choices
+    with open_dict(cfg):
+        del cfg["hydra"]
+    _name_method(cfg, choices)
     schema: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
     groups = {key for entry in schema.pop("defaults") if isinstance(entry, dict) for key in entry if " " not in key}
     schema.pop("hydra")
@@ -125,6 +131,12 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         raise UserError(f"the setting {missing[0]} was removed, and it is needed: leave it, or set it to null")
     check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
     return cfg
+
+
+def _name_method(cfg: DictConfig, choices: DictConfig) -> None:
+    """Fill in `method`: the choice of `unlearner=`, unless the user has named it."""
+    if "method" in cfg and cfg.method is None:
+        cfg.method = choices["unlearner"]
 
 
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:

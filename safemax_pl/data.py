@@ -14,6 +14,7 @@ from safemax_pl.errors import UserError, unknown
 from safemax_pl.images import from_uint8
 from safemax_pl.streams import Stream
 
+PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
 DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that may live on the accelerator; larger sets stay in host memory
 
 
@@ -263,10 +264,23 @@ class ForgetRetainDataModule(LightningDataModule):
         if not len(rows) or not size:
             return None
         row = torch.arange(rank * size, (rank + 1) * size, device=rows.device)
-        keys = streams.combine(self.seed, {"forget": 0, "retain": 1}[part], step, row, device=rows.device)
-        chosen = rows[streams.integers(keys, Stream.ROW, high=len(rows))]
-        x_0 = from_uint8(self._images[chosen].to(device, non_blocking=True))
-        keys, labels = keys.to(device), self._labels[chosen].to(device)
+        keys = streams.combine(self.seed, PARTS[part], step, row, device=rows.device)
+        return self._images_at(rows[streams.integers(keys, Stream.ROW, high=len(rows))], keys, device)
+
+    def chunks(self, part: str, size: int) -> int:
+        """How many chunks of `size` images a part of the training split has."""
+        return -(-len(self._rows[part]) // size)
+
+    def chunk(self, part: str, i: int, size: int, device: torch.device) -> LabelledImages:
+        """Chunk i of a part: together the chunks hold every image once, in an order shuffled by the seed."""
+        rows = self._rows[part]
+        keys = streams.combine(self.seed, PARTS[part], -1, rows, device=rows.device)
+        chosen = keys.argsort()[i * size : (i + 1) * size]
+        return self._images_at(rows[chosen], keys[chosen], device)
+
+    def _images_at(self, rows: Tensor, keys: Tensor, device: torch.device) -> LabelledImages:
+        x_0 = from_uint8(self._images[rows].to(device, non_blocking=True))
+        keys, labels = keys.to(device), self._labels[rows].to(device)
         if self.flip:
             x_0 = torch.where(streams.uniform(keys, Stream.FLIP, (1, 1, 1)) < 0.5, x_0.flip(-1), x_0)
         return LabelledImages(x_0, labels, keys)

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 from torch import Tensor
 
 from safemax_pl import figures, networks, tables
@@ -24,11 +25,14 @@ from safemax_pl.config import build, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.evaluation import Evaluator, NoiseImages
-from safemax_pl.files import digest, write_json
+from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import provenance, training
+
+KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
+Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
 
 
 def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
@@ -55,7 +59,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     )
 
 
-def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[dict[str, Any], Images]:
     """Score a model, the original and the noise controls under the final plan, for every guidance weight.
 
     Args:
@@ -65,13 +69,13 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
 
     Returns:
         `{"protocol", "scores": {"w=0": {"unlearned" | "model", "original", "normal_noise", ...: scores}}}` and the
-        images of the first guidance weight, title -> uint8 `[N, C, H, W]`.
+        images of the plan.
     """
     plan = evaluator.final
     shape, scores = evaluator.data.image_shape, dict[str, dict[str, Any]]()
     kinds = CONTROLS if evaluator.data.forget_labels else ()
     controls = {kind: evaluator.test(NoiseImages(kind, shape), evaluator.plan(plan))[0] for kind in kinds}
-    pictures: dict[str, Tensor] = {}
+    pictures: Images = {}
     for guidance in evaluator.guidance:
         models: dict[str, Any] = {}
         images: dict[str, Tensor] = {}
@@ -82,15 +86,25 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
             evaluator.images_of(model, guidance), evaluator.plan(plan), images.get("original")
         )
         scores[f"w={guidance:g}"] = models | controls
-        pictures = pictures or images
+        pictures[f"w={guidance:g}"] = images
     weights = {"original": original.weights_digest if original is not None else None, name: model.weights_digest}
     return {"protocol": evaluator.protocol(plan), "weights": weights, "scores": scores}, pictures
 
 
-def draw_samples(path: Path, evaluator: Evaluator, images: dict[str, Tensor], title: str) -> None:
-    """Write the picture of the images that `score` has returned."""
-    data = evaluator.data
-    figures.sample_grid(path, images, evaluator.plan(evaluator.final), data.class_names, data.forget_labels, title)
+def draw_samples(path: Path, evaluator: Evaluator, images: Images, title: str) -> None:
+    """Write the images that `score` has returned: a picture of the first guidance weight, and a safetensors beside it.
+
+    The latter holds the first `KEPT_SEEDS` seeds of every class: "w=0/unlearned", ... as uint8 `[N, C, H, W]`, and
+    their `labels` and `seeds` `[N]`.
+    """
+    data, plan = evaluator.data, evaluator.plan(evaluator.final)
+    figures.sample_grid(path, next(iter(images.values())), plan, data.class_names, data.forget_labels, title)
+    kept = plan.seeds < KEPT_SEEDS
+    tensors = {"labels": plan.labels[kept], "seeds": plan.seeds[kept]}
+    for guidance, models in images.items():
+        tensors |= {f"{guidance}/{name}": pixels[kept] for name, pixels in models.items()}
+    with atomic(path.with_suffix(".safetensors")) as part:
+        save_file(tensors, part)
 
 
 def evaluate(target: str, overrides: list[str]) -> Path:

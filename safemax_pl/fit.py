@@ -60,8 +60,9 @@ def fit(cfg: DictConfig, name: str) -> Path:
 
     original = copy.deepcopy(student) if student.weights_digest else None
     student.weights_digest = None  # it is about to change
-    if not unlearner.needs_forget:
-        data.batch_sizes["forget"] = 0
+    for part, used in {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}.items():
+        if not used:
+            data.batch_sizes[part] = 0
     teacher = Frozen(original or copy.deepcopy(student))
     module = UnlearningModule(
         student,

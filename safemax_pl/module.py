@@ -1,6 +1,5 @@
 """The one LightningModule that every method is trained with: optimiser, logging and sampling are the same for all."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator, Result, Scores
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
+from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Task, Unlearner
 
 Batch = dict[str, LabelledImages | None]
@@ -55,7 +55,7 @@ class UnlearningModule(LightningModule):
         self.gradient_clip, self.seed = gradient_clip, seed
         self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
         self._all_finite = torch.ones((), dtype=torch.bool)
-        self.prior_seconds = 0.0
+        self.prior_seconds, self.prior_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.student.parameters())
@@ -71,6 +71,7 @@ class UnlearningModule(LightningModule):
             student=self.student,
             teacher=self.teacher,
             diffusion=self.student.diffusion,
+            sampler=self.evaluator.sampler,
             forget_labels=self._forget_labels,
             retain_labels=self._retain_labels,
             null_label=self.student.null_label,
@@ -86,11 +87,10 @@ class UnlearningModule(LightningModule):
             torch.tensor(labels, dtype=torch.long, device=self.device)
             for labels in (data.forget_labels, data.retain_labels)
         )
-        start = time.perf_counter()
-        self.unlearner.prepare(self.task(), data)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.prior_seconds = time.perf_counter() - start
+        assert isinstance(self.teacher.network, Model)
+        priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device)
+        self.unlearner.prepare(self.task(), data, priors)
+        self.prior_seconds, self.prior_flops = priors.seconds, priors.flops
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(streams.combine(self.seed, self.global_step, self.global_rank)))  # dropout

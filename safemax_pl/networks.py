@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -31,6 +32,12 @@ class Model(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x_t, t, labels, return_dict=False)[0]
+
+    def reset(self, seed: int) -> None:
+        """Replace the weights, in place, by the random ones of `seed`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.unet.load_state_dict(UNet2DModel.from_config(self.unet.config).state_dict())
 
 
 def fresh(

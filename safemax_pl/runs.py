@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl import __version__
@@ -34,7 +35,7 @@ class Run:
     def __init__(self, folder: Path, cfg: DictConfig):
         self.folder, self.cfg = folder, cfg
         if (folder / "config.yaml").exists():
-            saved, new = (_comparable(cfg) for cfg in (load_config(folder / "config.yaml"), cfg))
+            saved, new = (comparable(cfg) for cfg in (load_config(folder / "config.yaml"), cfg))
             if differences := differing_keys(saved, new):
                 raise UserError(
                     f"{folder} holds a run with another configuration ({'; '.join(differences)}): give another name=, "
@@ -62,8 +63,8 @@ class Run:
         write_json(self.folder / "metrics.json", metrics)
 
 
-def _comparable(cfg: DictConfig) -> Any:
-    """The configuration without `LOCATIONS`."""
+def comparable(cfg: DictConfig) -> Any:
+    """What a configuration computes: all of it but `LOCATIONS`, interpolations as they are written."""
     plain: Any = OmegaConf.to_container(cfg)
     for node, keys in LOCATIONS.items():
         inside = plain.get(node, {}) if node else plain
@@ -75,6 +76,7 @@ def _comparable(cfg: DictConfig) -> Any:
 def training(cfg: DictConfig) -> dict[str, Any]:
     """How the scored weights were made: method, seed, steps, and whether they are averaged."""
     return {
+        "method": cfg.method,
         "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],
         "seed": cfg.seed,
         "max_steps": cfg.trainer.max_steps,
@@ -83,12 +85,16 @@ def training(cfg: DictConfig) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a number comes from: command, commit, versions and hardware."""
+    """Where a number comes from: command, commit, versions and hardware.
+
+    Of a multirun the command is the one that makes this run alone.
+    """
     program = "python -m " + (
         sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
     )
+    arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
     return {
-        "command": shlex.join([program, *sys.argv[1:]]).replace(f"'{program}'", program),
+        "command": shlex.join([program, *arguments]).replace(f"'{program}'", program),
         "commit": _commit(),
         "safemax_pl": __version__,
         "torch": torch.__version__,

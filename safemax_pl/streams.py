@@ -28,6 +28,10 @@ class Stream(IntEnum):
     TARGET = 5  # ε' of the `fresh_noise` target
     START = 6  # x_T of a generated image
     CORRUPTION = 7  # synthetic noise images: controls, and the classifier's noise class
+    REPLAY = 8  # which generated image stands for a real one
+    SUBSTITUTE = 9  # the class that a forgotten one is taught to look like
+    NOISE_IMAGE = 10  # a training image of pure noise
+    MIXTURE = 11  # which of two images x_t is made of
     SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
 
 

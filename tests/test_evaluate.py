@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_fit import tiny
 
 from safemax_pl.errors import UserError
@@ -22,6 +24,18 @@ def test_a_run_is_scored_to_the_same_last_digit(run):
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
     assert first["scores"] == again["scores"] and first["protocol"] == again["protocol"]
     assert (out / "samples.png").exists()
+
+
+def test_the_first_images_of_every_class_are_kept_for_the_report(tmp_path):
+    plan = ["evaluation.plans.standard.forget_per_class=10", "evaluation.plans.standard.retain_total=27"]
+    folder = fit(tiny(tmp_path, "evaluation.guidance=[0,2]", "data.forget_classes=[3]", *plan), "kept")
+    kept = load_file(folder / "samples.safetensors")
+    assert set(kept) == {"labels", "seeds", "w=0/original", "w=0/unlearned", "w=2/original", "w=2/unlearned"}
+    assert kept["seeds"][kept["labels"] == 3].tolist() == list(range(8))  # of 10
+    assert torch.bincount(kept["labels"]).tolist() == [3, 3, 3, 8, 3, 3, 3, 3, 3, 3]
+    images = kept["w=0/unlearned"]
+    assert images.shape == (35, 1, 8, 8) and images.dtype == torch.uint8 and images.float().std() > 30
+    assert not torch.equal(images, kept["w=0/original"]) and not torch.equal(images, kept["w=2/unlearned"])
 
 
 def test_a_change_of_protocol_goes_to_a_folder_of_its_own(run):

@@ -563,14 +563,17 @@ def test_a_model_is_scored_beside_the_original_and_both_controls(evaluator_of, d
         assert list(models) == ["original", "unlearned", "normal_noise", "uniform_noise"]
         assert models["unlearned"]["drift"] == 0
         assert models["unlearned"]["entropy"] == pytest.approx(models["original"]["entropy"])
-    assert [(name, len(images)) for name, images in pictures.items()] == [("original", 22), ("unlearned", 22)]
+    assert list(pictures) == ["w=0", "w=2"]
+    for images in pictures.values():
+        assert [(name, len(pixels)) for name, pixels in images.items()] == [("original", 22), ("unlearned", 22)]
+    assert not torch.equal(pictures["w=0"]["original"], pictures["w=2"]["original"])
     assert metrics["protocol"] == evaluator.protocol("quick")
 
 
 def test_a_base_model_is_scored_alone(evaluator_of, digits_without, tiny_model):
     evaluator = evaluator_of(digits_without(), plans={"quick": {"forget_per_class": 0, "retain_total": 20}})
     metrics, pictures = score(evaluator, tiny_model, None)
-    assert list(metrics["scores"]["w=0"]) == list(pictures) == ["model"]
+    assert list(metrics["scores"]["w=0"]) == list(pictures["w=0"]) == ["model"]
 
 
 def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):

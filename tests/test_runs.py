@@ -3,9 +3,11 @@ import sys
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from safemax_pl import __version__
+from safemax_pl.config import command, compose
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.runs import Run, provenance
@@ -104,6 +106,19 @@ def test_provenance_has_a_command_that_a_shell_reads_back(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fit.py", *arguments])
     words = shlex.split(provenance()["command"])
     assert words[:2] == ["python", "-m"] and words[3:] == arguments
+
+
+def test_every_run_of_a_multirun_has_the_command_that_makes_it_alone(monkeypatch, tmp_path):
+    made = []
+    arguments = ["experiment=digits_forget1", "unlearner=safemax_paper", f"runs_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["fit.py", *arguments, "-m", "seed=0,1", "data.forget_classes=[3,5]"])
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # Hydra leaves its own behind
+    command("fit", "", lambda cfg: made.append((cfg, shlex.split(provenance()["command"])[3:])))
+    assert [words for _, words in made] == [
+        [*arguments, f"seed={seed}", "data.forget_classes=[3,5]"] for seed in (0, 1)
+    ]
+    for cfg, words in made:
+        assert compose("fit", words) == cfg
 
 
 def test_provenance_has_the_commit_of_the_project_from_any_directory(tmp_path, monkeypatch):

@@ -3,16 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Diffusion
+from safemax_pl.diffusion import Diffusion, Sampler
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
+from safemax_pl.priors import Priors
 from safemax_pl.streams import Stream
 
 
@@ -31,6 +32,7 @@ class Task:
         student: the network being trained, (x_t, t, labels) -> prediction.
         teacher: the weights before unlearning, without gradients.
         diffusion: the process.
+        sampler: how the teacher generates images, for methods that learn from them.
         forget_labels, retain_labels: long, on the device.
         null_label: ∅, or None if the model has none.
         step, max_steps: of the fit, counted from 0.
@@ -40,6 +42,7 @@ class Task:
     student: nn.Module
     teacher: Frozen
     diffusion: Diffusion
+    sampler: Sampler
     forget_labels: Tensor
     retain_labels: Tensor
     null_label: int | None
@@ -59,9 +62,9 @@ class Unlearner(ABC):
         label_dropout: probability that a retain label becomes ∅; ignored by a model without null label.
     """
 
-    # whether the method makes no sense without forget classes, or without batches of a part
-    needs_forget: ClassVar[bool] = True
-    needs_retain: ClassVar[bool] = True
+    # whether the method uses batches of a part; a part that is not used is not drawn
+    needs_forget: bool = True
+    needs_retain: bool = True
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
         self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout
@@ -73,8 +76,11 @@ class Unlearner(ABC):
     def check(self, model: Model) -> None:
         """Raise `UserError` when the settings don't fit the model; called before any compute."""
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule) -> None:
-        """Compute what is needed before the fit (masks, Fisher information, replay); timed as `prior_seconds`."""
+    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+        """Fetch what is needed before the fit (masks, Fisher information, replay), through `priors`.
+
+        Called at every start of a fit, also when it resumes: what it makes must not depend on the student's weights.
+        """
 
     def backward(self, task: Task, losses: Losses) -> None:
         """Put gradients on the student; override to treat the two apart."""

@@ -1,33 +1,36 @@
-"""Denoising on the retain set: the base model, Retrain or Fine-tune, depending on where it starts."""
+"""Denoising on the retain set: a base model, Fine-tune or Retrain, depending on where it starts."""
 
-from typing import ClassVar, final
+from typing import final
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from safemax_pl.data import LabelledImages
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.networks import Model
+from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.terms import denoising_loss
 
 
 @final
 class RetainOnly(Unlearner):
     """L = E ‖ε − ε_θ(x_t, t, c_r)‖², t uniform, labels dropped to ∅ (https://arxiv.org/abs/2006.11239, eq. 14).
 
-    From random weights and with nothing to forget it trains a base model; from random weights with classes to
-    forget it is Retrain, the gold standard; from the base weights it is Fine-tune. Forget images are never seen.
+    With nothing to forget it trains a base model; from the base weights it is Fine-tune; from scratch it is Retrain,
+    the gold standard, if it gets the steps of a base model. Forget images are never seen.
+
+    Args:
+        from_scratch: start from random weights instead of the model's.
     """
 
-    needs_forget: ClassVar[bool] = False
+    needs_forget: bool = False
 
-    def __init__(self, retain_weight: float = 1.0, label_dropout: float = 0.1):
+    def __init__(self, from_scratch: bool = False, retain_weight: float = 1.0, label_dropout: float = 0.1):
         super().__init__(0.0, retain_weight, label_dropout)
+        self.from_scratch = from_scratch
+
+    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+        if self.from_scratch and task.step == 0:
+            assert isinstance(task.student, Model)
+            task.student.reset(data.seed)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert retain is not None
         return Losses(retain.x_0.new_zeros(()), denoising_loss(task, retain, self.drop_labels(task, retain)))
-
-
-def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:
-    """The mean-squared error of the student's prediction, at uniform timesteps: the loss of every base model."""
-    x_t, eps, t = task.diffusion.noised(batch)
-    return F.mse_loss(task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t))

@@ -9,6 +9,7 @@ from torch import nn
 
 from safemax_pl import networks, streams
 from safemax_pl.data import LabelledImages
+from safemax_pl.diffusion import Sampler
 from safemax_pl.frozen import Frozen
 from safemax_pl.unlearners.base import Task
 
@@ -64,6 +65,7 @@ def make_task():
             student=student,
             teacher=Frozen(copy.deepcopy(teacher or student)),
             diffusion=student.diffusion,
+            sampler=Sampler(steps=3),
             forget_labels=torch.tensor(forget_labels),
             retain_labels=torch.tensor(retain_labels),
             null_label=student.null_label,

@@ -1,6 +1,7 @@
 """What every method must do, whatever it computes: one case per file in configs/unlearner."""
 
 import copy
+import tempfile
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,15 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from safemax_pl import networks, sources, streams
 from safemax_pl.config import CONFIGS, compose
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion import Sampler
 from safemax_pl.frozen import Frozen
+from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
 CLASSES, ROWS_PER_CLASS = 4, 12
+SMALL = {"replay_per_class": 3, "fisher_images": 4, "fisher_timesteps": 3, "fisher_batches": 2}
 # (image shape, parameterisation, forget classes)
 SITUATIONS = [
     ((1, 8, 8), "epsilon", (1,)),
@@ -30,7 +35,8 @@ SITUATIONS = [
 
 @cache
 def config_of(method: str):
-    return compose("fit", [f"unlearner={method}"]).unlearner
+    cfg = compose("fit", [f"unlearner={method}"]).unlearner
+    return OmegaConf.merge(cfg, {key: value for key, value in SMALL.items() if key in cfg})
 
 
 def data_of(shape: tuple[int, int, int], forget: tuple[int, ...]) -> ForgetRetainDataModule:
@@ -53,11 +59,12 @@ def one_step(method: str, situation, seed: int = 0, keys: int = 0, shuffle: bool
     data = data_of(shape, forget_classes)
     torch.manual_seed(0)
     student = networks.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4).train()
-    original = copy.deepcopy(student.state_dict())
+    base = copy.deepcopy(student.state_dict())
     task = Task(
         student=student,
         teacher=Frozen(copy.deepcopy(student)),
         diffusion=student.diffusion,
+        sampler=Sampler(steps=3),
         forget_labels=torch.tensor(data.forget_labels),
         retain_labels=torch.tensor(data.retain_labels),
         null_label=student.null_label,
@@ -73,13 +80,20 @@ def one_step(method: str, situation, seed: int = 0, keys: int = 0, shuffle: bool
 
     torch.manual_seed(seed)
     unlearner = instantiate(config_of(method))
-    unlearner.prepare(task, data)
+    with tempfile.TemporaryDirectory() as folder:
+        unlearner.prepare(task, data, Priors(Path(folder), task.teacher.network, data, torch.device("cpu")))
+    start = copy.deepcopy(student.state_dict())
     losses = unlearner.losses(task, *batches)
     student.zero_grad()
     unlearner.backward(task, losses)
     unlearner.before_step(task)
     return SimpleNamespace(
-        losses=losses, student=student, teacher=task.teacher, original=original, gradients=gradients_of(student)
+        losses=losses,
+        student=student,
+        teacher=task.teacher,
+        base=base,
+        start=start,
+        gradients=gradients_of(student),
     )
 
 
@@ -143,12 +157,12 @@ def test_gradients_reach_the_student_and_are_finite(step):
 
 def test_a_step_leaves_weights_to_the_optimiser(step):
     after = step.student.state_dict()
-    assert all(torch.equal(before, after[name]) for name, before in step.original.items())
+    assert all(torch.equal(before, after[name]) for name, before in step.start.items())
 
 
 def test_a_step_leaves_the_teacher_bitwise_as_it_was(step):
     after = step.teacher.network.state_dict()
-    assert all(torch.equal(before, after[name]) for name, before in step.original.items())
+    assert all(torch.equal(before, after[name]) for name, before in step.base.items())
     assert all(parameter.grad is None for parameter in step.teacher.network.parameters())
     assert not step.teacher.network.training
 

@@ -1,0 +1,23 @@
+"""Random label: the forgotten class is told to look like random others (https://arxiv.org/abs/2310.12508, RL)."""
+
+from typing import final
+
+from safemax_pl.data import LabelledImages
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.terms import denoising_loss, random_retain_labels, relabelling_loss
+
+
+@final
+class RandomLabel(Unlearner):
+    """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖², c̃ random, per image.
+
+    SalUn without its mask. c̃ is drawn from the retain classes: with several classes to forget, none is taught to
+    look like another of them.
+    """
+
+    def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
+        assert forget is not None and retain is not None
+        return Losses(
+            relabelling_loss(task, forget, random_retain_labels(task, forget.keys)),
+            denoising_loss(task, retain, self.drop_labels(task, retain)),
+        )

@@ -1,0 +1,64 @@
+"""SalUn: relabelling restricted to the weights that matter for the forget set (https://arxiv.org/abs/2310.12508)."""
+
+from typing import final
+
+import torch
+
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.errors import UserError
+from safemax_pl.priors import Priors, State
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss, next_retain_labels, relabelling_loss
+
+
+@final
+class SalUn(Unlearner):
+    """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖², masked.
+
+    The mask keeps the share of weights, all tensors ranked together, for which |∇ E‖ε − ε_θ(x_t, t, c_f)‖²| over the
+    whole forget set is largest at the base weights. The authors' code takes c̃ = c_f + 1; here it is the next class
+    that is not forgotten itself. Their weight 1e-3 on a sum over 3072 pixels is 3.07 on our mean.
+
+    Args:
+        mask_share: share of the weights that may move.
+    """
+
+    def __init__(
+        self,
+        mask_share: float = 0.5,
+        forget_weight: float = 1.0,
+        retain_weight: float = 3.07,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(forget_weight, retain_weight, label_dropout)
+        if not 0 < mask_share <= 1:
+            raise UserError(f"unlearner.mask_share={mask_share}: give a share in (0, 1]")
+        self.mask_share = mask_share
+
+    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+        chunk, device = 128, task.forget_labels.device
+        chunks = data.chunks("forget", chunk)
+
+        def add(i: int, state: State) -> State:
+            batch = data.chunk("forget", i, chunk, device)
+            gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
+            return {f"{k}": gradient + state.get(f"{k}", 0) for k, gradient in enumerate(gradients)}
+
+        state = priors.fold("saliency", chunk, chunks, add)
+        sizes = [state[f"{k}"].abs() for k in range(len(state))]
+        order = torch.cat([size.flatten() for size in sizes])
+        kept = max(round(self.mask_share * len(order)), 1)
+        threshold = order.kthvalue(len(order) - kept + 1).values
+        self.masks = [size >= threshold for size in sizes]
+
+    def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
+        assert forget is not None and retain is not None
+        return Losses(
+            relabelling_loss(task, forget, next_retain_labels(task, forget.labels)),
+            denoising_loss(task, retain, self.drop_labels(task, retain)),
+        )
+
+    def before_step(self, task: Task) -> None:
+        for parameter, mask in zip(task.student.parameters(), self.masks, strict=True):
+            assert parameter.grad is not None
+            parameter.grad *= mask

@@ -1,0 +1,80 @@
+"""SFR-on: adaptive ascent on salient weights, in turn with repair (https://arxiv.org/abs/2409.19732)."""
+
+import math
+from typing import final
+
+from torch import Tensor
+
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.errors import UserError
+from safemax_pl.priors import Priors, State
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss
+
+
+@final
+class SFROn(Unlearner):
+    """Even steps: −η_k Σ_i w_i ℓ_i on the forget batch, masked; odd steps: L_ε on the retain batch, unmasked.
+
+    ℓ_i is the denoising loss of image i; w_i ∝ ℓ_i^(−adaptivity) without gradient, of mean 1; η_k decays from
+    forget_weight to 0 along a cosine. The mask keeps weights with F_f ≥ threshold · F_r, F the mean squared gradient
+    of batches of the forget and of the retain set at the base weights. Both kinds of steps share one optimiser, as in
+    the code, and each counts as a step; the mask comes after clipping, in the code before it.
+
+    Args:
+        adaptivity: exponent of the losses in the weights; 0 is plain ascent.
+        threshold: of F_f / F_r.
+        fisher_batches: most batches of 128 images in each F.
+        forget_weight: η_0.
+    """
+
+    def __init__(
+        self,
+        adaptivity: float = 0.5,
+        threshold: float = 1.0,
+        fisher_batches: int = 40,
+        forget_weight: float = 10.0,
+        retain_weight: float = 1.0,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(forget_weight, retain_weight, label_dropout)
+        if fisher_batches < 1:
+            raise UserError(f"unlearner.fisher_batches={fisher_batches}: give at least 1")
+        self.adaptivity, self.threshold, self.fisher_batches = adaptivity, threshold, fisher_batches
+
+    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+        size = min(128, *(len(data.rows("train", part)) for part in ("forget", "retain")))
+        forget, retain = (self.fisher(part, size, task, data, priors) for part in ("forget", "retain"))
+        self.masks = [f >= self.threshold * r for f, r in zip(forget, retain, strict=True)]
+
+    def fisher(self, part: str, size: int, task: Task, data: ForgetRetainDataModule, priors: Priors) -> list[Tensor]:
+        """The mean squared gradient over batches of `size` images of a part."""
+        count, device = min(len(data.rows("train", part)) // size, self.fisher_batches), task.forget_labels.device
+
+        def add(i: int, state: State) -> State:
+            batch = data.chunk(part, i, size, device)
+            gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
+            return {f"{k}": gradient.square() / count + state.get(f"{k}", 0) for k, gradient in enumerate(gradients)}
+
+        state = priors.fold(f"fisher_{part}", [size, count], count, add)
+        return [state[f"{k}"] for k in range(len(state))]
+
+    def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
+        assert forget is not None and retain is not None
+        if task.step % 2:
+            loss = denoising_loss(task, retain, self.drop_labels(task, retain))
+            return Losses(loss.new_zeros(()), loss)
+        x_t, eps, t = task.diffusion.noised(forget)
+        target = task.diffusion.prediction_of(forget.x_0, eps, t)
+        losses = (task.student(x_t, t, forget.labels) - target).square().mean(dim=(1, 2, 3))
+        weights = (losses.detach() + 1e-8) ** -self.adaptivity
+        decay = (1 + math.cos(math.pi * task.step / task.max_steps)) / 2
+        ascent = -decay * (weights / weights.mean() * losses).mean()
+        return Losses(ascent, ascent.new_zeros(()))
+
+    def before_step(self, task: Task) -> None:
+        if task.step % 2:
+            return
+        for parameter, mask in zip(task.student.parameters(), self.masks, strict=True):
+            assert parameter.grad is not None
+            parameter.grad *= mask

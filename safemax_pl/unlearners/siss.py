@@ -1,0 +1,81 @@
+"""SISS: ascent and descent on one mixture of both sets, by importance sampling (https://arxiv.org/abs/2503.01034)."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from safemax_pl import streams
+from safemax_pl.data import LabelledImages
+from safemax_pl.errors import UserError
+from safemax_pl.streams import Stream
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.terms import dot, separate_gradients
+
+
+@final
+class SISS(Unlearner):
+    """L = E [w_r ‖ε_r − ε_θ(x_t, t, c_r)‖² − s · w_f ‖ε_f − ε_θ(x_t, t, c_f)‖²], x_t ~ (1 − λ) q(·|x_r) + λ q(·|x_f).
+
+    ε_i = (x_t − a_t x_i) / b_t is the noise that leads from image i to x_t, and w_i = q(x_t|x_i) / mixture. The paper
+    unlearns single images of unconditional models with one forward pass; for a class each term has its own label.
+    s gives the forget gradient a fixed norm; the authors set that norm per data set, here it is a share of the
+    retain gradient's.
+
+    Args:
+        mixture: λ, the share of x_t that come from forget images.
+        forget_weight: norm of the forget gradient, as a share of the retain gradient's.
+    """
+
+    def __init__(
+        self,
+        mixture: float = 0.5,
+        forget_weight: float = 0.1,
+        retain_weight: float = 1.0,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(forget_weight, retain_weight, label_dropout)
+        if not 0 < mixture < 1:
+            raise UserError(f"unlearner.mixture={mixture}: give a share between 0 and 1")
+        self.mixture = mixture
+
+    def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
+        assert forget is not None and retain is not None
+        forget, retain = paired(forget, retain)
+        eps, t = task.diffusion.noised(retain)[1:]
+        chosen = streams.uniform(retain.keys, Stream.MIXTURE, (1, 1, 1)) < self.mixture
+        x_t = task.diffusion.add_noise(torch.where(chosen, forget.x_0, retain.x_0), t, eps)
+        weight_f, weight_r = self.importance(task, x_t, t, forget.x_0, retain.x_0)
+        error_f = prediction_error(task, x_t, t, forget.x_0, forget.labels)
+        error_r = prediction_error(task, x_t, t, retain.x_0, self.drop_labels(task, retain))
+        return Losses(-(weight_f * error_f).mean(), (weight_r * error_r).mean())
+
+    def importance(self, task: Task, x_t: Tensor, t: Tensor, x_f: Tensor, x_r: Tensor) -> tuple[Tensor, Tensor]:
+        """w_f and w_r, `[B]` each: the density of x_t given either image over that of the mixture."""
+        a, b = task.diffusion.coefficients(t)
+        log_f, log_r = (-((x_t - a * x_0) / b).square().sum(dim=(1, 2, 3)) / 2 for x_0 in (x_f, x_r))
+        log_mixture = torch.logaddexp(math.log(self.mixture) + log_f, math.log1p(-self.mixture) + log_r)
+        return (log_f - log_mixture).exp(), (log_r - log_mixture).exp()
+
+    def backward(self, task: Task, losses: Losses) -> None:
+        forget, retain = separate_gradients(task, losses)
+        tiny = torch.finfo(torch.float32).tiny
+        s = self.forget_weight * (dot(retain, retain) / dot(forget, forget).clamp(min=tiny)).sqrt()
+        for parameter, f, r in zip(task.student.parameters(), forget, retain, strict=True):
+            parameter.grad = self.retain_weight * r + s * f
+
+
+def paired(forget: LabelledImages, retain: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """Both batches with as many rows as the larger one, matched by the order of their keys."""
+    order_f, order_r = forget.keys.argsort(), retain.keys.argsort()
+    rows = torch.arange(max(len(order_f), len(order_r)), device=order_f.device)
+    pick_f, pick_r = order_f[rows % len(order_f)], order_r[rows % len(order_r)]
+    return LabelledImages(*(field[pick_f] for field in forget)), LabelledImages(*(field[pick_r] for field in retain))
+
+
+def prediction_error(task: Task, x_t: Tensor, t: Tensor, x_0: Tensor, labels: Tensor) -> Tensor:
+    """‖target − prediction‖² per row, the target being what leads from x_0 to x_t."""
+    a, b = task.diffusion.coefficients(t)
+    target = task.diffusion.prediction_of(x_0, (x_t - a * x_0) / b, t)
+    return (task.student(x_t, t, labels) - target).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,81 @@
+"""Terms that several methods are made of."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safemax_pl import streams
+from safemax_pl.data import LabelledImages
+from safemax_pl.streams import Stream
+from safemax_pl.unlearners.base import Losses, Task
+
+
+def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:
+    """E ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps: the loss of every base model (https://arxiv.org/abs/2006.11239)."""
+    x_t, eps, t = task.diffusion.noised(batch)
+    return F.mse_loss(task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t))
+
+
+def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:
+    """E ‖ε̄(x_t, t, c) − ε_θ(x_t, t, c)‖² at uniform timesteps, ε̄ the teacher."""
+    x_t, _, t = task.diffusion.noised(batch)
+    return F.mse_loss(task.student(x_t, t, labels), task.teacher(x_t, t, labels))
+
+
+def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor) -> Tensor:
+    """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: the class c is told to look like c̃; the target is the student's own."""
+    x_t, _, t = task.diffusion.noised(batch)
+    with torch.no_grad():
+        target = task.student(x_t, t, substitutes)
+    return F.mse_loss(task.student(x_t, t, batch.labels), target)
+
+
+def noise_images(batch: LabelledImages) -> LabelledImages:
+    """The batch with its images replaced by U(−1, 1) noise."""
+    return batch._replace(x_0=2 * streams.uniform(batch.keys, Stream.NOISE_IMAGE, tuple(batch.x_0.shape[1:])) - 1)
+
+
+def next_retain_labels(task: Task, labels: Tensor) -> Tensor:
+    """For each label the next class, cyclically, that is not to be forgotten."""
+    place = torch.searchsorted(task.retain_labels, labels, right=True)
+    return task.retain_labels[place % len(task.retain_labels)]
+
+
+def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
+    """A retain class for each key."""
+    return task.retain_labels[streams.integers(keys, Stream.SUBSTITUTE, len(task.retain_labels))]
+
+
+def base_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tensor]:
+    """The gradients of `loss` at the base weights, in the order of the student's parameters.
+
+    `loss` gets the task with the teacher, differentiable and in eval mode, in the place of the student: a prior is
+    the same whenever it is computed.
+    """
+    network = task.teacher.to(task.forget_labels.device).network
+    weights = {name: weight.detach().requires_grad_() for name, weight in network.named_parameters()}
+
+    class Base(nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return torch.func.functional_call(network, weights, args)
+
+    return list(torch.autograd.grad(loss(replace(task, student=Base())), list(weights.values())))
+
+
+def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the two losses apart, in the order of the student's parameters; they share no graph."""
+    parameters, both = list(task.student.parameters()), []
+    for loss in losses:
+        task.backward(loss)
+        both.append([parameter.grad for parameter in parameters if parameter.grad is not None])
+        for parameter in parameters:
+            parameter.grad = None
+    return both[0], both[1]
+
+
+def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """The inner product of two lists of tensors; a scalar on the device."""
+    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
