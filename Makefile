@@ -1,7 +1,7 @@
 # make demo and make test need nothing but Python 3.11 or newer; both set up .venv on their first call.
 PYTHON ?= python3
 
-.PHONY: demo test lint format weights
+.PHONY: demo report test lint format weights
 
 .venv/ready: requirements.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -10,6 +10,10 @@ PYTHON ?= python3
 
 demo: .venv/ready            ## forget a digit: table, metrics.json and a picture, under two minutes
 	.venv/bin/python -m safemax_pl.fit experiment=digits_forget1
+
+RUNS ?= runs
+report: .venv/ready          ## compare all finished runs: runs/report/report.html; RUNS="runs/a runs/b" for some
+	.venv/bin/python -m safemax_pl.report $(RUNS)
 
 test: .venv/ready            ## the whole test suite, with coverage
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90

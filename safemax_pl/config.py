@@ -133,7 +133,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def _name_method(cfg: DictConfig, choices: DictConfig) -> None:
+def _name_method(cfg: DictConfig, choices: Any) -> None:
     """Fill in `method`: the choice of `unlearner=`, unless the user has named it."""
     if "method" in cfg and cfg.method is None:
         cfg.method = choices["unlearner"]

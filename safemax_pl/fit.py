@@ -17,12 +17,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning import seed_everything
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from safemax_pl import figures, networks, tables
 from safemax_pl.callbacks import Cost
@@ -32,11 +30,11 @@ from safemax_pl.errors import UserError
 from safemax_pl.evaluate import draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
-from safemax_pl.loggers import CSVHistory
+from safemax_pl.loggers import CSVHistory, make_loggers
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
-from safemax_pl.progress import progress_bars
 from safemax_pl.runs import Run, provenance, training
+from safemax_pl.train import train
 from safemax_pl.unlearners.base import Unlearner
 
 
@@ -75,8 +73,10 @@ def fit(cfg: DictConfig, name: str) -> Path:
         cfg.seed,
     )
     cost = Cost(sum(data.batch_sizes.values()))
-    loggers = make_loggers(cfg, run)
-    train(cfg, run, module, data, cost, loggers, original)
+    loggers = make_loggers(cfg.get("logger"), run.folder)
+    if original is not None and not run.checkpoint.exists():
+        log_original(loggers, evaluator, original)
+    train(cfg, run, module, data, loggers, [cost])
     networks.save(student, data, run.folder)
     student.weights_digest = networks.weights_digest(run.folder / "unet")
 
@@ -122,61 +122,12 @@ def existing(folder: Path) -> Path:
     return next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
 
 
-def make_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """metrics.csv always, and what `logger` configures."""
-    loggers: list[Logger] = [CSVHistory(run.folder / "metrics.csv")]
-    if cfg.get("logger"):
-        loggers.append(build(cfg.logger, folder=run.folder))
-    return loggers
-
-
-def train(
-    cfg: DictConfig,
-    run: Run,
-    module: UnlearningModule,
-    data: ForgetRetainDataModule,
-    cost: Cost,
-    loggers: list[Logger],
-    original: Model | None,
-) -> None:
-    """Run the training steps that are not done yet; afterwards the student holds the final (averaged) weights."""
-    checkpoint = load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
-    if checkpoint is not None and checkpoint["global_step"] >= cfg.trainer.max_steps:
-        module.load_state_dict(checkpoint["state_dict"])
-        cost.load_state_dict(checkpoint["callbacks"]["Cost"])
-        return
-    callbacks = [
-        cost,
-        ModelCheckpoint(run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False),
-        *progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps),
-    ]
-    trainer: Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
-    if cfg.ema_decay is not None:  # on the student's device: Lightning makes the average before it moves the student
-        trainer.callbacks.append(EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay))  # type: ignore[attr-defined]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-        if isinstance(logger, CSVHistory):
-            logger.resume_from(checkpoint["global_step"] if checkpoint else -1)
-    if checkpoint is None and original is not None:
-        for guidance in module.evaluator.guidance:  # the start of every curve
-            result, _ = module.evaluator.test_original(original, guidance, "quick")
-            for logger in loggers:
-                logger.log_metrics(quick_metrics(guidance, result), step=0)
-    trainer.fit(
-        module,
-        datamodule=data,
-        ckpt_path=run.checkpoint if checkpoint else None,
-        weights_only=False if checkpoint else None,
-    )
-    trainer.save_checkpoint(run.checkpoint)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a Lightning checkpoint that this program has written."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run again, the fit starts anew") from error
+def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -> None:
+    """Log the original's scores on the quick plan as step 0: the start of every curve."""
+    for guidance in evaluator.guidance:
+        result, _ = evaluator.test_original(original, guidance, "quick")
+        for logger in loggers:
+            logger.log_metrics(quick_metrics(guidance, result), step=0)
 
 
 def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evaluator: Evaluator) -> None:

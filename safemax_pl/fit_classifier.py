@@ -15,8 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
-from lightning import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningModule, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
@@ -30,11 +29,11 @@ from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.fit import make_loggers
 from safemax_pl.images import to_uint8
-from safemax_pl.progress import progress_bars
+from safemax_pl.loggers import make_loggers
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
+from safemax_pl.train import train
 
 
 class ClassifierModule(LightningModule):
@@ -177,17 +176,8 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     classifier = Classifier(data.class_names, data.image_shape, list(cfg.widths), cfg.blocks)
     module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
     run.begin()
-    loggers = make_loggers(cfg, run)
-    checkpoint = ModelCheckpoint(
-        run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
-    )
-    trainer: Trainer = build(
-        cfg.trainer, callbacks=[checkpoint, *progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)], logger=loggers
-    )
-    resume = run.checkpoint if run.checkpoint.exists() else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
-
-    trainer.save_checkpoint(run.checkpoint)
+    loggers = make_loggers(cfg.get("logger"), run.folder)
+    train(cfg, run, module, data, loggers, [])
     classifier.eval()
     calibrate(classifier, calibration)
     scores = score_classifier(classifier, data.source.test)

@@ -1,0 +1,103 @@
+"""Compare finished runs: tables, trade-offs, curves, pictures and the protocol, as one page.
+
+Usage:
+  python -m safemax_pl.report runs                              every finished run in and below a folder
+  python -m safemax_pl.report runs/a runs/b --out DIR           these runs, written to DIR
+  python -m safemax_pl.report runs --title "Forgetting digits"  with a heading of your own
+
+Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table) and figures/ to
+DIR; without --out to report/ in the folder that holds the runs. Runs that were scored under different protocols are
+refused; unfinished runs and base models are named and left out.
+"""
+
+import argparse
+import os
+import sys
+from itertools import chain
+from pathlib import Path
+
+from safemax_pl.errors import clear_errors
+from safemax_pl.files import atomic
+from safemax_pl.reports import charts, grids, page, summary
+from safemax_pl.reports.page import Report
+from safemax_pl.reports.reading import FinishedRun, group, read
+from safemax_pl.reports.statistics import summarise
+
+
+def report(paths: list[Path], out: Path | None = None, title: str = "Class unlearning, compared") -> Path:
+    """Write the report of the runs in and below `paths`; returns its folder.
+
+    Raises:
+        UserError: when there is no finished run, or when the runs can't be compared.
+    """
+    runs, left_out = read(paths)
+    for line in left_out:
+        print(line, file=sys.stderr)
+    groups = group(runs)
+    out = out or Path(os.path.commonpath([run.folder.resolve().parent for run in runs])) / "report"
+    summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
+    pictures = {
+        guidance: {
+            "Trade-offs": charts.trade_offs(out / "figures", rows, guidance),
+            "Curves": charts.curves(out / "figures", groups, guidance),
+            "Images": grids.samples(out / "figures", groups, guidance),
+            "Classes": grids.per_class(out / "figures", groups, guidance),
+        }
+        for guidance, rows in summaries.items()
+    }
+    result = Report(
+        title,
+        groups,
+        summaries,
+        {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
+        [*notes(groups), *left_out],
+    )
+    summary.write_results(out / "results.csv", groups)
+    summary.write_summary(out / "summary.csv", summaries, result.same_hardware)
+    for name, text in (("report.md", page.markdown(result, out)), ("report.html", page.html(result))):
+        with atomic(out / name) as part:
+            part.write_text(text)
+    print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, results.csv, summary.csv")
+    return out
+
+
+def notes(groups: dict[str, list[FinishedRun]]) -> list[str]:
+    """What makes the rows of a table less comparable than they look."""
+    runs = list(chain.from_iterable(groups.values()))
+    found = []
+    hardware = sorted({run.hardware for run in runs})
+    if len(hardware) > 1:
+        found.append(
+            f"Different hardware: {'; '.join(hardware)}. Seconds and memory can't be compared between these, and none "
+            "is bold; unlearn_flops can."
+        )
+    cells = {(run.seed, run.forget) for run in runs}
+    for label, members in groups.items():
+        if missing := sorted(cells - {(run.seed, run.forget) for run in members}):
+            lacking = ", ".join(f"seed {seed} forgetting {forget}" for seed, forget in missing[:5])
+            more = f" and {len(missing) - 5} more" * (len(missing) > 5)
+            found.append(f"{label} lacks runs that others have ({lacking}{more}): its means are over fewer cases.")
+    seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
+    if few := [label for label, count in seeds.items() if count < 3]:
+        found.append(f"Fewer than three seeds: {', '.join(few)}. Differences may be chance.")
+    for name, use in (("samples.safetensors", "pictures"), ("metrics.csv", "curves")):
+        if without := [run.folder.name for run in runs if not (run.folder / name).exists()]:
+            more = f" and {len(without) - 5} more" * (len(without) > 5)
+            found.append(f"Without {name}, so not in the {use}: {', '.join(without[:5])}{more}.")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m safemax_pl.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
+    parser.add_argument("--out", type=Path, help="folder for the report")
+    parser.add_argument("--title", default="Class unlearning, compared", help="heading")
+    arguments = parser.parse_args()
+    with clear_errors():
+        report(arguments.runs, arguments.out, arguments.title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of `python -m safemax_pl.report`: reading runs, statistics, tables, pictures and the page."""

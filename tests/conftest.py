@@ -1,0 +1,109 @@
+"""One thread for every test, and runs written by hand for those of the report: every number is known."""
+
+import copy
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+PROTOCOL = {
+    "version": 1,
+    "plan": {"name": "standard", "rows": 40, "forget_per_class": 4, "retain_total": 36},
+    "sampler": {"name": "ddim", "steps": 25},
+    "guidance": [0.0],
+    "forget_classes": ["3"],
+    "data": {"name": "digits", "fingerprint": "abc"},
+    "reference": {"split": "train", "n": 1292},
+    "torch": "2.13.0+cpu",
+    "device": "cpu",
+}
+ORIGINAL = {"ua": 0.0, "ua_noise_aware": 0.0, "noise_rate": 0.0, "retain_accuracy": 0.99, "fid_retain/classifier": 1.0}
+NOISE = {"ua": 0.8, "ua_noise_aware": 1.0, "noise_rate": 1.0, "retain_accuracy": 0.1, "fid_retain/classifier": 90.0}
+COST = {"unlearn_seconds": 10.0, "prior_seconds": 0.5, "peak_memory_mb": 512.0, "unlearn_flops": 1e12}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny networks and few numbers: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def with_classes(scores: dict[str, float], forget: str) -> dict[str, Any]:
+    retained = {name: scores["retain_accuracy"] for name in "0123456789" if name not in forget}
+    per_class = {"ua_noise_aware": dict.fromkeys(forget.split("+"), scores["ua_noise_aware"])}
+    return scores | {"per_class": per_class | {"retain_accuracy": retained}}
+
+
+@pytest.fixture
+def write_run(write_run_to, tmp_path):
+    """The same, into `tmp_path/runs`."""
+    return partial(write_run_to, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def write_run_to():
+    """Write a finished run into a folder; `scores` and `cost` change single values, `protocol` a dotted key."""
+
+    def write(
+        runs: Path,
+        method: str = "safemax",
+        seed: int = 0,
+        forget: str = "3",
+        scores: dict[str, float] | None = None,
+        cost: dict[str, float] | None = None,
+        protocol: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        hardware: str = "CPU, 1 threads",
+        name: str | None = None,
+        guidance: tuple[int, ...] = (0,),
+    ) -> Path:
+        name = name or f"{method}-{seed}-{forget}"
+        folder = runs / name
+        folder.mkdir(parents=True)
+        unlearned = ORIGINAL | {"ua": 0.9, "ua_noise_aware": 1.0, "noise_rate": 1.0, "drift": 0.1} | (scores or {})
+        models = {"original": ORIGINAL, "unlearned": unlearned, "normal_noise": NOISE, "uniform_noise": NOISE}
+        models = {which: with_classes(values, forget) for which, values in models.items()}
+        tree = copy.deepcopy(PROTOCOL) | {"forget_classes": forget.split("+")}
+        for key, value in (protocol or {}).items():
+            node, _, leaf = key.rpartition(".")
+            (tree[node] if node else tree)[leaf] = value
+        metrics = {
+            "protocol": tree,
+            "weights": {"original": "aaa", "unlearned": name},
+            "scores": {f"w={w}": models for w in guidance},
+            "name": name,
+            "cost": COST | (cost or {}),
+            "training": {"method": method, "unlearner": "SAFEMax", "seed": seed, "max_steps": 4, "weights": "raw"},
+            "provenance": {
+                "command": f"python -m safemax_pl.fit name={name}",
+                "commit": "c0ffee",
+                "hardware": hardware,
+            },
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "data.json").write_text(json.dumps({"name": "digits", "class_names": list("0123456789")}))
+        config = {"name": name, "runs_dir": "runs", "seed": seed, "optimizer": {"lr": 2e-4}, "unlearner": {"x": method}}
+        config |= {"data": {"name": "digits", "forget_classes": [int(c) for c in forget.split("+")]}}
+        OmegaConf.save(OmegaConf.create(config | (settings or {})), folder / "config.yaml")
+        with (folder / "metrics.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "unlearn_seconds", "quick_w0/ua_noise_aware", "quick_w0/fid_retain/classifier"])
+            writer.writerows(
+                [[0, "", 0.0, 1.0], [1, "", "", ""], [2, 5.0 + seed, 0.5, 2.0], [4, 10.0 + seed, 1.0, 3.0]]
+            )
+        labels = torch.arange(10).repeat_interleave(4)
+        level = (labels * 20 + 20).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+        images = {f"w={w}/{model}": level.clone() for w in guidance for model in ("original", "unlearned")}
+        save_file({"labels": labels, "seeds": torch.arange(4).repeat(10), **images}, folder / "samples.safetensors")
+        return folder
+
+    return write

@@ -1,0 +1,132 @@
+import json
+import shutil
+
+import pytest
+
+from safemax_pl.errors import UserError
+from safemax_pl.reports.reading import flat, group, read
+
+
+def change(folder, edit):
+    """Rewrite a run's metrics.json."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    edit(metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def found(*paths):
+    return [run.folder.name for run in read(list(paths))[0]]
+
+
+def test_runs_are_found_at_any_depth_and_once(write_run, tmp_path):
+    first, second = write_run(seed=0), write_run(seed=1)
+    shutil.move(second, tmp_path / "runs" / "deep" / "er" / second.name)
+    assert sorted(found(tmp_path, first)) == ["safemax-0-3", "safemax-1-3"]
+
+
+def test_what_lies_inside_a_run_is_not_a_run(write_run, tmp_path):
+    run = write_run()
+    for inside in ("evaluations/same", "wandb/offline-run-1/files"):
+        shutil.copytree(run, tmp_path / "copy")
+        shutil.move(tmp_path / "copy", run / inside)
+    assert found(run) == ["safemax-0-3"]
+    assert found(tmp_path) == ["safemax-0-3"]
+
+
+def test_unfinished_runs_and_base_models_are_named_and_left_out(write_run, tmp_path):
+    write_run(seed=0)
+    (write_run(seed=1, name="half") / "metrics.json").unlink()
+    change(write_run(seed=2, name="base"), lambda m: m.update(scores={"w=0": {"model": {"retain_accuracy": 1.0}}}))
+    runs, left_out = read([tmp_path])
+    assert [run.seed for run in runs] == [0]
+    assert len(left_out) == 2
+    assert "base is left out: a base model" in left_out[0]
+    assert "half is left out: unfinished" in left_out[1]
+
+
+def test_without_a_finished_run_there_is_no_report(write_run, tmp_path):
+    (write_run() / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"no finished run of unlearning in .*safemax-0-3 is left out: unfinished"):
+        read([tmp_path])
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        read([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("part", ["protocol", "provenance", "training"])
+def test_a_number_without_its_protocol_or_provenance_is_refused(write_run, tmp_path, part):
+    change(write_run(), lambda metrics: metrics.pop(part))
+    with pytest.raises(UserError, match=rf"safemax-0-3/metrics.json has no {part}"):
+        read([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"sampler.steps": 50}, "sampler.steps", ("25", "50")),
+        ({"guidance": [0.0, 2.0]}, "guidance", (r"\[0.0\]", r"\[0.0, 2.0\]")),
+        ({"data.fingerprint": "xyz"}, "data.fingerprint", ("'abc'", "'xyz'")),
+        ({"torch": "2.12.0+cpu"}, "torch", (r"'2\.13\.0'", r"'2\.12\.0'")),
+        ({"precision": "16-mixed"}, "precision", ("None", "'16-mixed'")),
+    ],
+)
+def test_protocols_are_not_mixed(write_run, tmp_path, changes, key, values):
+    write_run(seed=0)
+    write_run(seed=1, protocol=changes)
+    with pytest.raises(UserError, match=f"{key} is {values[0]} in .*safemax-0-3 and {values[1]} in .*safemax-1-3"):
+        read([tmp_path])
+
+
+def test_different_base_models_are_not_mixed(write_run, tmp_path):
+    write_run(seed=0)
+    change(write_run(seed=1), lambda metrics: metrics["weights"].update(original="bbb"))
+    with pytest.raises(UserError, match=r"weights\.original is 'aaa'"):
+        read([tmp_path])
+
+
+def test_what_follows_from_the_forgotten_classes_or_the_device_may_differ(write_run, tmp_path):
+    write_run(forget="3")
+    write_run(forget="8", protocol={"reference.n": 1300, "plan.rows": 41, "device": "H200", "torch": "2.13.0+cu130"})
+    assert len(found(tmp_path)) == 2
+
+
+def test_seeds_and_classes_are_one_configuration(write_run, tmp_path):
+    for seed in (0, 1):
+        for forget in ("3", "8"):
+            write_run(seed=seed, forget=forget)
+    write_run("esd")
+    groups = group(read([tmp_path])[0])
+    assert {label: len(runs) for label, runs in groups.items()} == {"esd": 1, "safemax": 4}
+
+
+def test_configurations_of_a_method_are_labelled_by_what_differs(write_run, tmp_path):
+    write_run("salun", name="a")
+    write_run("salun", name="b", settings={"optimizer": {"lr": 5e-4}})
+    write_run("salun", name="c", settings={"optimizer": {"lr": 5e-4}}, seed=1)
+    write_run("esd", settings={"ema_decay": 0.9})
+    assert list(group(read([tmp_path])[0])) == ["esd", "salun optimizer.lr=0.0002", "salun optimizer.lr=0.0005"]
+
+
+def test_an_old_run_is_named_by_its_unlearner(write_run, tmp_path):
+    change(write_run(), lambda metrics: metrics["training"].pop("method"))
+    assert list(group(read([tmp_path])[0])) == ["SAFEMax"]
+
+
+def test_a_run_that_was_made_twice_is_refused(write_run, tmp_path):
+    write_run(name="one")
+    write_run(name="two")
+    with pytest.raises(UserError, match=r"one and .*two are the same: safemax, seed 0, forgetting 3; give one of them"):
+        group(read([tmp_path])[0])
+
+
+def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run, tmp_path):
+    write_run(scores={"retain_accuracy": 0.9}, cost={"unlearn_seconds": 7.0})
+    (run,) = read([tmp_path])[0]
+    values = run.values("w=0", "unlearned")
+    assert values["delta/retain_accuracy"] == pytest.approx(-0.09)
+    assert values["unlearn_seconds"] == 7.0 and values["drift"] == 0.1
+    assert "delta/drift" not in values and "per_class" not in values
+    assert "unlearn_seconds" not in run.values("w=0", "original")
+
+
+def test_flat_keeps_lists_and_empty_nodes():
+    assert flat({"a": {"b": 1, "c": [1, 2]}, "d": {}}) == {"a.b": 1, "a.c": [1, 2], "d": {}}

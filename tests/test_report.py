@@ -1,0 +1,113 @@
+"""The command from real runs to a page, and its table in a browser."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_fit import tiny
+
+from safemax_pl.fit import fit
+from safemax_pl.report import main, report
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    main()
+
+
+def test_real_runs_become_a_report(tmp_path, monkeypatch, capsys):
+    for unlearner in ("safemax", "retain_only"):
+        fit(tiny(tmp_path, f"unlearner={unlearner}"), unlearner)
+    run_main(monkeypatch, tmp_path, "--title", "Two methods")
+    assert "2 runs, 2 methods" in capsys.readouterr().out
+    text = (tmp_path / "report" / "report.md").read_text()
+    scores = json.loads((tmp_path / "safemax" / "metrics.json").read_text())["scores"]["w=0"]
+    assert text.startswith("# Two methods\n")
+    for model in ("original", "unlearned", "normal_noise"):
+        assert f"{scores[model]['fid_retain/classifier']:.3g}" in text
+    names = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
+    assert {"w0-samples.png", "w0-curve-ua_noise_aware.png", "w0-classes-retain_accuracy.png"} <= names
+    for name in ("results.csv", "summary.csv", "report.html"):
+        assert (tmp_path / "report" / name).exists()
+
+
+def test_out_may_be_elsewhere_and_nothing_else_is_touched(write_run, tmp_path, monkeypatch):
+    write_run()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    run_main(monkeypatch, tmp_path / "runs", "--out", tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["figures", "mine.txt", "report.html", "report.md", "results.csv", "summary.csv"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["safemax-0-3"]
+
+
+def test_a_report_is_not_read_as_a_run_and_comes_out_the_same_again(write_run, tmp_path):
+    write_run()
+    out = report([tmp_path / "runs"])
+    before = (out / "report.html").read_bytes()
+    assert report([tmp_path / "runs"]) == out
+    assert (out / "report.html").read_bytes() == before
+
+
+def test_runs_that_are_left_out_are_named_on_stderr_and_on_the_page(write_run, tmp_path, monkeypatch, capsys):
+    write_run()
+    (write_run("b") / "metrics.json").unlink()
+    run_main(monkeypatch, tmp_path)
+    assert "b-0-3 is left out: unfinished" in capsys.readouterr().err
+    assert "b-0-3 is left out: unfinished" in (tmp_path / "runs" / "report" / "report.html").read_text()
+
+
+def test_mixed_protocols_end_in_one_line(write_run, tmp_path, monkeypatch, capsys):
+    write_run("a")
+    write_run("b", protocol={"sampler.steps": 50})
+    with pytest.raises(SystemExit) as ended:
+        run_main(monkeypatch, tmp_path)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: these runs can't stand in one table: sampler.steps is 25 in ")
+    assert not (tmp_path / "runs" / "report").exists()
+
+
+def test_gaps_between_methods_are_noted(write_run, tmp_path):
+    for seed in (0, 1, 2):
+        write_run("a", seed)
+    (write_run("b", 0) / "samples.safetensors").unlink()
+    text = (report([tmp_path / "runs"]) / "report.md").read_text()
+    assert "b lacks runs that others have (seed 1 forgetting 3, seed 2 forgetting 3)" in text
+    assert "Fewer than three seeds: b." in text
+    assert "Without samples.safetensors, so not in the pictures: b-0-3." in text
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CLICKS = """
+<script>
+const buttons = [...document.querySelectorAll("table.sortable")[0].tHead.querySelectorAll("button")];
+const at = buttons.findIndex(button => button.textContent.startsWith("unlearn_seconds"));
+const order = () => [...document.querySelector("table.sortable tbody").rows].map(row => row.cells[0].dataset.value);
+const found = [];
+for (let click = 0; click < 2; click++) {
+  buttons[at].click();
+  found.push([buttons[at].parentElement.getAttribute("aria-sort"), ...order()]);
+}
+buttons[0].click();
+found.push([buttons[at].parentElement.getAttribute("aria-sort"), ...order()]);
+document.body.textContent = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_header_buttons_sort_in_a_browser(write_run, tmp_path):
+    for method, seconds in (("a", 9.0), ("b", 100.0), ("c", 20.0)):
+        write_run(method, cost={"unlearn_seconds": seconds})
+    page = report([tmp_path / "runs"]) / "report.html"
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(page.read_text().replace("</body>", f"{CLICKS}</body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{clicked}"]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    ascending, descending, by_name = json.loads(dumped.partition("<body>")[2].partition("</body>")[0])
+    rest = ["Original", "normal_noise", "uniform_noise"]
+    assert ascending == ["ascending", "a", "c", "b", *rest]
+    assert descending == ["descending", "b", "c", "a", *rest]
+    assert by_name[:4] == [None, "a", "b", "c"]
