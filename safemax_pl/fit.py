@@ -30,11 +30,11 @@ from safemax_pl.errors import UserError
 from safemax_pl.evaluate import draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
-from safemax_pl.loggers import CSVHistory, make_loggers
+from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
 from safemax_pl.runs import Run, provenance, training
-from safemax_pl.train import train
+from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
 
 

@@ -30,10 +30,9 @@ from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.images import to_uint8
-from safemax_pl.loggers import make_loggers
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
-from safemax_pl.train import train
+from safemax_pl.train import make_loggers, train
 
 
 class ClassifierModule(LightningModule):

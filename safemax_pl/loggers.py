@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from safemax_pl.config import build
 from safemax_pl.files import atomic
 
 
@@ -61,14 +60,6 @@ class CSVHistory(Logger):
     def finalize(self, status: str) -> None:
         if self.rows:
             self.save()
-
-
-def make_loggers(node: Any, folder: Path) -> list[Logger]:
-    """metrics.csv always, and what the configuration's `logger` node describes, if anything."""
-    loggers: list[Logger] = [CSVHistory(folder / "metrics.csv")]
-    if node:
-        loggers.append(build(node, folder=folder))
-    return loggers
 
 
 def wandb_logger(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> WandbLogger:

@@ -89,7 +89,11 @@ class UnlearningModule(LightningModule):
         )
         assert isinstance(self.teacher.network, Model)
         priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device)
+        if not self.trainer.is_global_zero:  # rank 0 fills the cache, then the others read it
+            self.trainer.strategy.barrier()
         self.unlearner.prepare(self.task(), data, priors)
+        if self.trainer.is_global_zero:
+            self.trainer.strategy.barrier()
         self.prior_seconds, self.prior_flops = priors.seconds, priors.flops
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

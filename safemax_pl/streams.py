@@ -28,7 +28,7 @@ class Stream(IntEnum):
     TARGET = 5  # ε' of the `fresh_noise` target
     START = 6  # x_T of a generated image
     CORRUPTION = 7  # synthetic noise images: controls, and the classifier's noise class
-    REPLAY = 8  # which generated image stands for a real one
+    REPLAY = 8  # which image stands for a real one: a generated or an alternative one
     SUBSTITUTE = 9  # the class that a forgotten one is taught to look like
     NOISE_IMAGE = 10  # a training image of pure noise
     MIXTURE = 11  # which of two images x_t is made of

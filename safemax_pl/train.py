@@ -1,5 +1,6 @@
 """A Lightning fit inside a run's folder: what both `fit` and `fit_classifier` do between building and scoring."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,14 @@ def train(
         weights_only=False if checkpoint else None,
     )
     trainer.save_checkpoint(run.checkpoint)
+
+
+def make_loggers(node: Any, folder: Path) -> list[Logger]:
+    """metrics.csv always, and what the configuration's `logger` node describes, if anything."""
+    loggers: list[Logger] = [CSVHistory(folder / "metrics.csv")]
+    if node:
+        loggers.append(build(node, folder=folder))
+    return loggers
 
 
 def load_checkpoint(run: Run) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion import Diffusion, Sampler
+from safemax_pl.errors import UserError
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
 from safemax_pl.priors import Priors
@@ -30,7 +31,8 @@ class Task:
 
     Attributes:
         student: the network being trained, (x_t, t, labels) -> prediction.
-        teacher: the weights before unlearning, without gradients.
+        teacher: the weights before unlearning, without gradients; on the device where it was last used, so `.to(...)`
+            before touching its parameters.
         diffusion: the process.
         sampler: how the teacher generates images, for methods that learn from them.
         forget_labels, retain_labels: long, on the device.
@@ -67,6 +69,11 @@ class Unlearner(ABC):
     needs_retain: bool = True
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
+        for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
+            if weight < 0:
+                raise UserError(f"unlearner.{name}={weight}: give a weight ≥ 0; a method knows itself what it ascends")
+        if not 0 <= label_dropout <= 1:
+            raise UserError(f"unlearner.label_dropout={label_dropout}: give a probability from 0 to 1")
         self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout
 
     @abstractmethod

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from safemax_pl import streams
 from safemax_pl.data import LabelledImages
-from safemax_pl.errors import unknown
+from safemax_pl.errors import UserError, unknown
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.terms import denoising_loss, random_retain_labels
 
 TARGETS = ("uniform", "relabel")
 
@@ -20,15 +20,15 @@ TARGETS = ("uniform", "relabel")
 class EraseDiff(Unlearner):
     """min_θ L_r(θ) subject to L_f(θ) ≤ q, q = L_f after K descent steps from θ: L = L_r + forget_weight · (L_f − q).
 
-    First order, as in BOME, which the authors follow: q is a constant. It gives the step no gradient and tells how
-    much of the class there is left to erase; the reported forget loss is that gap. The paper teaches U(0, 1) noise:
-    L_f = ‖u − ε_θ(a_t x_0 + b_t u, t, c_f)‖². The code instead teaches one random class for the whole batch, from
-    the student itself; here it is a retain class. The code takes K epochs before an epoch of steps and lets its Adam
-    see both; here K gradient steps precede every step and leave neither weights nor the optimiser changed.
+    First order, as the authors do it: q is a constant and λ is fixed. The inner descent therefore decides the reported
+    gap (how much of the class is left to erase) and the cost of a step, but not the weights. The paper teaches U(0, 1)
+    noise: L_f = ‖u − ε_θ(a_t x_0 + b_t u, t, c_f)‖². The code instead teaches one random class for the whole batch,
+    from the student itself; here it is a retain class. The code takes K epochs before an epoch of steps and lets its
+    Adam see both; here K gradient steps precede every step and leave neither weights nor the optimiser changed.
 
     Args:
         target: "uniform" (the paper) or "relabel" (the code).
-        inner_steps: K.
+        inner_steps: K, at least 0.
         inner_lr: step size of the inner descent.
         forget_weight: λ.
     """
@@ -45,6 +45,8 @@ class EraseDiff(Unlearner):
         super().__init__(forget_weight, retain_weight, label_dropout)
         if target not in TARGETS:
             raise unknown("unlearner.target", target, TARGETS)
+        if inner_steps < 0 or inner_lr <= 0:
+            raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
         self.target, self.inner_steps, self.inner_lr = target, inner_steps, inner_lr
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
@@ -60,8 +62,7 @@ class EraseDiff(Unlearner):
             eps = streams.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
             return task.diffusion.add_noise(forget.x_0, t, eps), task.diffusion.prediction_of(forget.x_0, eps, t), t
         x_t, _, t = task.diffusion.noised(forget)
-        step = streams.combine(Stream.SUBSTITUTE, task.step, torch.zeros_like(forget.labels))
-        substitutes = task.retain_labels[streams.integers(step, Stream.SUBSTITUTE, len(task.retain_labels))]
+        substitutes = random_retain_labels(task, forget.keys.min().expand_as(forget.keys))  # one class for the batch
         with torch.no_grad():
             return x_t, task.student(x_t, t, substitutes), t
 

@@ -18,11 +18,11 @@ from safemax_pl.unlearners.replay import Replay
 class ESD(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − [ε̄(x_t, t, ∅) − η (ε̄(x_t, t, c_f) − ε̄(x_t, t, ∅))]‖²; no retain term.
 
-    The authors make x_t by sampling from the teacher down to t in every step. Here the teacher generates images of
-    the forgotten classes once and x_t is noised from them: the same law as far as the sampler is exact.
+    The authors make x_t by sampling down to t in every step, from the student as it changes. Here the teacher generates
+    images of the forgotten classes once, and x_t is noised from them.
 
     Args:
-        negative_guidance: η; 7.5 in the CIFAR port, 1 in the paper for Stable Diffusion's objects.
+        negative_guidance: η.
         replay_per_class: generated images of each forgotten class.
     """
 

@@ -11,8 +11,8 @@ from safemax_pl.unlearners.terms import denoising_loss, distillation_loss, noise
 class NoiseImage(Unlearner):
     """L = forget_weight · L_ε(x_0 ~ U(−1, 1), c_f) + retain_weight · E‖ε̄(x_t, t, c_r) − ε_θ(x_t, t, c_r)‖².
 
-    Its optimum is the posterior mean under the law of the noise images, which SAFEMax's target states in closed
-    form: what is left of the difference is the variance of the target, and the gate.
+    Its optimum is the posterior mean of ε under the law of the noise images. SAFEMax states such a mean in closed form,
+    for the Gaussian law of the same variance with target.image_std=0.577, and has a gate besides.
     """
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 5.0, label_dropout: float = 0.1):

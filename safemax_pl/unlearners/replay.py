@@ -23,15 +23,16 @@ class Replay:
         self.places[labels] = torch.arange(len(labels), device=labels.device)
         self.labels = labels.repeat_interleave(per_class)
         seeds = streams.combine(data.seed, Stream.REPLAY, torch.arange(len(self.labels), device=labels.device))
-        chunk = 250
+        parts = -(-len(seeds) // 250)
+        chunk = -(-len(seeds) // parts)
 
         def generate(i: int, state: State) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
             images = task.sampler.sample(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
-            return {"images": torch.cat([*state.values(), to_uint8(images)])}
+            return [torch.cat([*state, to_uint8(images)])]
 
         settings = [labels.tolist(), per_class, task.sampler.settings()]
-        self.images = priors.fold("replay", settings, -(-len(seeds) // chunk), generate)["images"]
+        (self.images,) = priors.fold("replay", settings, parts, generate)
 
     def like(self, batch: LabelledImages) -> LabelledImages:
         """The batch with every image replaced by a generated one of its label."""

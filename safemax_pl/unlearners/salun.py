@@ -8,7 +8,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss, next_retain_labels, relabelling_loss
 
 
 @final
@@ -36,16 +36,15 @@ class SalUn(Unlearner):
         self.mask_share = mask_share
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
-        chunk, device = 128, task.forget_labels.device
-        chunks = data.chunks("forget", chunk)
+        chunks, images = data.chunks("forget", 128), len(data.rows("train", "forget"))
+        size, device = -(-images // chunks), task.forget_labels.device
 
         def add(i: int, state: State) -> State:
-            batch = data.chunk("forget", i, chunk, device)
+            batch = data.chunk("forget", i, size, device)
             gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
-            return {f"{k}": gradient + state.get(f"{k}", 0) for k, gradient in enumerate(gradients)}
+            return added(state, gradients)
 
-        state = priors.fold("saliency", chunk, chunks, add)
-        sizes = [state[f"{k}"].abs() for k in range(len(state))]
+        sizes = [gradient.abs() for gradient in priors.fold("saliency", size, chunks, add)]
         order = torch.cat([size.flatten() for size in sizes])
         kept = max(round(self.mask_share * len(order)), 1)
         threshold = order.kthvalue(len(order) - kept + 1).values

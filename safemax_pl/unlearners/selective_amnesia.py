@@ -13,7 +13,7 @@ from safemax_pl.priors import Priors, State
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.replay import Replay
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss, noise_images
+from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss, noise_images
 
 
 @final
@@ -23,7 +23,8 @@ class SelectiveAmnesia(Unlearner):
     Replay are images of the retain classes that the base model generates. F = E_x (∇ Σ_t ‖ε − ε_θ(x_t, t, c)‖²)²,
     the mean over generated images x of all classes. The authors sum every ‖·‖² over the D pixels; all terms here are
     theirs over D. They take all 1000 timesteps of 5 000 images; here Σ_t is estimated from `fisher_timesteps`
-    stratified ones, which costs a thirtieth.
+    stratified ones. That costs a thirtieth and makes F larger, by the variance of the estimate: 1.33 times in total
+    with 32 of 1000 timesteps on the digits' base model.
 
     Args:
         ewc_weight: λ of the elastic penalty; reported as part of the retain loss.
@@ -42,30 +43,34 @@ class SelectiveAmnesia(Unlearner):
         label_dropout: float = 0.0,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
-        for name in ("replay_per_class", "fisher_images", "fisher_timesteps"):
-            if locals()[name] < 1:
-                raise UserError(f"unlearner.{name}={locals()[name]}: give at least 1")
+        counts = {"replay_per_class": replay_per_class, "fisher_images": fisher_images}
+        for name, count in (counts | {"fisher_timesteps": fisher_timesteps}).items():
+            if count < 1:
+                raise UserError(f"unlearner.{name}={count}: give at least 1")
+        if ewc_weight < 0:
+            raise UserError(f"unlearner.ewc_weight={ewc_weight}: give a number ≥ 0")
         self.ewc_weight, self.replay_per_class = ewc_weight, replay_per_class
         self.fisher_images, self.fisher_timesteps = fisher_images, fisher_timesteps
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
-        self.anchors = [weight.detach() for weight in task.teacher.network.parameters()]
+        device = task.retain_labels.device
+        self.anchors = [weight.detach() for weight in task.teacher.to(device).network.parameters()]
         self.replay = Replay(task, data, priors, task.retain_labels, self.replay_per_class)
-        labels = torch.arange(data.num_classes, device=task.retain_labels.device)
+        labels = torch.arange(data.num_classes, device=device)
         images = Replay(task, data, priors, labels, -(-self.fisher_images // data.num_classes))
-        count, per_part = len(images.labels), 10
+        count = len(images.labels)
+        parts = -(-count // 10)
+        per_part = -(-count // parts)
 
         def add(i: int, state: State) -> State:
             for row in range(i * per_part, min((i + 1) * per_part, count)):  # F needs every image's own gradient
                 image = images.copies(row, self.fisher_timesteps)
                 gradients = base_gradients(task, lambda base, image=image: summed_loss(base, image))  # type: ignore[misc]
-                squares = {f"{k}": gradient.square() / count for k, gradient in enumerate(gradients)}
-                state = {k: square + state.get(k, 0) for k, square in squares.items()}
+                state = added(state, [gradient.square() / count for gradient in gradients])
             return state
 
         settings = [images.per_class, self.fisher_timesteps, task.sampler.settings()]
-        state = priors.fold("fisher", settings, -(-count // per_part), add)
-        self.fisher = [state[f"{k}"] for k in range(len(state))]
+        self.fisher = priors.fold("fisher", settings, parts, add)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

@@ -9,7 +9,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss
+from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss
 
 
 @final
@@ -54,10 +54,9 @@ class SFROn(Unlearner):
         def add(i: int, state: State) -> State:
             batch = data.chunk(part, i, size, device)
             gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
-            return {f"{k}": gradient.square() / count + state.get(f"{k}", 0) for k, gradient in enumerate(gradients)}
+            return added(state, [gradient.square() / count for gradient in gradients])
 
-        state = priors.fold(f"fisher_{part}", [size, count], count, add)
-        return [state[f"{k}"] for k in range(len(state))]
+        return priors.fold(f"fisher_{part}", [size, count], count, add)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

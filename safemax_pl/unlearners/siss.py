@@ -60,8 +60,7 @@ class SISS(Unlearner):
 
     def backward(self, task: Task, losses: Losses) -> None:
         forget, retain = separate_gradients(task, losses)
-        tiny = torch.finfo(torch.float32).tiny
-        s = self.forget_weight * (dot(retain, retain) / dot(forget, forget).clamp(min=tiny)).sqrt()
+        s = self.forget_weight * (dot(retain, retain) / dot(forget, forget).clamp(min=1e-30)).sqrt()  # 0 stays 0
         for parameter, f, r in zip(task.student.parameters(), forget, retain, strict=True):
             parameter.grad = self.retain_weight * r + s * f
 

@@ -26,7 +26,10 @@ def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tens
 
 
 def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor) -> Tensor:
-    """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: the class c is told to look like c̃; the target is the student's own."""
+    """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: the class c is told to look like c̃; the target is the student's own.
+
+    The pass without gradients comes first: autocast must not cache its weights (Lightning turns that cache off).
+    """
     x_t, _, t = task.diffusion.noised(batch)
     with torch.no_grad():
         target = task.student(x_t, t, substitutes)
@@ -63,6 +66,11 @@ def base_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tensor]:
             return torch.func.functional_call(network, weights, args)
 
     return list(torch.autograd.grad(loss(replace(task, student=Base())), list(weights.values())))
+
+
+def added(state: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """The sums of two lists of tensors, of which the first may be empty."""
+    return [a + b for a, b in zip(state, more, strict=True)] if state else more
 
 
 def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[Tensor]]:
