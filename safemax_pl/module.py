@@ -88,7 +88,8 @@ class UnlearningModule(LightningModule):
             for labels in (data.forget_labels, data.retain_labels)
         )
         assert isinstance(self.teacher.network, Model)
-        priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device)
+        bar = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device, bar)
         if not self.trainer.is_global_zero:  # rank 0 fills the cache, then the others read it
             self.trainer.strategy.barrier()
         self.unlearner.prepare(self.task(), data, priors)

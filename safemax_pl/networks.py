@@ -35,8 +35,8 @@ class Model(nn.Module):
 
     def reset(self, seed: int) -> None:
         """Replace the weights, in place, by the random ones of `seed`."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             self.unet.load_state_dict(UNet2DModel.from_config(self.unet.config).state_dict())
 
 

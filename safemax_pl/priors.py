@@ -35,13 +35,21 @@ class Priors:
         base: the model before unlearning.
         data: the data module, set up.
         device: what the priors are computed on.
+        show_progress: whether a computation of several parts shows a progress bar.
 
     Attributes:
         seconds, flops: what the priors asked for so far cost when they were computed, be it in an earlier run.
     """
 
-    def __init__(self, folder: Path, base: Model, data: ForgetRetainDataModule, device: torch.device):
-        self.folder, self.device = folder, device
+    def __init__(
+        self,
+        folder: Path,
+        base: Model,
+        data: ForgetRetainDataModule,
+        device: torch.device,
+        show_progress: bool = True,
+    ):
+        self.folder, self.device, self.show_progress = folder, device, show_progress
         self.seconds, self.flops = 0.0, 0.0
         self._context = digest(
             PRIORS_VERSION,
@@ -67,7 +75,8 @@ class Priors:
         state, done, seconds, flops = self._load(path)
         saved = time.perf_counter()
         remaining = range(done, parts)
-        for i in track(remaining, description=f"prior: {name}") if len(remaining) > 1 else remaining:
+        silent = not self.show_progress or len(remaining) < 2
+        for i in track(remaining, description=f"prior: {name}", disable=silent):
             if i == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
                 with FlopCounterMode(display=False) as counter:
                     part(i, state)

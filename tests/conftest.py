@@ -20,12 +20,15 @@ PROTOCOL = {
     "forget_classes": ["3"],
     "data": {"name": "digits", "fingerprint": "abc"},
     "reference": {"split": "train", "n": 1292},
+    "classifier": {"hash": "judge"},
     "torch": "2.13.0+cpu",
     "device": "cpu",
 }
 ORIGINAL = {"ua": 0.0, "ua_noise_aware": 0.0, "noise_rate": 0.0, "retain_accuracy": 0.99, "fid_retain/classifier": 1.0}
 NOISE = {"ua": 0.8, "ua_noise_aware": 1.0, "noise_rate": 1.0, "retain_accuracy": 0.1, "fid_retain/classifier": 90.0}
-COST = {"unlearn_seconds": 10.0, "prior_seconds": 0.5, "peak_memory_mb": 512.0, "unlearn_flops": 1e12}
+COST = {"unlearn_seconds": 10.0, "prior_seconds": 0.5, "unlearn_flops": 1e12, "prior_flops": 5e11}
+COST |= {"peak_memory_mb": 512.0}
+RETRAIN = {"unlearner": {"from_scratch": True}}  # settings of a reference
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +68,8 @@ def write_run_to():
         hardware: str = "CPU, 1 threads",
         name: str | None = None,
         guidance: tuple[int, ...] = (0,),
+        commit: str | None = "c0ffee",
+        weights: str = "raw",
     ) -> Path:
         name = name or f"{method}-{seed}-{forget}"
         folder = runs / name
@@ -82,18 +87,20 @@ def write_run_to():
             "scores": {f"w={w}": models for w in guidance},
             "name": name,
             "cost": COST | (cost or {}),
-            "training": {"method": method, "unlearner": "SAFEMax", "seed": seed, "max_steps": 4, "weights": "raw"},
+            "training": {"method": method, "unlearner": "SAFEMax", "seed": seed, "max_steps": 4, "weights": weights},
             "provenance": {
                 "command": f"python -m safemax_pl.fit name={name}",
-                "commit": "c0ffee",
+                "commit": commit,
                 "hardware": hardware,
             },
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "data.json").write_text(json.dumps({"name": "digits", "class_names": list("0123456789")}))
-        config = {"name": name, "runs_dir": "runs", "seed": seed, "optimizer": {"lr": 2e-4}, "unlearner": {"x": method}}
-        config |= {"data": {"name": "digits", "forget_classes": [int(c) for c in forget.split("+")]}}
-        OmegaConf.save(OmegaConf.create(config | (settings or {})), folder / "config.yaml")
+        config: dict[str, Any] = {"name": name, "runs_dir": "runs", "seed": seed, "unlearner": {"x": method}}
+        config |= {"optimizer": {"_target_": "torch.optim.Adam", "lr": 2e-4}, "gradient_clip": None}
+        config["data"] = {"name": "digits", "forget_batch_size": 16, "retain_batch_size": 32}
+        config["data"]["forget_classes"] = [int(c) for c in forget.split("+")]
+        OmegaConf.save(OmegaConf.merge(config, settings or {}), folder / "config.yaml")
         with (folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "unlearn_seconds", "quick_w0/ua_noise_aware", "quick_w0/fid_retain/classifier"])

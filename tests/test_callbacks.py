@@ -24,7 +24,7 @@ class Small(LightningModule):
         super().__init__()
         self.layer = nn.Linear(IN, OUT)
         self.step_seconds, self.validation_seconds = step_seconds, validation_seconds
-        self.prior_seconds = 0.25
+        self.prior_seconds, self.prior_flops = 0.25, 1e9
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -110,9 +110,10 @@ def test_the_slow_steps_that_count_operations_are_estimated_from_the_others(fit)
 
 
 @pytest.mark.parametrize("max_steps", [1, COUNTED_STEPS, COUNTED_STEPS + 1])
-def test_the_time_for_preparing_is_kept_apart_however_short_the_fit(fit, max_steps):
+def test_the_cost_of_preparing_is_kept_apart_however_short_the_fit(fit, max_steps):
     cost, _ = fit(Small(), max_steps=max_steps)
     assert cost.summary()["prior_seconds"] == 0.25
+    assert cost.summary()["prior_flops"] == 1e9
 
 
 def test_a_fit_too_short_to_be_timed_claims_no_seconds(fit):
@@ -157,6 +158,7 @@ def test_the_summary_has_the_costs_of_the_evaluation_protocol(fit):
         "prior_seconds",
         "peak_memory_mb",
         "unlearn_flops",
+        "prior_flops",
         "images_per_second",
     }
     assert summary["images_per_second"] == pytest.approx(4 * BATCH / summary["unlearn_seconds"])

@@ -19,14 +19,6 @@ SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 COMMAND = "python -m safemax_pl.fit_classifier experiment=digits_classifier"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> ForgetRetainDataModule:
     cfg = compose("fit", ["experiment=digits_forget1"])

@@ -1,3 +1,6 @@
+import itertools
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +28,7 @@ from safemax_pl.diffusion import Sampler
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Unlearner
 
+UNLEARNERS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
 GIVEN_BY_THE_PROGRAM = {"model": {"data"}, "logger": {"folder"}}
 
@@ -37,6 +41,13 @@ def choices(*groups: str) -> list[str]:
     """`group/choice` of every file that is not empty."""
     files = [file for group in groups for file in sorted((CONFIGS / group).glob("*.yaml")) if OmegaConf.load(file)]
     return [f"{file.parent.name}/{file.stem}" for file in files]
+
+
+def node_of(choice: str) -> DictConfig:
+    """What a file describes, with what it takes over from another one."""
+    group, _, name = choice.partition("/")
+    node = OmegaConf.load(CONFIGS / f"{choice}.yaml")
+    return compose("fit", [f"{group}={name}"])[group] if "defaults" in node else node
 
 
 def nodes_of_ours(node: DictConfig) -> list[DictConfig]:
@@ -86,7 +97,7 @@ def test_every_experiment_opens_with_its_command(experiment):
 @pytest.mark.parametrize("choice", choices("data", "model", "unlearner", "sampler", "logger"))
 def test_every_file_shows_every_setting_of_its_classes(choice):
     group = choice.partition("/")[0]
-    nodes = nodes_of_ours(OmegaConf.load(CONFIGS / f"{choice}.yaml"))
+    nodes = nodes_of_ours(node_of(choice))
     assert nodes
     for node in nodes:
         target = hydra.utils.get_object(node._target_)
@@ -101,7 +112,7 @@ def test_every_file_shows_every_setting_of_its_classes(choice):
     + [(choice, Sampler) for choice in choices("sampler")],
 )
 def test_every_file_makes_the_object_that_it_describes(choice, kind):
-    node = OmegaConf.load(CONFIGS / f"{choice}.yaml")
+    node = node_of(choice)
     settings = {"seed": 0, "path": "somewhere"} if kind is ForgetRetainDataModule else {}
     assert isinstance(instantiate(OmegaConf.merge(node, settings)), kind)
 
@@ -119,6 +130,64 @@ def test_the_seed_of_the_data_is_that_of_the_run():
 def test_paths_into_the_project_do_not_depend_on_the_directory(fit_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert fit_config.classifier == str(CONFIGS.parent / "weights" / "digits" / "classifier")
+
+
+def header(path: Path) -> str:
+    """The comment that a file opens with."""
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
+
+
+def commands_in(path: Path) -> list[str]:
+    """The commands in the header of a file; settings that a method recommends make one of their own."""
+    commands = re.findall(r"python -m safemax_pl\.([^\n#]+)", header(path))
+    settings = re.findall(r"[a-z_]+(?:\.[a-z_]+)+=[^\s,;:]*\w", header(path))
+    if settings and path.parent.name == "unlearner":
+        commands.append(" ".join(["fit", f"unlearner={path.stem}", *settings]))
+    return commands
+
+
+HEADERS = [path for group in ("unlearner", "experiment") for path in sorted(CONFIGS.glob(f"{group}/*.yaml"))]
+
+
+@pytest.mark.parametrize("command", sorted({command for path in HEADERS for command in commands_in(path)}))
+def test_every_command_and_setting_in_a_header_is_legal(command):
+    name, *overrides = shlex.split(command)
+    check_command_line(name, overrides)
+
+
+def test_headers_are_read():
+    """The test above must not pass because it finds nothing."""
+    found = {path.stem: commands_in(path) for path in HEADERS}
+    assert len(found["cifar10_smoke"]) == 3 and all(found[name] for name in EXPERIMENTS)
+    assert found["retrain"] == ["fit unlearner=retrain trainer.max_steps=5000 optimizer.lr=1e-3"]
+
+
+# -- the name of the method --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        ([], "safemax"),
+        (["unlearner=salun"], "salun"),
+        (["experiment=digits_methods"], "safemax"),
+        (["experiment=digits_methods", "unlearner=retrain"], "retrain"),
+        (["experiment=digits_pretrain"], "retain_only"),
+        (["unlearner=salun", "method=mine"], "mine"),
+    ],
+    ids=str,
+)
+def test_the_method_is_named_after_the_choice_of_the_unlearner(overrides, method):
+    assert compose("fit", overrides).method == method
+
+
+def test_an_experiment_may_name_its_method(write_experiment):
+    write_experiment("defaults:\n  - override /unlearner: salun\nmethod: SalUn, tuned")
+    assert compose("fit", ["experiment=mine"]).method == "SalUn, tuned"
+
+
+def test_a_classifier_has_no_method():
+    assert "method" not in compose("fit_classifier", [])
 
 
 # -- what a command line may say ---------------------------------------------------------------------------------
@@ -145,7 +214,7 @@ def test_legal_overrides_are_accepted(overrides):
     ("overrides", "message"),
     [
         (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
-        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: retain_only, safemax"),
+        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: dimum, erasediff, "),
         (["unlearnr=safemax"], "'unlearnr': did you mean 'unlearner'"),
         (["sed=1"], "'sed': did you mean 'seed'"),
         (["data.forget_clases=[1]"], "'data.forget_clases': did you mean 'data.forget_classes'"),
@@ -311,6 +380,12 @@ def test_a_command_runs_its_task_with_the_configuration(run_command):
     assert cfg.seed == 3 and list(cfg.data.forget_classes) == [3]
 
 
+def test_a_sweep_over_methods_names_each_of_them(run_command):
+    sweep = ["experiment=digits_forget1", "-m", "unlearner=salun,esd"]
+    assert [cfg.method for cfg in run_command(*sweep)] == ["salun", "esd"]
+    assert [cfg.method for cfg in run_command(*sweep, "method=mine")] == ["mine", "mine"]
+
+
 def test_a_sweep_runs_its_task_once_per_value(run_command):
     assert [cfg.seed for cfg in run_command("experiment=digits_forget1", "-m", "seed=0,1")] == [0, 1]
 
@@ -324,7 +399,7 @@ def test_help_shows_the_usage_and_every_choice(run_command, capsys):
     assert run_command("--help") == []
     text = capsys.readouterr().out
     assert text.startswith("Fits a model.")
-    assert "unlearner=  retain_only safemax safemax_paper" in text and "digits_forget1" in text
+    assert f"unlearner=  {' '.join(UNLEARNERS)}\n" in text and "digits_forget1" in text
 
 
 def test_a_wrong_command_line_is_one_line_and_exit_code_1(run_command, capsys):

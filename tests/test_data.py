@@ -277,6 +277,51 @@ def test_validation_covers_the_plan_once_per_repeat(cache):
     assert [torch.cat([rows.position for rows in loader]).tolist() for loader in loaders] == [list(range(11))] * 2
 
 
+# -- chunks ------------------------------------------------------------------------------------------------------
+
+
+def all_chunks(data: ForgetRetainDataModule, part: str, size: int) -> LabelledImages:
+    chunks = [data.chunk(part, i, size, CPU) for i in range(data.chunks(part, size))]
+    assert all(len(chunk.keys) == size for chunk in chunks[:-1]) and 0 < len(chunks[-1].keys) <= size
+    return LabelledImages(*(torch.cat(fields) for fields in zip(*chunks, strict=True)))
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("size", [7, 100, 10_000])
+def test_the_chunks_hold_every_image_of_a_part_once(digits, part, size):
+    rows, train = digits.rows("train", part), digits.source.train
+    chunks = all_chunks(digits, part, size)
+    assert len(chunks.keys) == len(rows)
+    found, expected = (
+        sorted(zip(map(tuple, images.flatten(1).tolist()), labels.tolist(), strict=True))
+        for images, labels in ((chunks.x_0, chunks.labels), (from_uint8(train.images[rows]), train.labels[rows]))
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_order_of_the_chunks_is_shuffled_by_the_seed_whatever_their_size(digits, cache, part):
+    assert_equal(all_chunks(digits, part, 7), all_chunks(digits, part, 50))
+    other = all_chunks(make_digits(cache, [3, 5], seed=1), part, 50)
+    assert not torch.equal(other.labels, all_chunks(digits, part, 50).labels)
+    assert not torch.equal(other.keys.sort().values, all_chunks(digits, part, 50).keys.sort().values)
+
+
+def test_the_keys_of_chunks_are_not_those_of_training_steps(digits):
+    """Or a prior would be computed from the very noise that is trained on."""
+    chunks = torch.cat([all_chunks(digits, part, 100).keys for part in PARTS])
+    steps = torch.cat([digits.draw(part, step, CPU).keys for part in PARTS for step in range(20)])
+    assert chunks.unique().numel() == len(chunks) == len(digits.source.train.labels)
+    assert not torch.isin(chunks, steps).any()
+
+
+def test_chunks_are_mirrored_like_batches(cache):
+    plain, flipped = (all_chunks(make_digits(cache, [3], flip=flip), "retain", 500) for flip in (False, True))
+    mirrored = (flipped.x_0 == plain.x_0.flip(-1)).flatten(1).all(dim=1)
+    assert ((flipped.x_0 == plain.x_0).flatten(1).all(dim=1) | mirrored).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
+
+
 # -- sampling plans ----------------------------------------------------------------------------------------------
 
 

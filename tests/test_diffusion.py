@@ -22,15 +22,6 @@ SHAPE = (1, 4, 4)
 MEAN, STD = 0.3, 0.5  # of the Gaussian "data set" whose optimal denoiser is known
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Thousands of steps on a few numbers each: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def some_batch(rows: int = 6, shape: tuple[int, int, int] = SHAPE) -> LabelledImages:
     keys = streams.combine(3, torch.arange(rows))
     return LabelledImages(2 * streams.uniform(keys, 99, shape) - 1, torch.arange(rows) % 3, keys)

@@ -32,14 +32,6 @@ FORGETTING = ("ua", "ua_noise_aware", "noise_rate", "forget_probability", "entro
 ON_PIXELS = ("noise_std", "noise_saturation", "noise_correlation")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "cache"

@@ -26,14 +26,6 @@ from safemax_pl.fit_classifier import (
 from safemax_pl.sources import Split
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(n: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 

@@ -21,15 +21,6 @@ WINDOWS = [None, [0, 250], [200, 700], [999, 1000]]
 DRAWS = ["weight", "density"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small tensors: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def grid(count: int) -> torch.Tensor:
     """The midpoints of `count` equal parts of (0, 1): a sample without noise. Exact in float32 for powers of two."""
     return (torch.arange(count) + 0.5) / count

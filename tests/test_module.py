@@ -1,6 +1,10 @@
 """What every method relies on: dropout is on while training, validation sees averaged weights, steps don't wait."""
 
+import json
+
+import pytest
 import torch
+from safetensors.torch import load_file
 from test_fit import tiny
 
 from safemax_pl.fit import fit
@@ -49,3 +53,32 @@ def test_the_gradient_is_clipped(tmp_path, monkeypatch):
     monkeypatch.setattr(Unlearner, "before_step", spy)
     fit(tiny(tmp_path, "gradient_clip=0.01"), "run")
     assert len(norms) == 4 and max(norms) <= 0.0101
+
+
+def test_priors_are_computed_once_and_their_cost_is_told_by_every_run(tmp_path):
+    costs = []
+    for name in ("first", "second"):
+        folder = fit(tiny(tmp_path, "unlearner=salun", "trainer.max_steps=1", "trainer.val_check_interval=1"), name)
+        costs.append(json.loads((folder / "metrics.json").read_text())["cost"])
+    assert costs[0]["prior_seconds"] == costs[1]["prior_seconds"] > 0
+    assert costs[0]["prior_flops"] == costs[1]["prior_flops"] > 1e8
+    assert len(list((tmp_path / "cache" / "priors").iterdir())) == 1
+
+
+def test_training_from_scratch_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    """A fit that resumes must not start at random weights again."""
+    overrides = ("unlearner=retrain", "trainer.max_steps=2", "trainer.val_check_interval=1")
+    whole = fit(tiny(tmp_path, *overrides), "whole")
+    step = UnlearningModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 1:
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(UnlearningModule, "training_step", interrupted)
+        fit(tiny(tmp_path, *overrides), "killed")
+    resumed = fit(tiny(tmp_path, *overrides), "killed")
+    first, second = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)

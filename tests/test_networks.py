@@ -17,15 +17,6 @@ from safemax_pl.errors import UserError
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny networks: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def toy_data(channels: int = 1, size: int = 8, class_names: str = "abc", name: str = "toy") -> SimpleNamespace:
     """What networks.py reads of a data module, without images behind it."""
     return SimpleNamespace(
@@ -133,6 +124,44 @@ def test_a_fresh_network_has_the_process_it_is_asked_for(schedule, prediction):
 def test_more_resolutions_than_the_image_can_be_halved_are_refused():
     with pytest.raises(UserError, match=r"model\.channels has 5 resolutions.*8 pixels"):
         networks.fresh(toy_data(), "linear", "epsilon", 50, [8] * 5, 1, [], 0.0, 8, 4)
+
+
+# -- reset -------------------------------------------------------------------------------------------------------------
+
+
+def moved(model: networks.Model) -> networks.Model:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    return model
+
+
+def test_a_reset_network_has_the_weights_of_a_fresh_one():
+    """Every entry of its state, in place: an optimiser may hold the parameters already."""
+    model = moved(tiny(toy_data()))
+    parameters = [(parameter, parameter.data_ptr()) for parameter in model.parameters()]
+    model.reset(0)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in tiny(toy_data()).state_dict().items())
+    for parameter, (before, place) in zip(model.parameters(), parameters, strict=True):
+        assert parameter is before and parameter.data_ptr() == place
+
+
+def test_a_reset_depends_on_its_seed_alone():
+    states = []
+    for noise, seed in ((1, 5), (2, 5), (1, 6)):
+        model = tiny(toy_data())
+        torch.manual_seed(noise)
+        model.reset(seed)
+        states.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_a_reset_leaves_the_global_random_state_and_the_mode():
+    model = tiny(toy_data()).train()
+    before = torch.random.get_rng_state()
+    model.reset(5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model.training and all(module.training for module in model.modules())
 
 
 # -- save and load -----------------------------------------------------------------------------------------------------

@@ -18,15 +18,6 @@ SHAPE = (1, 4, 4)
 TARGETS = [MaxEntropyTarget(1.0), MaxEntropyTarget(0.57735), IdentityTarget(), FreshNoiseTarget()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Hundreds of steps on a few numbers each: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def keys_of(count: int) -> torch.Tensor:
     return streams.combine(5, torch.arange(count))
 

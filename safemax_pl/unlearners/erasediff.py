@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safemax_pl import streams
-from safemax_pl.data import LabelledImages
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError, unknown
+from safemax_pl.priors import Priors
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.terms import denoising_loss, random_retain_labels
@@ -48,6 +49,10 @@ class EraseDiff(Unlearner):
         if inner_steps < 0 or inner_lr <= 0:
             raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
         self.target, self.inner_steps, self.inner_lr = target, inner_steps, inner_lr
+        self.seed = 0
+
+    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+        self.seed = data.seed
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
@@ -62,7 +67,8 @@ class EraseDiff(Unlearner):
             eps = streams.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
             return task.diffusion.add_noise(forget.x_0, t, eps), task.diffusion.prediction_of(forget.x_0, eps, t), t
         x_t, _, t = task.diffusion.noised(forget)
-        substitutes = random_retain_labels(task, forget.keys.min().expand_as(forget.keys))  # one class for the batch
+        step = streams.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # one class on all devices
+        substitutes = random_retain_labels(task, step)
         with torch.no_grad():
             return x_t, task.student(x_t, t, substitutes), t
 

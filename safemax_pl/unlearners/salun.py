@@ -44,11 +44,12 @@ class SalUn(Unlearner):
             gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
             return added(state, gradients)
 
-        sizes = [gradient.abs() for gradient in priors.fold("saliency", size, chunks, add)]
-        order = torch.cat([size.flatten() for size in sizes])
-        kept = max(round(self.mask_share * len(order)), 1)
-        threshold = order.kthvalue(len(order) - kept + 1).values
-        self.masks = [size >= threshold for size in sizes]
+        gradients = priors.fold("saliency", size, chunks, add)
+        sizes = torch.cat([gradient.abs().flatten() for gradient in gradients])
+        mask = torch.zeros_like(sizes, dtype=torch.bool)
+        mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = True
+        parts = mask.split([gradient.numel() for gradient in gradients])
+        self.masks = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

@@ -55,8 +55,8 @@ class SISS(Unlearner):
         """w_f and w_r, `[B]` each: the density of x_t given either image over that of the mixture."""
         a, b = task.diffusion.coefficients(t)
         log_f, log_r = (-((x_t - a * x_0) / b).square().sum(dim=(1, 2, 3)) / 2 for x_0 in (x_f, x_r))
-        log_mixture = torch.logaddexp(math.log(self.mixture) + log_f, math.log1p(-self.mixture) + log_r)
-        return (log_f - log_mixture).exp(), (log_r - log_mixture).exp()
+        odds = log_f - log_r + math.log(self.mixture / (1 - self.mixture))
+        return odds.sigmoid() / self.mixture, (-odds).sigmoid() / (1 - self.mixture)
 
     def backward(self, task: Task, losses: Losses) -> None:
         forget, retain = separate_gradients(task, losses)

@@ -1,28 +1,21 @@
-"""Tiny models, tasks and batches, without any data set behind them."""
+"""Tiny models, tasks, batches and data, without any data set behind them."""
 
 import copy
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from safemax_pl import networks, streams
-from safemax_pl.data import LabelledImages
+from safemax_pl import networks, sources, streams
+from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion import Sampler
 from safemax_pl.frozen import Frozen
+from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Task
 
 CLASSES = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny networks: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +38,7 @@ class Pointwise(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.7))
         self.shift = nn.Parameter(0.1 * torch.arange(CLASSES + 1.0))
         self.diffusion, self.null_label = diffusion, null_label
+        self.weights_digest, self.unet = None, SimpleNamespace(config={})
 
     def forward(self, x_t, t, labels):
         return self.scale * x_t + (self.shift[labels] + 1e-3 * t).view(-1, 1, 1, 1)
@@ -87,3 +81,74 @@ def make_batch():
         return LabelledImages(2 * streams.uniform(keys, 99, shape) - 1, labels, keys)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_data():
+    """A real data module on a few random images, so that `prepare` finds all that it may ask for."""
+
+    def make(forget_labels=(1,), shape=(1, 8, 8), rows_per_class=12, **settings):
+        labels = torch.arange(CLASSES).repeat(rows_per_class)
+        images = (256 * streams.uniform(torch.arange(len(labels)), 99, shape)).to(torch.uint8)
+        split = sources.Split(images, labels, torch.full_like(labels, -1))
+        settings = {"forget_batch_size": 5, "retain_batch_size": 7} | settings
+        data = ForgetRetainDataModule("toy", "none", shape[1], shape[0], list(forget_labels), **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sources, "load", lambda *_: sources.Source(split, split, list("abcd"), [], "0" * 12))
+            data.setup("fit")
+        return data
+
+    return make
+
+
+@pytest.fixture
+def make_priors(tmp_path):
+    """An empty cache of priors for the teacher of a task."""
+
+    def make(task, data):
+        return Priors(tmp_path / "priors", task.teacher.network, data, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def poisoned():
+    """A batch whose images must not be touched: they are NaN."""
+    return lambda batch: batch._replace(x_0=torch.full_like(batch.x_0, torch.nan))
+
+
+class Call(NamedTuple):
+    """One call of a network."""
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    labels: torch.Tensor
+    output: torch.Tensor
+    with_gradient: bool
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    """The calls of a network from now on."""
+
+    def record(network):
+        calls = []
+        network.register_forward_hook(
+            lambda _, inputs, output: calls.append(Call(*inputs, output.detach(), torch.is_grad_enabled()))
+        )
+        return calls
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def gradients_of():
+    """The gradients that the optimiser would get, one tensor per parameter."""
+
+    def run(unlearner, task, forget, retain):
+        task.student.zero_grad()
+        unlearner.backward(task, unlearner.losses(task, forget, retain))
+        unlearner.before_step(task)
+        return [parameter.grad.clone() for parameter in task.student.parameters()]
+
+    return run

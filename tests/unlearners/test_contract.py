@@ -1,6 +1,5 @@
 """What every method must do, whatever it computes: one case per file in configs/unlearner."""
 
-import copy
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from safemax_pl import networks, sources, streams
+from safemax_pl import networks
 from safemax_pl.config import CONFIGS, compose
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion import Sampler
@@ -20,7 +19,6 @@ from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
-CLASSES, ROWS_PER_CLASS = 4, 12
 SMALL = {"replay_per_class": 3, "fisher_images": 4, "fisher_timesteps": 3, "fisher_batches": 2}
 # (image shape, parameterisation, forget classes)
 SITUATIONS = [
@@ -31,6 +29,7 @@ SITUATIONS = [
     ((1, 8, 8), "x_0", (1,)),
     ((1, 8, 8), "v", (1,)),
 ]
+CPU = torch.device("cpu")
 
 
 @cache
@@ -39,62 +38,92 @@ def config_of(method: str):
     return OmegaConf.merge(cfg, {key: value for key, value in SMALL.items() if key in cfg})
 
 
-def data_of(shape: tuple[int, int, int], forget: tuple[int, ...]) -> ForgetRetainDataModule:
-    """A real data module on a few random images, so that `prepare` finds all that it may ask for."""
-    labels = torch.arange(CLASSES).repeat(ROWS_PER_CLASS)
-    images = (256 * streams.uniform(torch.arange(len(labels)), 99, shape)).to(torch.uint8)
-    split = sources.Split(images, labels, torch.full_like(labels, -1))
-    data = ForgetRetainDataModule(
-        "toy", "none", shape[1], shape[0], list(forget), forget_batch_size=5, retain_batch_size=7
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load", lambda *_: sources.Source(split, split, list("abcd"), [], "0" * 12))
-        data.setup("fit")
-    return data
+class Bench:
+    """A student, its teacher and the data of a situation, to try a method on."""
+
+    def __init__(self, method: str, data: ForgetRetainDataModule, prediction: str, folder: Path):
+        def network() -> networks.Model:
+            torch.manual_seed(0)
+            return networks.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4)
+
+        self.student, self.teacher = network().train(), Frozen(network())
+        self.method, self.data, self.folder = method, data, folder
+
+    def task(self, step: int = 0) -> Task:
+        return Task(
+            student=self.student,
+            teacher=self.teacher,
+            diffusion=self.student.diffusion,
+            sampler=Sampler(steps=3),
+            forget_labels=torch.tensor(self.data.forget_labels),
+            retain_labels=torch.tensor(self.data.retain_labels),
+            null_label=self.student.null_label,
+            step=step,
+            max_steps=10,
+            backward=torch.Tensor.backward,
+        )
+
+    def start(self, step: int = 0) -> Unlearner:
+        """A new unlearner, prepared for a fit that begins or resumes at a step."""
+        unlearner = instantiate(config_of(self.method))
+        unlearner.prepare(self.task(step), self.data, Priors(self.folder, self.teacher.network, self.data, CPU))
+        return unlearner
+
+    def batches(self, unlearner: Unlearner, step: int) -> list[LabelledImages | None]:
+        needed = {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
+        return [self.data.draw(part, step, CPU) if need else None for part, need in needed.items()]
+
+    def gradients(self, unlearner: Unlearner, step: int, batches=None) -> tuple[Losses, torch.Tensor]:
+        """The losses of a step, and the gradients that the optimiser gets; the weights stay."""
+        task = self.task(step)
+        losses = unlearner.losses(task, *(batches or self.batches(unlearner, step)))
+        self.student.zero_grad()
+        unlearner.backward(task, losses)
+        unlearner.before_step(task)
+        return losses, gradients_of(self.student)
 
 
-def one_step(method: str, situation, seed: int = 0, keys: int = 0, shuffle: bool = False, forget: bool = True):
+@pytest.fixture(scope="module")
+def make_bench(make_data):
+    """Benches with priors in a folder, by default an empty one of their own."""
+    with tempfile.TemporaryDirectory() as root:
+
+        def make(method, situation, folder=None) -> Bench:
+            shape, prediction, forget_classes = situation
+            folder = folder or Path(tempfile.mkdtemp(dir=root))
+            return Bench(method, make_data(forget_classes, shape), prediction, folder)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def one_step(make_bench):
     """The losses of a first step of training, and the gradients that the optimiser gets."""
-    shape, prediction, forget_classes = situation
-    data = data_of(shape, forget_classes)
-    torch.manual_seed(0)
-    student = networks.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4).train()
-    base = copy.deepcopy(student.state_dict())
-    task = Task(
-        student=student,
-        teacher=Frozen(copy.deepcopy(student)),
-        diffusion=student.diffusion,
-        sampler=Sampler(steps=3),
-        forget_labels=torch.tensor(data.forget_labels),
-        retain_labels=torch.tensor(data.retain_labels),
-        null_label=student.null_label,
-        step=0,
-        max_steps=10,
-        backward=torch.Tensor.backward,
-    )
-    batches = [data.draw(part, step=keys, device=torch.device("cpu")) for part in ("forget", "retain")]
-    if shuffle:
-        batches = [LabelledImages(*(field.flip(0).roll(2, 0) for field in batch)) for batch in batches]
-    if not forget:
-        batches[0] = None
 
-    torch.manual_seed(seed)
-    unlearner = instantiate(config_of(method))
-    with tempfile.TemporaryDirectory() as folder:
-        unlearner.prepare(task, data, Priors(Path(folder), task.teacher.network, data, torch.device("cpu")))
-    start = copy.deepcopy(student.state_dict())
-    losses = unlearner.losses(task, *batches)
-    student.zero_grad()
-    unlearner.backward(task, losses)
-    unlearner.before_step(task)
-    return SimpleNamespace(
-        losses=losses,
-        student=student,
-        teacher=task.teacher,
-        base=base,
-        start=start,
-        gradients=gradients_of(student),
-    )
+    def run(method: str, situation, seed: int = 0, keys: int = 0, shuffle: bool = False):
+        bench = make_bench(method, situation)
+        base = weights_of(bench.student)
+        torch.manual_seed(seed)
+        unlearner = bench.start()
+        start = weights_of(bench.student)
+        batches = bench.batches(unlearner, keys)
+        if shuffle:
+            batches = [batch and LabelledImages(*(field.flip(0).roll(2, 0) for field in batch)) for batch in batches]
+        losses, gradients = bench.gradients(unlearner, 0, batches)
+        return SimpleNamespace(
+            losses=losses,
+            student=bench.student,
+            teacher=bench.teacher,
+            base=base,
+            start=start,
+            gradients=gradients,
+        )
+
+    return run
+
+
+def weights_of(student) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in student.state_dict().items()}
 
 
 def gradients_of(student) -> torch.Tensor:
@@ -119,7 +148,7 @@ def situation(request):
 
 
 @pytest.fixture(scope="module")
-def step(method, situation):
+def step(one_step, method, situation):
     """One step, looked at by several tests."""
     return one_step(method, situation)
 
@@ -171,24 +200,66 @@ def test_the_student_stays_in_training_mode(step):
     assert step.student.training and all(parameter.requires_grad for parameter in step.student.parameters())
 
 
-def test_the_same_keys_give_the_same_step_whatever_the_global_random_state(method, situation, step):
+def test_the_same_keys_give_the_same_step_whatever_the_global_random_state(one_step, method, situation, step):
     again = one_step(method, situation, seed=1)
     torch.testing.assert_close(torch.stack(again.losses), torch.stack(step.losses))
     torch.testing.assert_close(again.gradients, step.gradients)
 
 
-def test_other_keys_give_another_step(method, situation, step):
+def test_other_keys_give_another_step(one_step, method, situation, step):
     other = one_step(method, situation, keys=1)
     assert not torch.allclose(other.gradients, step.gradients)
 
 
-def test_the_order_of_the_batch_does_not_matter(method, situation, step):
+def test_the_order_of_the_batch_does_not_matter(one_step, method, situation, step):
     shuffled = one_step(method, situation, shuffle=True)
     torch.testing.assert_close(torch.stack(shuffled.losses), torch.stack(step.losses), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shuffled.gradients, step.gradients, rtol=1e-3, atol=1e-5 * step.gradients.norm().item())
 
 
-def test_a_method_that_needs_nothing_to_forget_works_without_a_forget_batch(method):
-    if instantiate(config_of(method)).needs_forget:
+# -- what the networks are shown ---------------------------------------------------------------------------------------
+
+
+def test_networks_are_shown_labels_that_they_have(make_bench, method):
+    """Classes and ∅ alone, in `prepare` and in steps of either parity; and no forgotten class without a forget set."""
+    bench, shown = make_bench(method, SITUATIONS[1]), {"student": set(), "teacher": set()}
+    for name, network in (("student", bench.student), ("teacher", bench.teacher.network)):
+        network.register_forward_hook(lambda _, inputs, __, name=name: shown[name].update(inputs[2].tolist()))
+    unlearner = bench.start()
+    for step in (0, 1):
+        bench.gradients(unlearner, step)
+    assert shown["student"] and shown["student"] | shown["teacher"] <= set(range(bench.student.null_label + 1))
+    if not unlearner.needs_forget:
+        assert not shown["student"] & set(bench.data.forget_labels)
+
+
+def test_a_method_that_needs_nothing_to_forget_ignores_a_forget_batch(make_bench, poisoned, method):
+    bench = make_bench(method, SITUATIONS[0])
+    unlearner = bench.start()
+    if unlearner.needs_forget:
         pytest.skip("needs a forget set")
-    assert torch.isfinite(torch.stack(one_step(method, SITUATIONS[0], forget=False).losses)).all()
+    batches = [poisoned(bench.data.draw("forget", 0, CPU)), bench.data.draw("retain", 0, CPU)]
+    assert bench.gradients(unlearner, 0, batches)[0] == bench.gradients(unlearner, 0)[0]
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_that_resumes_goes_on_exactly(make_bench, tmp_path, method):
+    """Step 1 of a fit is step 1 of a fit that resumes there, with priors found again and with priors computed anew."""
+    bench = make_bench(method, SITUATIONS[1], tmp_path / "priors")
+    unlearner = bench.start()
+    optimizer = torch.optim.Adam(bench.student.parameters(), lr=1e-3)
+    bench.gradients(unlearner, 0)
+    optimizer.step()
+    weights = weights_of(bench.student)
+    losses, gradients = bench.gradients(unlearner, 1)
+
+    for folder in ("priors", "empty"):
+        again = make_bench(method, SITUATIONS[1], tmp_path / folder)
+        again.student.load_state_dict(weights)
+        resumed = again.start(step=1)
+        assert all(torch.equal(weights[name], value) for name, value in again.student.state_dict().items())
+        losses_again, gradients_again = again.gradients(resumed, 1)
+        assert torch.equal(torch.stack(losses_again), torch.stack(losses))
+        assert torch.equal(gradients_again, gradients)

@@ -1,10 +1,12 @@
 """Retain-only training: the plain denoising loss, blind to what is to be forgotten."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from safemax_pl.data import LabelledImages
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.unlearners.retain_only import RetainOnly
 
@@ -12,10 +14,6 @@ from safemax_pl.unlearners.retain_only import RetainOnly
 @pytest.fixture
 def retain(make_batch):
     return make_batch([0, 2, 3], 9, seed=1)
-
-
-def poisoned(batch: LabelledImages) -> LabelledImages:
-    return batch._replace(x_0=torch.full_like(batch.x_0, torch.nan))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
@@ -54,7 +52,7 @@ def test_there_is_no_forget_loss(make_model, make_task, retain):
     assert losses.forget == 0 and losses.forget.shape == losses.retain.shape == ()
 
 
-def test_forget_images_are_never_touched(make_model, make_task, make_batch, retain):
+def test_forget_images_are_never_touched(make_model, make_task, make_batch, poisoned, retain):
     task, unlearner = make_task(make_model()), RetainOnly()
     without = unlearner.losses(task, None, retain)
     with_poison = unlearner.losses(task, poisoned(make_batch([1], 5)), retain)
@@ -105,3 +103,39 @@ def test_a_few_steps_lower_the_loss(make_model, make_task, make_batch):
         unlearner.backward(task, losses)
         optimizer.step()
     assert history[-1] < 0.7 * history[0]
+
+
+# -- from scratch ------------------------------------------------------------------------------------------------------
+
+
+def weights_after_preparing(task, seed=0, from_scratch=True):
+    RetainOnly(from_scratch).prepare(task, SimpleNamespace(seed=seed), None)
+    return torch.cat([parameter.detach().flatten() for parameter in task.student.parameters()])
+
+
+def test_from_scratch_the_student_starts_at_random_weights(make_model, make_task):
+    task = make_task(make_model().train())
+    parameters = list(task.student.parameters())
+    before = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    after = weights_after_preparing(task, seed=1)
+    assert (after != before).float().mean() > 0.5
+    assert task.student.training and all(parameter.requires_grad for parameter in parameters)
+
+
+def test_the_random_weights_are_those_of_the_seed(make_model, make_task):
+    first, again, other = (weights_after_preparing(make_task(make_model()), seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_from_scratch_the_teacher_stays_as_it_was(make_model, make_task):
+    task = make_task(make_model())
+    before = copy.deepcopy(task.teacher.network.state_dict())
+    weights_after_preparing(task, seed=1)
+    assert all(torch.equal(before[name], value) for name, value in task.teacher.network.state_dict().items())
+
+
+@pytest.mark.parametrize(("from_scratch", "step"), [(True, 1), (False, 0)], ids=["resumed", "fine-tune"])
+def test_weights_are_kept_when_a_fit_resumes_and_in_fine_tuning(make_model, make_task, from_scratch, step):
+    task = make_task(make_model(), step=step)
+    before = torch.cat([parameter.detach().flatten() for parameter in task.student.parameters()])
+    assert torch.equal(weights_after_preparing(task, 1, from_scratch), before)
