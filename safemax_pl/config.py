@@ -1,6 +1,5 @@
 """Configuration: Hydra composes it, and what Hydra lets pass is checked here. Only the commands import this."""
 
-import inspect
 import logging
 import re
 import sys
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from safemax_pl.config_keys import arguments_of, check_keys, flat_keys
 from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.files import PROJECT, digest
 
@@ -151,67 +151,11 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
     cfg, got = hydra.compose(config_name, choices), match[1]
     above, _, key = got.rpartition(".")
     parent = OmegaConf.select(cfg, above) if above else None
-    if isinstance(parent, DictConfig) and key in _arguments(parent.get("_target_")):
+    if isinstance(parent, DictConfig) and key in arguments_of(parent.get("_target_")):
         return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
-    legal = _flat_keys(cfg)
+    legal = flat_keys(cfg)
     siblings = [name for name in legal if name.rpartition(".")[0] == above]
     return unknown("key on the command line", got, siblings or legal)
-
-
-def _flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for key in map(str, cfg):
-        value = cfg._get_node(key)
-        keys += [f"{prefix}{key}"]
-        if isinstance(value, DictConfig) and not value._is_none():
-            keys += _flat_keys(value, f"{prefix}{key}.")
-    return keys
-
-
-def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
-    """Raise for a key that nothing reads: Hydra accepts those in experiment files.
-
-    A node with `_target_` may have its constructor's arguments; any other node the keys that the main file shows.
-    """
-    legal: dict[str, Any] = (
-        _arguments(cfg["_target_"]) if "_target_" in cfg else {key: type(value) for key, value in schema.items()}
-    )
-    for key in map(str, cfg):
-        if key not in legal and key not in ("_target_", "_partial_"):
-            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal))
-        value = cfg._get_node(key)
-        _check_type(f"{path}{key}", cfg, key, legal.get(key))
-        if isinstance(value, DictConfig) and not value._is_none():
-            inner = schema.get(key) if isinstance(schema, dict) else None
-            if "_target_" in value or isinstance(inner, dict):
-                check_keys(value, inner, f"{path}{key}.")
-
-
-def _arguments(target: str | None) -> dict[str, Any]:
-    """Name -> annotation of what a constructor takes."""
-    if target is None:
-        return {}
-    try:
-        parameters = inspect.signature(hydra.utils.get_object(target)).parameters
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_ {target} can't be imported: {str(error).splitlines()[0]}") from error
-    return {name: parameter.annotation for name, parameter in parameters.items() if name not in ("args", "kwargs")}
-
-
-def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any) -> None:
-    """Compare a plain number or switch with the type that is asked for; other types are the constructor's business."""
-    if wanted not in (int, float, bool) or OmegaConf.is_missing(cfg, key):
-        return
-    value = cfg[key]
-    if value is None and wanted is float:
-        return  # switches a setting off
-    fits = (
-        isinstance(value, bool) if wanted is bool else isinstance(value, int | wanted) and not isinstance(value, bool)
-    )
-    if not fits:
-        raise UserError(
-            f"{path}={value!r}: expected {'true or false' if wanted is bool else f'a number ({wanted.__name__})'}"
-        )
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -257,8 +201,8 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             )
         if (CONFIGS / key).is_dir():
             OmegaConf.update(cfg, key, compose("fit", [item]).get(key), merge=False)
-        elif key not in _flat_keys(cfg):
-            raise unknown("key", key, _flat_keys(cfg))
+        elif key not in flat_keys(cfg):
+            raise unknown("key", key, flat_keys(cfg))
         else:
             OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
     return cfg

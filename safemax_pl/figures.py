@@ -8,8 +8,8 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
-from safemax_pl.data import SamplingPlan
 from safemax_pl.files import atomic
+from safemax_pl.plans import SamplingPlan
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

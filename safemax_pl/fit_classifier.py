@@ -8,152 +8,24 @@ The run's folder gets classifier/ (model.safetensors and config.json with its sc
 again resumes an interrupted run and shows a finished one. Every setting is in configs/fit_classifier.yaml.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
-from lightning import LightningModule, seed_everything
+from lightning import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
-from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier
+from safemax_pl.classifier_training import ClassifierModule, calibrate, score_classifier
 from safemax_pl.config import build, command, run_name
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.images import to_uint8
+from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 from safemax_pl.train import make_loggers, train
-
-
-class ClassifierModule(LightningModule):
-    """Trains both networks of a `Classifier` side by side; they share batches, not weights.
-
-    The noise-aware one sees every image plain or under some noise, and as many noise images as real ones.
-
-    Args:
-        classifier: to train, in place.
-        optimizer: a factory, parameters -> optimiser; a one-cycle schedule is put on it.
-        shift: training images are moved by up to so many pixels.
-    """
-
-    def __init__(self, classifier: Classifier, optimizer: Callable[..., Optimizer], shift: int):
-        super().__init__()
-        self.classifier, self.make_optimizer, self.shift = classifier, optimizer, shift
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.classifier.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=self.trainer.max_steps + 1
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def training_step(self, batch: dict[str, LabelledImages | None], batch_idx: int) -> Tensor:
-        real = batch["retain"]
-        assert real is not None
-        x = shifted(real.x_0, real.keys, self.shift)
-        plain = F.cross_entropy(self.classifier.plain(x)[0], real.labels)
-        nothing = torch.full_like(real.labels, len(self.classifier.class_names))
-        faded = torch.where(
-            streams.uniform(real.keys, streams.Stream.TARGET, (1, 1, 1)) < 0.5, x, noise.faded(real.keys, x)
-        )
-        images = torch.cat([faded, noise.mixture(real.keys, x)])
-        aware = F.cross_entropy(self.classifier.noise_aware(images)[0], torch.cat([real.labels, nothing]))
-        self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True)
-        return plain + aware
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        verdict = self.classifier(images)
-        for name, logits in (("plain", verdict.plain), ("noise_aware", verdict.noise_aware)):
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            self.log(f"calibration/{name}", accuracy, batch_size=len(labels), sync_dist=True, prog_bar=True)
-
-
-def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:
-    """Images `[B, C, H, W]`, each moved by up to `most` pixels both ways; the border is repeated."""
-    if most == 0:
-        return x
-    batch, _, height, width = x.shape
-    padded = F.pad(x, (most,) * 4, mode="replicate")
-    down, right = (streams.uniform(keys, streams.Stream.SAMPLER_STEP, (2,)) * (2 * most + 1)).long().unbind(1)
-    rows = down[:, None] + torch.arange(height, device=x.device)
-    columns = right[:, None] + torch.arange(width, device=x.device)
-    picked = padded[torch.arange(batch, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
-
-
-def judge(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of both networks for uint8 images of any number, on the classifier's device; returned on the CPU."""
-    device = next(classifier.parameters()).device
-    training = classifier.training
-    classifier.eval()
-    with torch.no_grad():
-        verdicts = [classifier(chunk.to(device)) for chunk in images.split(500)]
-    classifier.train(training)
-    return torch.cat([v.plain.cpu() for v in verdicts]), torch.cat([v.noise_aware.cpu() for v in verdicts])
-
-
-def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
-    """Accuracy of the plain and of the noise-aware network on real images."""
-    plain, aware = judge(classifier, split.images)
-    return tuple((logits.argmax(1) == split.labels).double().mean().item() for logits in (plain, aware))  # type: ignore[return-value]
-
-
-def calibrate(classifier: Classifier, split: Split) -> None:
-    """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599)."""
-    logits, _ = judge(classifier, split.images)
-    logits = logits * classifier.temperature.cpu()
-    log_temperature = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits / log_temperature.exp(), split.labels)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    classifier.temperature.fill_(log_temperature.detach().exp().clamp(0.1, 10).item())
-
-
-def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
-    """Accuracies on real images, and for every kind of noise what the noise head and the plain network call it.
-
-    Returns:
-        `accuracy`, `accuracy_noise_aware`; per kind `noise_rate` (share called noise), `plain_favourite` (the class
-        that the plain network sees most often in it) and that class's share.
-    """
-    plain, aware = accuracies(classifier, test)
-    keys = streams.combine(torch.arange(2000), 1)
-    real = test.images[torch.arange(2000) % len(test.images)].float() / 127.5 - 1
-    confusion = {}
-    for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
-        for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):
-            said_plain, said_aware = judge(classifier, to_uint8(corrupt(keys, real)))
-            shares = torch.bincount(said_plain.argmax(1), minlength=said_plain.shape[1]) / len(keys)
-            confusion[kind] = {
-                "group": group,
-                "noise_rate": (said_aware.argmax(1) == said_plain.shape[1]).double().mean().item(),
-                "plain_favourite": classifier.class_names[int(shares.argmax())],
-                "plain_favourite_share": shares.max().item(),
-            }
-    return {
-        "accuracy": plain,
-        "accuracy_noise_aware": aware,
-        "temperature": classifier.temperature.item(),
-        "n_test": len(test.labels),
-        "noise": confusion,
-    }
 
 
 def fit_classifier(cfg: DictConfig, name: str) -> Path:

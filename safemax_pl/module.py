@@ -9,12 +9,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from safemax_pl import streams
-from safemax_pl.data import LabelledImages, Rows
+from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
-from safemax_pl.evaluation import Evaluator, Result, Scores
+from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
+from safemax_pl.plans import Rows
 from safemax_pl.priors import Priors
+from safemax_pl.scores import Result, Scores
 from safemax_pl.unlearners.base import Task, Unlearner
 
 Batch = dict[str, LabelledImages | None]

@@ -5,23 +5,24 @@ Usage:
   python -m safemax_pl.report runs/a runs/b --out DIR           these runs, written to DIR
   python -m safemax_pl.report runs --title "Forgetting digits"  with a heading of your own
 
-Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table) and figures/ to
-DIR; without --out to report/ in the folder that holds the runs. Runs that were scored under different protocols are
-refused; unfinished runs and base models are named and left out.
+Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table), per_class.csv (a
+line per run and class) and figures/ to DIR; without --out to report/ in the folder that holds the runs. Runs that were
+scored under different protocols are refused; unfinished runs and base models are named and left out.
 """
 
 import argparse
 import os
 import sys
-from itertools import chain
 from pathlib import Path
 
 from safemax_pl.errors import clear_errors
 from safemax_pl.files import atomic
-from safemax_pl.reports import charts, grids, page, summary
+from safemax_pl.reports import charts, curves, grids, page, summary
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.notes import notes
 from safemax_pl.reports.page import Report
-from safemax_pl.reports.reading import FinishedRun, group, read
-from safemax_pl.reports.statistics import summarise
+from safemax_pl.reports.reading import read
+from safemax_pl.reports.statistics import ordered, summarise
 
 
 def report(paths: list[Path], out: Path | None = None, title: str = "Class unlearning, compared") -> Path:
@@ -34,12 +35,13 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     for line in left_out:
         print(line, file=sys.stderr)
     groups = group(runs)
+    groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
     out = out or Path(os.path.commonpath([run.folder.resolve().parent for run in runs])) / "report"
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
     pictures = {
         guidance: {
             "Trade-offs": charts.trade_offs(out / "figures", rows, guidance),
-            "Curves": charts.curves(out / "figures", groups, guidance),
+            "Curves": curves.curves(out / "figures", groups, guidance),
             "Images": grids.samples(out / "figures", groups, guidance),
             "Classes": grids.per_class(out / "figures", groups, guidance),
         }
@@ -50,41 +52,16 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
         groups,
         summaries,
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
-        [*notes(groups), *left_out],
+        [*notes(groups, summaries), *left_out],
     )
     summary.write_results(out / "results.csv", groups)
-    summary.write_summary(out / "summary.csv", summaries, result.same_hardware)
+    summary.write_summary(out / "summary.csv", summaries)
+    summary.write_per_class(out / "per_class.csv", groups)
     for name, text in (("report.md", page.markdown(result, out)), ("report.html", page.html(result))):
         with atomic(out / name) as part:
             part.write_text(text)
-    print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, results.csv, summary.csv")
+    print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, and the numbers as .csv")
     return out
-
-
-def notes(groups: dict[str, list[FinishedRun]]) -> list[str]:
-    """What makes the rows of a table less comparable than they look."""
-    runs = list(chain.from_iterable(groups.values()))
-    found = []
-    hardware = sorted({run.hardware for run in runs})
-    if len(hardware) > 1:
-        found.append(
-            f"Different hardware: {'; '.join(hardware)}. Seconds and memory can't be compared between these, and none "
-            "is bold; unlearn_flops can."
-        )
-    cells = {(run.seed, run.forget) for run in runs}
-    for label, members in groups.items():
-        if missing := sorted(cells - {(run.seed, run.forget) for run in members}):
-            lacking = ", ".join(f"seed {seed} forgetting {forget}" for seed, forget in missing[:5])
-            more = f" and {len(missing) - 5} more" * (len(missing) > 5)
-            found.append(f"{label} lacks runs that others have ({lacking}{more}): its means are over fewer cases.")
-    seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
-    if few := [label for label, count in seeds.items() if count < 3]:
-        found.append(f"Fewer than three seeds: {', '.join(few)}. Differences may be chance.")
-    for name, use in (("samples.safetensors", "pictures"), ("metrics.csv", "curves")):
-        if without := [run.folder.name for run in runs if not (run.folder / name).exists()]:
-            more = f" and {len(without) - 5} more" * (len(without) > 5)
-            found.append(f"Without {name}, so not in the {use}: {', '.join(without[:5])}{more}.")
-    return found
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ ORIGINAL = {"ua": 0.0, "ua_noise_aware": 0.0, "noise_rate": 0.0, "retain_accurac
 NOISE = {"ua": 0.8, "ua_noise_aware": 1.0, "noise_rate": 1.0, "retain_accuracy": 0.1, "fid_retain/classifier": 90.0}
 COST = {"unlearn_seconds": 10.0, "prior_seconds": 0.5, "unlearn_flops": 1e12, "prior_flops": 5e11}
 COST |= {"peak_memory_mb": 512.0}
-RETRAIN = {"unlearner": {"from_scratch": True}}  # settings of a reference
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +69,7 @@ def write_run_to():
         guidance: tuple[int, ...] = (0,),
         commit: str | None = "c0ffee",
         weights: str = "raw",
+        from_scratch: bool = False,
     ) -> Path:
         name = name or f"{method}-{seed}-{forget}"
         folder = runs / name
@@ -97,6 +97,7 @@ def write_run_to():
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "data.json").write_text(json.dumps({"name": "digits", "class_names": list("0123456789")}))
         config: dict[str, Any] = {"name": name, "runs_dir": "runs", "seed": seed, "unlearner": {"x": method}}
+        config["unlearner"] |= {"from_scratch": from_scratch}
         config |= {"optimizer": {"_target_": "torch.optim.Adam", "lr": 2e-4}, "gradient_clip": None}
         config["data"] = {"name": "digits", "forget_batch_size": 16, "retain_batch_size": 32}
         config["data"]["forget_classes"] = [int(c) for c in forget.split("+")]

@@ -23,9 +23,10 @@ from safemax_pl.config import (
     run_name,
     split_arguments,
 )
+from safemax_pl.config_keys import arguments_of
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.diffusion import Sampler
 from safemax_pl.errors import UserError
+from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.base import Unlearner
 
 UNLEARNERS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
@@ -102,7 +103,7 @@ def test_every_file_shows_every_setting_of_its_classes(choice):
     for node in nodes:
         target = hydra.utils.get_object(node._target_)
         hidden = GIVEN_BY_THE_PROGRAM.get(group, set()) if node is nodes[0] else set()
-        assert {str(key) for key in node} - {"_target_"} == set(config._arguments(node._target_)) - hidden, target
+        assert {str(key) for key in node} - {"_target_"} == set(arguments_of(node._target_)) - hidden, target
 
 
 @pytest.mark.parametrize(
@@ -419,19 +420,19 @@ def test_the_configuration_can_be_shown(run_command, capsys):
 
 
 def test_a_node_is_built_with_its_keys_and_what_the_program_adds():
-    sampler = build({"_target_": "safemax_pl.diffusion.Sampler", "name": "ddpm"}, steps=7)
+    sampler = build({"_target_": "safemax_pl.sampler.Sampler", "name": "ddpm"}, steps=7)
     assert (sampler.name, sampler.steps) == ("ddpm", 7)
 
 
 def test_what_a_constructor_refuses_is_said_in_its_own_words():
     with pytest.raises(UserError, match=r"^unknown sampler 'ddmi'"):
-        build({"_target_": "safemax_pl.diffusion.Sampler", "name": "ddmi"})
+        build({"_target_": "safemax_pl.sampler.Sampler", "name": "ddmi"})
 
 
 def test_an_argument_that_a_constructor_cannot_use_is_one_line():
     with pytest.raises(UserError) as caught:
-        build({"_target_": "safemax_pl.diffusion.Sampler", "steps": "many"})
-    assert "safemax_pl.diffusion.Sampler" in str(caught.value) and "\n" not in str(caught.value)
+        build({"_target_": "safemax_pl.sampler.Sampler", "steps": "many"})
+    assert "safemax_pl.sampler.Sampler" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_node_builds_nothing():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from safemax_pl import networks
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import compose
-from safemax_pl.data import ForgetRetainDataModule, Rows, SamplingPlan
-from safemax_pl.diffusion import Diffusion, Sampler
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import score
 from safemax_pl.evaluation import Evaluator, NoiseImages
@@ -21,6 +21,8 @@ from safemax_pl.files import PROJECT
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.metrics.frechet import class_balanced_statistics
 from safemax_pl.networks import Model
+from safemax_pl.plans import Rows, SamplingPlan
+from safemax_pl.sampler import Sampler
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 STEPS = 4  # of the sampler, where a model is sampled

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from safemax_pl import figures
-from safemax_pl.data import SamplingPlan
+from safemax_pl.plans import SamplingPlan
 
 TEN = [f"digit {i}" for i in range(10)]
 HUNDRED = [f"class_{i}" for i in range(100)]

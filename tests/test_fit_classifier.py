@@ -13,16 +13,10 @@ from torch import Tensor
 
 from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier
+from safemax_pl.classifier_training import ClassifierModule, calibrate, judge, score_classifier, shifted
 from safemax_pl.config import compose
 from safemax_pl.errors import UserError
-from safemax_pl.fit_classifier import (
-    ClassifierModule,
-    calibrate,
-    fit_classifier,
-    judge,
-    score_classifier,
-    shifted,
-)
+from safemax_pl.fit_classifier import fit_classifier
 from safemax_pl.sources import Split
 
 

@@ -39,7 +39,7 @@ def test_out_may_be_elsewhere_and_nothing_else_is_touched(write_run, tmp_path, m
     (tmp_path / "out" / "mine.txt").write_text("keep")
     run_main(monkeypatch, tmp_path / "runs", "--out", tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["figures", "mine.txt", "report.html", "report.md", "results.csv", "summary.csv"]
+    assert names == ["figures", "mine.txt", "per_class.csv", "report.html", "report.md", "results.csv", "summary.csv"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["safemax-0-3"]
 
 
@@ -69,14 +69,18 @@ def test_mixed_protocols_end_in_one_line(write_run, tmp_path, monkeypatch, capsy
     assert not (tmp_path / "runs" / "report").exists()
 
 
-def test_gaps_between_methods_are_noted(write_run, tmp_path):
-    for seed in (0, 1, 2):
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_noted_and_break_nothing(write_run, tmp_path, odd):
+    for seed in (0, 1):
         write_run("a", seed)
-    (write_run("b", 0) / "samples.safetensors").unlink()
+        write_run("b", seed, scores={"fid_retain/classifier": 50.0})
+        lost = write_run("c", seed, scores={"fid_retain/classifier": odd, "retain_accuracy": odd})
+        (lost / "metrics.csv").write_text((lost / "metrics.csv").read_text().replace("3.0", str(odd)))
     text = (report([tmp_path / "runs"]) / "report.md").read_text()
-    assert "b lacks runs that others have (seed 1 forgetting 3, seed 2 forgetting 3)" in text
-    assert "Fewer than three seeds: b." in text
-    assert "Without samples.safetensors, so not in the pictures: b-0-3." in text
+    keys = "retain_accuracy, delta/retain_accuracy, fid_retain/classifier, delta/fid_retain/classifier"
+    assert f"**Note:** c has values that are not finite: {keys}." in text
+    assert "fid_retain/classifier against total_seconds. Not dominated (filled): a." in text
+    assert "Not finite, so not drawn: c." in text
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

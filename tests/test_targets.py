@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from safemax_pl import streams
-from safemax_pl.diffusion import Diffusion, Sampler
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
+from safemax_pl.sampler import Sampler
 from safemax_pl.streams import Stream
 from safemax_pl.targets import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from safemax_pl.data import Rows
+from safemax_pl.plans import Rows
 
 
 class NoiseStatistics(Metric):

@@ -1,8 +1,7 @@
-"""Charts of a report: trade-offs between forgetting, retention and cost, and curves over the training time."""
+"""Trade-offs between forgetting, retention and cost, and what all pictures of a report share."""
 
-import csv
+from math import isfinite
 from pathlib import Path
-from statistics import mean
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -10,16 +9,16 @@ import matplotlib
 from PIL import Image
 
 from safemax_pl.files import atomic
-from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import Row, forgets
+from safemax_pl.reports.statistics import Row, forgets, same_hardware
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008
-MARKERS = "os^DvPX*<>h"  # 7 colours and 11 markers: no pair comes twice in 77 methods
+MARKERS = "os^DvPX<>h"  # 7 colours and 10 markers: no pair comes twice in 70 methods
 ORIGINAL = "#666666"
+REFERENCE = {"color": "#444444", "marker": "*"}  # a star is no method's
 WIDTH = 4.0  # inches of a chart: its text is still readable on a phone
 HEIGHT = 3.3  # with the legend; a legend of many methods adds to it
 DPI = 150
@@ -27,10 +26,10 @@ DPI = 150
 # (x, y) of the trade-offs; ua_noise_aware is better when higher, all others when lower
 TRADE_OFFS = (
     ("fid_retain/classifier", "ua_noise_aware"),
-    ("unlearn_seconds", "fid_retain/classifier"),
-    ("unlearn_seconds", "ua_noise_aware"),
-    ("unlearn_flops", "fid_retain/classifier"),
-    ("unlearn_flops", "ua_noise_aware"),
+    ("total_seconds", "fid_retain/classifier"),
+    ("total_seconds", "ua_noise_aware"),
+    ("total_flops", "fid_retain/classifier"),
+    ("total_flops", "ua_noise_aware"),
 )
 
 
@@ -58,9 +57,13 @@ def style(index: int) -> dict[str, Any]:
 
 
 def undominated(points: dict[str, tuple[float, float]], x: str, y: str) -> list[str]:
-    """Labels of the points that no other point equals or betters in both coordinates and beats in one."""
+    """Labels of the finite points that no other equals or betters in both coordinates and beats in one."""
     signs = [-1 if key == "ua_noise_aware" else 1 for key in (x, y)]
-    costs = {label: tuple(sign * value for sign, value in zip(signs, at, strict=True)) for label, at in points.items()}
+    costs = {
+        label: tuple(sign * value for sign, value in zip(signs, at, strict=True))
+        for label, at in points.items()
+        if all(map(isfinite, at))
+    }
     return [
         label
         for label, (a, b) in costs.items()
@@ -73,54 +76,88 @@ def trade_offs(folder: Path, rows: list[Row], guidance: str) -> list[Picture]:
     methods = [row for row in rows if row.kind == "method"]
     pictures = []
     for x, y in TRADE_OFFS:
-        if all({x, y} <= set(row.cells) for row in methods):
+        if methods and all({x, y} <= set(row.cells) for row in methods):
             name = f"{guidance.replace('=', '')}-{y.partition('/')[0]}-{x.partition('/')[0]}.png"
-            pictures.append(_trade_off(folder / name, rows, methods, guidance, (x, y)))
+            pictures.append(_trade_off(folder / name, rows, guidance, (x, y)))
     return pictures
 
 
-def _trade_off(path: Path, rows: list[Row], methods: list[Row], guidance: str, pair: tuple[str, str]) -> Picture:
+def _trade_off(path: Path, rows: list[Row], guidance: str, pair: tuple[str, str]) -> Picture:
     x, y = pair
-    points = {row.label: (row.cells[x].mean, row.cells[y].mean) for row in methods}
+    methods = [row for row in rows if row.kind == "method"]
+    references = [row for row in rows if row.kind == "reference" and {x, y} <= set(row.cells)]
+    points = {row.label: (row.cells[x].mean, row.cells[y].mean) for row in [*methods, *references]}
+    drawn = {label: at for label, at in points.items() if all(map(isfinite, at))}
     compete = [row.label for row in methods if "ua_noise_aware" in pair or forgets(row)]
-    front = undominated({label: points[label] for label in compete}, x, y)
+    has_front = "total_seconds" not in pair or same_hardware(rows)
+    front = undominated({label: points[label] for label in compete}, x, y) if has_front else []
+    figure = _scatter(rows, drawn, front, guidance, pair)
+    best = f"Not dominated{{}}: {', '.join(front) or 'none'}."
+    best = best if has_front else "No front: seconds on different hardware can't be compared."
+    alt = f"Scatter plot at {guidance}: {label_of(y)} against {label_of(x)}, one point per method. {best.format('')}"
+    caption = f"{y} against {x}. {best.format(' (filled)')} Small dots are single runs."
+    caption += " Methods that did not forget (†) do not compete." * (has_front and len(compete) < len(methods))
+    caption += f" Grey star: {', '.join(row.label for row in references)}, a reference." * bool(references)
+    missing = ", ".join(label for label in points if label not in drawn)
+    return save(figure, path, alt, caption + f" Not finite, so not drawn: {missing}." * bool(missing))
+
+
+def _scatter(
+    rows: list[Row],
+    drawn: dict[str, tuple[float, float]],
+    front: list[str],
+    guidance: str,
+    pair: tuple[str, str],
+) -> plt.Figure:
+    """The points of `drawn`, those on the front filled, and the original as a line."""
+    x, y = pair
     figure, axis = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    for index, row in enumerate(methods):
-        look = style(index)
-        runs = [run.values(guidance, "unlearned") for run in row.runs]
-        axis.scatter([run[x] for run in runs], [run[y] for run in runs], s=12, alpha=0.3, linewidths=0, **look)
-        face = look["color"] if row.label in front else "white"
-        axis.plot(*points[row.label], ls="", ms=10, mec=look["color"], mew=1.8, mfc=face, label=row.name, **look)
+    methods = [row for row in rows if row.kind == "method"]
+    looks = {row.label: style(index) for index, row in enumerate(methods)}
+    for row in rows:
+        if row.label in drawn:
+            look, filled = looks.get(row.label, REFERENCE), row.label in front or row.kind == "reference"
+            _mark(axis, row, guidance, pair, look, filled)
     original = next(row for row in rows if row.kind == "original").cells.get("fid_retain/classifier")
-    if original is not None and "fid_retain/classifier" in pair:
+    if original is not None and isfinite(original.mean) and "fid_retain/classifier" in pair:
         draw = axis.axvline if x == "fid_retain/classifier" else axis.axhline
         draw(original.mean, color=ORIGINAL, ls="--", lw=1, label="Original", zorder=0)
     for key, which in ((x, "x"), (y, "y")):
-        _scale(axis, which, [at[which == "y"] for at in points.values()] if key != "ua_noise_aware" else [])
-    axis.set(xlabel=_label(x), ylabel=_label(y))
+        scale(axis, which, [at[which == "y"] for at in drawn.values()] if key != "ua_noise_aware" else [])
+    axis.set(xlabel=label_of(x), ylabel=label_of(y))
     if y == "ua_noise_aware":
         axis.set_ylim(-0.04, 1.06)
     axis.grid(alpha=0.25)
-    _legend(figure, axis)
-    found = ", ".join(front) or "none"
-    alt = f"Scatter plot at {guidance}: {_label(y)} against {_label(x)}, one point per method. Not dominated: {found}."
-    caption = f"{y} against {x}. Not dominated (filled): {found}. Small dots are single runs."
-    rule = " Methods that did not forget (†) do not compete."
-    return save(figure, path, alt, caption + rule * (len(compete) < len(methods)))
+    if drawn:
+        _legend(figure, axis)
+    return figure
 
 
-def _label(key: str) -> str:
+def _mark(axis: Any, row: Row, guidance: str, pair: tuple[str, str], look: dict[str, Any], filled: bool) -> None:
+    """The mean as a symbol, every run as a dot."""
+    x, y = pair
+    runs = [(values[x], values[y]) for values in (run.values(guidance, "unlearned") for run in row.runs)]
+    axis.scatter(*zip(*runs, strict=True), s=14, alpha=0.35, linewidths=0, **look)
+    size = 13 if look is REFERENCE else 9
+    face = look["color"] if filled else "white"
+    at = row.cells[x].mean, row.cells[y].mean
+    axis.plot(*at, ls="", ms=size, mec=look["color"], mew=1.6, mfc=face, label=row.name, **look)
+
+
+def label_of(key: str) -> str:
+    """The name of an axis."""
     direction = "higher is better" if key == "ua_noise_aware" else "lower is better"
     return f"{key} ({direction})"
 
 
-def _scale(axis: Any, which: str, values: list[float]) -> None:
-    """A logarithmic axis where positive values differ by more than a factor of ten."""
+def scale(axis: Any, which: str, values: list[float]) -> None:
+    """A logarithmic axis where positive values differ by more than a factor of ten; others leave it as it is."""
+    values = [value for value in values if isfinite(value)]
     if len(values) < 2 or min(values) <= 0 or max(values) < 10 * min(values):
         return
     getattr(axis, f"set_{which}scale")("log")
     ticks = axis.xaxis if which == "x" else axis.yaxis
-    if max(values) < 1000 * min(values):  # few decades: name 2 and 5 as well
+    if max(values) < (50 if which == "x" else 1000) * min(values):  # few decades: name 2 and 5 as well
         ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
     if max(values) < 1e5 and min(values) > 1e-3:
         ticks.set_major_formatter("{x:g}")
@@ -134,44 +171,3 @@ def _legend(figure: Any, axis: Any) -> None:
     labels = [fill(label, 42) for label in labels]
     figure.set_figheight(HEIGHT + 0.17 * max(sum(label.count("\n") + 1 for label in labels) / columns - 2, 0))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def curves(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -> list[Picture]:
-    """Forgetting and retention on the quick plan over the training time, as far as runs were validated."""
-    prefix = f"quick_{guidance.replace('=', '')}/"
-    pictures = []
-    for metric in ("ua_noise_aware", "fid_retain/classifier"):
-        lines = {label: [_history(run, prefix + metric) for run in runs] for label, runs in groups.items()}
-        lines = {label: [line for line in found if len(line) > 1] for label, found in lines.items()}
-        if not any(lines.values()):
-            continue
-        figure, axis = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-        for index, (label, found) in enumerate(lines.items()):
-            look = style(index)
-            for line in found:
-                axis.plot(*zip(*line.values(), strict=True), color=look["color"], lw=0.6, alpha=0.35)
-            steps = [step for step in (found[0] if found else {}) if all(step in line for line in found)]
-            middle = [[mean(line[step][place] for line in found) for step in steps] for place in (0, 1)]
-            if found:
-                axis.plot(*middle, lw=1.8, ms=5, label=label, **look)
-        ends = [max(seconds for seconds, _ in line.values()) for found in lines.values() for line in found]
-        if min(ends) > 0 and max(ends) > 10 * min(ends):
-            axis.set_xscale("symlog", linthresh=min(ends))
-        _scale(axis, "y", [value for found in lines.values() for line in found for _, value in line.values()])
-        axis.set(xlabel="unlearn_seconds, without evaluation", ylabel=_label(metric))
-        axis.grid(alpha=0.25)
-        _legend(figure, axis)
-        alt = f"Line plot at {guidance}: {_label(metric)} of the quick plan over unlearn_seconds, one line per method."
-        caption = f"{metric} on the quick plan during training. Thick: mean over runs at the same step; thin: runs."
-        name = f"{guidance.replace('=', '')}-curve-{metric.partition('/')[0]}.png"
-        pictures.append(save(figure, folder / name, alt, caption))
-    return pictures
-
-
-def _history(run: FinishedRun, column: str) -> dict[int, tuple[float, float]]:
-    """Step -> (training seconds, value), of the steps at which the quick plan was scored."""
-    if not (run.folder / "metrics.csv").exists():
-        return {}
-    with (run.folder / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(column)]
-    return {int(row["step"]): (float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows}

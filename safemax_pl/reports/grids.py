@@ -49,9 +49,12 @@ def samples(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -
     rows |= {names[retained[place]]: _rows_of(tensors, retained[place]) for place in spaced}
     figure = _picture(columns, rows)
     seeds = ", ".join(f"{label}: {run.seed}" for label, run in shown.items() if run.seed != first.seed)
-    classes = f"the forgotten class {names[forgotten[0]]} (first block) and the retained classes {', '.join(rows)}"
+    first_of = f", the first of {len(forgotten)} forgotten ones," * (len(forgotten) > 1)
+    retain = ", ".join(list(rows)[1:])
+    classes = f"the forgotten class {names[forgotten[0]]}{first_of} (first block) and the retained classes {retain}"
     alt = f"Grid of generated images at {guidance}. Columns: {', '.join(columns)}. Rows: {classes}, same seeds."
     caption = f"Forgetting {forget}: every row is one class and one seed of the noise, so columns can be compared."
+    caption += f" Of the {len(forgotten)} forgotten classes the first is shown." * (len(forgotten) > 1)
     missing = [label for label in groups if label not in shown]
     caption += f" Runs of seed {first.seed}" + f" ({seeds})" * bool(seeds) + "."
     caption += f" No images of: {', '.join(missing)}." * bool(missing)
@@ -111,14 +114,17 @@ def per_class(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str)
         values = np.array([[row.get(name, np.nan) for name in classes] for row in table.values()])
         figure = _heat_map(values, [fill(label, 24) for label in table], classes, metric)
         alt = f"Heat map at {guidance}: {metric} (higher is better), rows are models, columns {kind} classes."
-        low = np.unravel_index(np.nanargmin(values[1:]), values[1:].shape)
-        worst = f"{values[1:][low]:.2f}, {list(groups)[low[0]]} on class {classes[low[1]]}"
-        caption = f"{metric} per {kind} class, mean over runs. The lowest of a method is {worst}."
-        pictures.append(
-            save(
-                figure, folder / f"{guidance.replace('=', '')}-classes-{metric}.png", f"{alt} Lowest: {worst}.", caption
-            )
-        )
+        caption = f"{metric} per {kind} class, mean over runs; every run is in per_class.csv."
+        methods = [label for label, runs in groups.items() if not runs[0].reference]
+        scores = [
+            (value, label, name) for label in methods for name, value in table[label].items() if np.isfinite(value)
+        ]
+        if scores:
+            value, label, name = min(scores)
+            alt += f" Lowest: {value:.2f}, {label} on class {name}."
+            caption += f" The lowest of a method is {value:.2f}, {label} on class {name}."
+        path = folder / f"{guidance.replace('=', '')}-classes-{metric}.png"
+        pictures.append(save(figure, path, alt, caption))
     return pictures
 
 

@@ -6,7 +6,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     headers.forEach(other => other.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
     const value = row => row.cells[column].dataset.value;
-    const missing = text => text === undefined || text === "nan";
+    const missing = text => text === undefined;
     const rows = [...table.tBodies[0].rows].sort((one, other) => {
       const a = value(one), b = value(other);
       if (missing(a) || missing(b)) return missing(a) - missing(b);

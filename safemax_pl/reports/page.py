@@ -38,21 +38,24 @@ class Report:
         return [run for runs in self.groups.values() for run in runs]
 
     @property
-    def same_hardware(self) -> bool:
-        return len({run.hardware for run in self.runs}) == 1
-
-    @property
     def lead(self) -> str:
         """What was compared, in one sentence."""
         protocol = self.runs[0].metrics["protocol"]
         plan, sampler = protocol["plan"], protocol["sampler"]
         forgotten = list(dict.fromkeys(run.forget for run in self.runs))
+        references = [label for label, runs in self.groups.items() if runs[0].reference]
+        methods = len(self.groups) - len(references)
+        named = f" and the reference {', '.join(references)}" * bool(references)
         return (
-            f"{len(self.runs)} runs of {len(self.groups)} method{'s' * (len(self.groups) > 1)} on "
+            f"{len(self.runs)} runs of {methods} method{'s' * (methods != 1)}{named} on "
             f"{protocol['data']['name']}, forgetting {', '.join(forgotten)}; plan {plan['name']}: "
             f"{plan['forget_per_class']} images per forgotten class and {plan['retain_total']} of the retained ones; "
             f"{sampler['name']}, {sampler['steps']} steps."
         )
+
+    @property
+    def footnotes(self) -> list[str]:
+        return summary.footnotes(self.runs[0].metrics["protocol"]["plan"])
 
     @property
     def protocol(self) -> list[list[Any]]:
@@ -65,22 +68,48 @@ class Report:
         return [[key, "; ".join(values)] for key, values in fields.items()]
 
     @property
+    def training(self) -> list[list[Any]]:
+        """One row per configuration."""
+        rows = []
+        for label, runs in self.groups.items():
+            training, settings = runs[0].metrics["training"], runs[0].settings
+            chosen = [str(settings.get(key, "–")) for key in SETTINGS]
+            optimiser = str(settings.get("optimizer._target_", "–")).rpartition(".")[2]
+            commits = ", ".join(sorted({run.commit for run in runs}))
+            made = [training.get("unlearner", "–"), training.get("max_steps", "–"), optimiser, *chosen]
+            rows.append([label, *made, training["weights"], len(runs), commits])
+        return rows
+
+    @property
     def commands(self) -> list[list[Any]]:
         """One row per run."""
-        facts = [(label, run, run.metrics["provenance"]) for label, runs in self.groups.items() for run in runs]
         return [
-            [run.folder.name, label, run.seed, run.forget, made["command"], made["commit"] or "unknown", run.hardware]
-            for label, run, made in facts
+            [
+                label,
+                run.seed,
+                run.forget,
+                run.folder.name,
+                run.metrics["provenance"]["command"],
+                run.commit,
+                run.hardware,
+            ]
+            for label, runs in self.groups.items()
+            for run in runs
         ]
 
 
-COMMANDS = ["run", "method", "seed", "forget classes", "command", "commit", "hardware (device of the protocol)"]
+COMMANDS = ["method", "seed", "forget classes", "run", "command", "commit", "hardware (device of the protocol)"]
+SETTINGS = ("optimizer.lr", "data.forget_batch_size", "data.retain_batch_size", "gradient_clip")
+TRAINING = ["method", "unlearner", "steps", "optimiser", "learning rate", "forget batch", "retain batch"]
+TRAINING += ["gradient clip", "weights", "runs", "commits"]
+FILES = "All numbers are in results.csv (every run), summary.csv (the tables) and per_class.csv (every class)."
 
 
 def html(report: Report) -> str:
     """The page; pictures, style and script are inside."""
     anchors = {guidance: guidance.replace("=", "") for guidance in report.summaries}
-    targets = {anchor: guidance for guidance, anchor in anchors.items()} | {"protocol": "Protocol", "runs": "Runs"}
+    targets = {anchor: guidance for guidance, anchor in anchors.items()}
+    targets |= {"reading": "Reading the tables", "training": "Training", "protocol": "Protocol", "runs": "Runs"}
     links = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name in targets.items())
     sections = "".join(_section(report, guidance, anchor) for guidance, anchor in anchors.items())
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
@@ -103,14 +132,9 @@ def html(report: Report) -> str:
 <main id="content">
 {f'<aside class="notes" aria-label="Notes"><ul>{notes}</ul></aside>' if notes else ""}
 {sections}
-<section id="protocol"><h2>Protocol</h2>
-{summary.plain("Everything that decides the numbers, apart from the weights", ["field", "value"], report.protocol)}
-</section>
-<section id="runs"><h2>Runs</h2>
-{summary.plain("The exact command of every run", COMMANDS, report.commands)}
-</section>
+{_facts(report)}
 </main>
-<footer><p class="small">All numbers are in results.csv (every run) and summary.csv (the tables).</p></footer>
+<footer><p class="small">{FILES}</p></footer>
 <script>
 {(HERE / "page.js").read_text()}</script>
 </body>
@@ -119,12 +143,27 @@ def html(report: Report) -> str:
 
 
 def _section(report: Report, guidance: str, anchor: str) -> str:
-    table = summary.html(report.summaries[guidance], f"Scores and cost at {guidance}", report.same_hardware)
-    parts = [f'<section id="{anchor}"><h2>Guidance {guidance}</h2>{table}<p class="small">{summary.FOOTNOTE}</p>']
+    table = summary.html(report.summaries[guidance], f"Scores and cost at {guidance}")
+    parts = [f'<section id="{anchor}"><h2>Guidance {guidance}</h2>{table}<p class="small">{summary.LEGEND}</p>']
     for heading, pictures in report.pictures[guidance].items():
         figures = "".join(_figure(picture) for picture in pictures)
         parts.append(f'<h3>{heading}</h3><div class="figures">{figures}</div>')
     return "\n".join([*parts, "</section>"])
+
+
+def _facts(report: Report) -> str:
+    """What does not depend on the guidance weight."""
+    footnotes = "".join(f"<li>{escape(line)}</li>" for line in report.footnotes)
+    return f"""<section id="reading"><h2>Reading the tables</h2><ul class="small">{footnotes}</ul></section>
+<section id="training"><h2>Training</h2>
+{summary.plain("How the weights of every method were made", TRAINING, report.training)}
+</section>
+<section id="protocol"><h2>Protocol</h2>
+{summary.plain("Everything that decides the numbers, apart from the weights", ["field", "value"], report.protocol)}
+</section>
+<section id="runs"><h2>Runs</h2>
+{summary.plain("The exact command of every run", COMMANDS, report.commands, "plain runs")}
+</section>"""
 
 
 def _figure(picture: Picture) -> str:
@@ -142,11 +181,13 @@ def markdown(report: Report, folder: Path) -> str:
     """The same without the script; pictures are linked relative to `folder`."""
     lines = [f"# {report.title}", "", report.lead, "", *(f"- **Note:** {note}" for note in report.notes), ""]
     for guidance, rows in report.summaries.items():
-        lines += [f"## Guidance {guidance}", "", summary.markdown(rows, report.same_hardware), "", summary.FOOTNOTE, ""]
+        lines += [f"## Guidance {guidance}", "", summary.markdown(rows), "", summary.LEGEND, ""]
         for heading, pictures in report.pictures[guidance].items():
             lines += [f"### {heading}", ""]
             for picture in pictures:
                 lines += [f"![{picture.alt}]({picture.path.relative_to(folder)})", "", picture.caption, ""]
+    lines += ["## Reading the tables", "", *(f"- {line}" for line in report.footnotes), "", FILES, ""]
+    lines += ["## Training", "", *_markdown_table(TRAINING, report.training), ""]
     lines += ["## Protocol", "", *_markdown_table(["field", "value"], report.protocol), ""]
     return "\n".join([*lines, "## Runs", "", *_markdown_table(COMMANDS, report.commands), ""])
 

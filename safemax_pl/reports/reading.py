@@ -1,4 +1,4 @@
-"""Finished runs: found in folders, refused when they can't stand in one table, grouped by method and configuration."""
+"""Finished runs: found in folders, and refused when they are damaged or can't stand in one table."""
 
 import json
 from collections.abc import Iterator
@@ -13,6 +13,18 @@ from safemax_pl.runs import comparable
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
+# Without one of these a number can't be placed; only the commit may be null, for a package outside a checkout.
+REQUIRED = (
+    "weights.original",
+    "protocol.classifier.hash",
+    "protocol.torch",
+    "provenance.command",
+    "provenance.hardware",
+    "provenance.commit",
+    "training.seed",
+    "training.weights",
+    "cost.unlearn_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +58,23 @@ class FinishedRun:
         return "+".join(self.metrics["protocol"]["forget_classes"])
 
     @property
+    def reference(self) -> bool:
+        """Whether it was trained without the forgotten classes from random weights: the goal, not a competitor."""
+        return self.settings.get("unlearner.from_scratch") is True
+
+    @property
+    def commit(self) -> str:
+        return self.metrics["provenance"]["commit"] or "unknown"
+
+    @property
     def hardware(self) -> str:
         return f"{self.metrics['provenance']['hardware']} ({self.metrics['protocol']['device']})"
 
     def values(self, guidance: str, model: str) -> dict[str, float]:
-        """Every scalar of a model or control; of "unlearned" also `delta/<metric>` to its original, and the cost."""
+        """Every scalar of a model or control.
+
+        Of "unlearned" also `delta/<metric>` to its original, the cost, and `total_<unit>`: prior and unlearning.
+        """
         models = self.metrics["scores"][guidance]
         scores, original = (
             {name: value for name, value in models[which].items() if name != "per_class"}
@@ -59,14 +83,17 @@ class FinishedRun:
         if model != "unlearned":
             return scores
         deltas = {f"delta/{name}": value - original[name] for name, value in scores.items() if name in original}
-        return scores | deltas | self.metrics["cost"]
+        cost = self.metrics["cost"]
+        parts = {f"total_{unit}": (f"prior_{unit}", f"unlearn_{unit}") for unit in ("seconds", "flops")}
+        totals = {name: sum(cost[key] for key in keys) for name, keys in parts.items() if set(keys) <= set(cost)}
+        return scores | deltas | cost | totals
 
 
 def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
     """The finished runs of unlearning in and below `paths`, and a line for every run that is left out.
 
     Raises:
-        UserError: when there is none, when one lacks its protocol or provenance, or when their protocols differ.
+        UserError: when there is none, when one is damaged or lacks one of `REQUIRED`, or when their protocols differ.
     """
     runs, left_out = [], []
     for path in paths:
@@ -76,11 +103,11 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
         if not (folder / "metrics.json").exists():
             left_out.append(f"{folder} is left out: unfinished, it has no metrics.json; its own command resumes it")
             continue
-        run = _load(folder)
-        if all("unlearned" in models for models in run.metrics["scores"].values()):
-            runs.append(run)
-        else:
+        metrics = _json(folder / "metrics.json")
+        if any("unlearned" not in models for models in (metrics.get("scores") or {}).values()):
             left_out.append(f"{folder} is left out: a base model, nothing was unlearned")
+        else:
+            runs.append(_load(folder, metrics))
     if not runs:
         reasons = "".join(f"; {line}" for line in left_out)
         raise UserError(f"no finished run of unlearning in {', '.join(map(str, paths))}{reasons}")
@@ -98,21 +125,31 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             yield from _run_folders(child)
 
 
-def _load(folder: Path) -> FinishedRun:
-    metrics = json.loads((folder / "metrics.json").read_text())
-    for part in ("protocol", "provenance", "training", "scores"):
-        if not metrics.get(part):
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): make the run again, or leave it out") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged, it holds no mapping: make the run again, or leave it out")
+    return content
+
+
+def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
+    leaves = flat(metrics) | {"scores": metrics.get("scores")}
+    for key in ("scores", *REQUIRED):
+        if key not in leaves or (leaves[key] in (None, {}, "") and key != "provenance.commit"):
             raise UserError(
-                f"{folder}/metrics.json has no {part}, and a number without it is refused: make the run again, or "
+                f"{folder}/metrics.json has no {key}, and a number without it is refused: make the run again, or "
                 "leave it out"
             )
     plain = comparable(load_config(folder / "config.yaml"))
     for key in ("seed", "method"):
         plain.pop(key, None)
     plain.get("data", {}).pop("forget_classes", None)
-    if not (folder / "data.json").exists():
-        raise UserError(f"{folder} is damaged, it has no data.json: make the run again, or leave it out")
-    class_names = json.loads((folder / "data.json").read_text())["class_names"]
+    class_names = _json(folder / "data.json").get("class_names")
+    if not class_names:
+        raise UserError(f"{folder}/data.json is damaged, it has no class_names: make the run again, or leave it out")
     return FinishedRun(folder, metrics, flat(plain), class_names)
 
 
@@ -130,8 +167,8 @@ def _refuse_mixtures(runs: list[FinishedRun]) -> None:
     for one, other in pairwise(runs):
         mine, theirs = (
             flat(run.metrics["protocol"])
-            | {"weights.original": run.metrics.get("weights", {}).get("original"), "device": None}
-            | {"torch": str(run.metrics["protocol"].get("torch")).partition("+")[0]}  # +cpu, +cu130: the device again
+            | {"weights.original": run.metrics["weights"]["original"], "device": None}
+            | {"torch": run.metrics["protocol"]["torch"].partition("+")[0]}  # +cpu, +cu130: the device again
             for run in (one, other)
         )
         for key in dict.fromkeys([*mine, *theirs]):
@@ -141,34 +178,3 @@ def _refuse_mixtures(runs: list[FinishedRun]) -> None:
                     f"{theirs.get(key)!r} in {other.folder}; report them apart, or make one again with the other's "
                     "setting"
                 )
-
-
-def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Label -> runs of one method and configuration, which differ in seed and forgotten classes alone.
-
-    A method with several configurations is labelled by the keys in which they differ.
-
-    Raises:
-        UserError: when a seed and forget set of a configuration was run twice.
-    """
-    found: dict[str, list[FinishedRun]] = {}
-    for method in sorted({run.method for run in runs}):
-        configurations: list[list[FinishedRun]] = []
-        for run in (run for run in runs if run.method == method):
-            same = next((known for known in configurations if known[0].settings == run.settings), None)
-            if same is None:
-                configurations.append([run])
-                continue
-            twin = next((known for known in same if (known.seed, known.forget) == (run.seed, run.forget)), None)
-            if twin is not None:
-                raise UserError(
-                    f"{twin.folder} and {run.folder} are the same: {method}, seed {run.seed}, forgetting {run.forget}; "
-                    "give one of them"
-                )
-            same.append(run)
-        settings = [members[0].settings for members in configurations]
-        keys = dict.fromkeys(key for one in settings for key in one if any(one[key] != o.get(key) for o in settings))
-        for members in configurations:
-            parts = [f"{key}={members[0].settings[key]}" for key in keys if key in members[0].settings]
-            found[" ".join([method, *parts])] = members
-    return found

@@ -1,14 +1,15 @@
 """Rows of the summary: means over runs, their spread over seeds and over classes, and who is best."""
 
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isfinite, nan
 from statistics import mean, stdev
 from typing import NamedTuple
 
 from safemax_pl.noise import CONTROLS
 from safemax_pl.reports.reading import FinishedRun
 
-LEAST_FORGETTING = 0.9  # a mean ua_noise_aware below this is no forgetting: such a method is best at nothing else
+LEAST_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
+HARM = "delta/fid_retain/classifier"
 
 
 class Column(NamedTuple):
@@ -18,12 +19,14 @@ class Column(NamedTuple):
         key: of `FinishedRun.values`.
         better: "higher", "lower", or "" where neither is better.
         form: format of the mean.
+        sd_form: format of both standard deviations.
         on_hardware: whether the value depends on the machine.
     """
 
     key: str
     better: str
     form: str
+    sd_form: str
     on_hardware: bool = False
 
     @property
@@ -36,40 +39,46 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("ua_noise_aware", "higher", ".3f"),
-    Column("ua", "higher", ".3f"),
-    Column("noise_rate", "", ".3f"),
-    Column("retain_accuracy", "higher", ".3f"),
-    Column("delta/retain_accuracy", "higher", "+.3f"),
-    Column("fid_retain/classifier", "lower", ".3g"),
-    Column("delta/fid_retain/classifier", "lower", "+.3g"),
-    Column("drift", "lower", ".3g"),
-    Column("unlearn_seconds", "lower", ".3g", on_hardware=True),
-    Column("prior_seconds", "", ".2f", on_hardware=True),
-    Column("unlearn_flops", "lower", ".3g"),
-    Column("prior_flops", "", ".3g"),
-    Column("peak_memory_mb", "lower", ".4g", on_hardware=True),
+    Column("ua_noise_aware", "higher", ".3f", ".3f"),
+    Column("ua", "higher", ".3f", ".3f"),
+    Column("noise_rate", "", ".3f", ".3f"),
+    Column("retain_accuracy", "higher", ".3f", ".3f"),
+    Column("delta/retain_accuracy", "higher", "+.3f", ".3f"),
+    Column("fid_retain/classifier", "lower", ".3g", ".3g"),
+    Column(HARM, "lower", "+.3g", ".3g"),
+    Column("drift", "lower", ".3g", ".2g"),
+    Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
+    Column("prior_seconds", "", ".3g", ".3g", on_hardware=True),
+    Column("unlearn_seconds", "", ".3g", ".3g", on_hardware=True),
+    Column("total_flops", "lower", ".3g", ".3g"),
+    Column("prior_flops", "", ".3g", ".3g"),
+    Column("unlearn_flops", "", ".3g", ".3g"),
+    Column("peak_memory_mb", "lower", ".4g", ".3g", on_hardware=True),
 )
 FORGETTING = ("ua_noise_aware", "ua")  # the columns in which every method may be best
 
 
 class Spread(NamedTuple):
-    """Mean over classes of the means over seeds; standard deviations (n − 1), None where n is 1.
+    """Mean over classes of the means over seeds; standard deviations (n − 1).
+
+    An sd is None where n is 1 and nan where a value is not finite.
 
     Attributes:
         mean: every forget set has the same weight.
         seeds: sd over seeds at a fixed forget set, averaged over the forget sets.
         classes: sd over forget sets of the means over seeds.
+        least: the smallest of these means, of the worst forget set where more is better.
     """
 
     mean: float
     seeds: float | None
     classes: float | None
+    least: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the summary at one guidance weight; `kind` is "original", "method" or "control"."""
+    """One row of the summary at one guidance weight; `kind` is "original", "reference", "method" or "control"."""
 
     label: str
     kind: str
@@ -79,9 +88,9 @@ class Row:
     @property
     def name(self) -> str:
         """The label as tables show it: a method that did not forget is marked."""
-        return (
-            f"{self.label} †" if self.kind == "method" and not forgets(self) else self.label.replace("_noise", " noise")
-        )
+        if self.kind == "control":
+            return self.label.replace("_", " ")
+        return f"{self.label} †" if self.kind == "method" and not forgets(self) else self.label
 
     @property
     def count(self) -> str:
@@ -94,12 +103,17 @@ class Row:
 def spread(values: dict[str, list[float]]) -> Spread:
     """The spread of forget set -> one value per seed."""
     means = [mean(by_seed) for by_seed in values.values()]
-    deviations = [stdev(by_seed) for by_seed in values.values() if len(by_seed) > 1]
-    return Spread(mean(means), mean(deviations) if deviations else None, stdev(means) if len(means) > 1 else None)
+    deviations = [_sd(by_seed) for by_seed in values.values() if len(by_seed) > 1]
+    least = min(means) if all(map(isfinite, means)) else nan
+    return Spread(mean(means), mean(deviations) if deviations else None, _sd(means) if len(means) > 1 else None, least)
+
+
+def _sd(values: list[float]) -> float:
+    return stdev(values) if all(map(isfinite, values)) else nan
 
 
 def summarise(groups: dict[str, list[FinishedRun]], guidance: str) -> list[Row]:
-    """Original, every method, and the noise controls.
+    """Original, references, methods, and the noise controls; within a kind in the order of `groups`.
 
     Original and controls do not depend on the seed of a run: one run per forget set stands for them.
     """
@@ -107,8 +121,22 @@ def summarise(groups: dict[str, list[FinishedRun]], guidance: str) -> list[Row]:
     first = list({run.forget: run for run in reversed(every)}.values())[::-1]
     controls = [name for name in CONTROLS if all(name in run.metrics["scores"][guidance] for run in first)]
     rows = [_row("Original", "original", first, guidance, "original")]
-    rows += [_row(label, "method", runs, guidance, "unlearned") for label, runs in groups.items()]
+    for kind in ("reference", "method"):
+        members = {label: runs for label, runs in groups.items() if runs[0].reference == (kind == "reference")}
+        rows += [_row(label, kind, runs, guidance, "unlearned") for label, runs in members.items()]
     return rows + [_row(name, "control", first, guidance, name) for name in controls]
+
+
+def ordered(groups: dict[str, list[FinishedRun]], guidance: str) -> dict[str, list[FinishedRun]]:
+    """References, the methods that forgot by their harm to the retained classes, the others by how far they came."""
+
+    def place(row: Row) -> tuple[bool, bool, float, str]:
+        harm = row.cells[HARM].mean if HARM in row.cells else inf
+        rank = harm if forgets(row) else -row.cells["ua_noise_aware"].mean
+        return row.kind != "reference", not forgets(row), rank if isfinite(rank) else inf, row.label
+
+    rows = [row for row in summarise(groups, guidance) if row.kind in ("reference", "method")]
+    return {row.label: groups[row.label] for row in sorted(rows, key=place)}
 
 
 def _row(label: str, kind: str, runs: list[FinishedRun], guidance: str, model: str) -> Row:
@@ -119,20 +147,23 @@ def _row(label: str, kind: str, runs: list[FinishedRun], guidance: str, model: s
     return Row(label, kind, runs, {key: spread(values) for key, values in cells.items()})
 
 
-def best(rows: list[Row], column: Column, same_hardware: bool = True) -> list[str]:
+def best(rows: list[Row], column: Column) -> list[str]:
     """Labels of the methods whose mean is the best as it is printed; none where fewer than two compete.
 
     Outside `FORGETTING` only methods that reach `LEAST_FORGETTING` take part: doing nothing is free and keeps the
-    retained classes perfectly. Values that depend on the machine have no best across machines.
+    retained classes perfectly. Values that depend on the machine have no best across machines, nor has the memory on a
+    CPU: it is the peak of the process, which later runs of the process inherit.
     """
-    if not column.better or (column.on_hardware and not same_hardware):
+    if not column.better or (column.on_hardware and not same_hardware(rows)):
+        return []
+    if column.key == "peak_memory_mb" and any(run.hardware.startswith("CPU") for run in _runs_of_methods(rows)):
         return []
     values = {
         row.label: float(format(row.cells[column.key].mean, column.form))
         for row in rows
         if row.kind == "method" and column.key in row.cells and (column.key in FORGETTING or forgets(row))
     }
-    values = {label: value for label, value in values.items() if not isnan(value)}
+    values = {label: value for label, value in values.items() if isfinite(value)}
     if len(values) < 2:
         return []
     target = max(values.values()) if column.better == "higher" else min(values.values())
@@ -140,5 +171,14 @@ def best(rows: list[Row], column: Column, same_hardware: bool = True) -> list[st
 
 
 def forgets(row: Row) -> bool:
-    """Whether the forgotten classes are gone, so that what else a method does well counts."""
-    return row.cells["ua_noise_aware"].mean >= LEAST_FORGETTING
+    """Whether every set of forgotten classes is gone, so that what else a method does well counts."""
+    return row.cells["ua_noise_aware"].least >= LEAST_FORGETTING
+
+
+def same_hardware(rows: list[Row]) -> bool:
+    """Whether seconds and memory of the methods can be compared."""
+    return len({run.hardware for run in _runs_of_methods(rows)}) <= 1
+
+
+def _runs_of_methods(rows: list[Row]) -> list[FinishedRun]:
+    return [run for row in rows if row.kind == "method" for run in row.runs]

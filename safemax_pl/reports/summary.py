@@ -2,6 +2,7 @@
 
 import csv
 from html import escape
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,50 @@ from safemax_pl.files import atomic
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import COLUMNS, LEAST_FORGETTING, Column, Row, Spread, best
 
-FOOTNOTE = (
-    "A cell is: mean ± sd over seeds (sd over forgotten classes); an sd of one value is left out. The mean gives every "
-    "set of forgotten classes the same weight; the sd over seeds is taken at fixed classes and averaged over them; "
-    "the sd over classes is that of the means over seeds; both with n − 1. Δ is a run minus its own original, then "
-    "averaged. Bold is the best mean among the methods, as printed; it is no test of significance, and where fewer "
-    "than two methods compete nothing is bold. In all columns but ua_noise_aware and ua only methods whose "
-    f"ua_noise_aware is at least {LEAST_FORGETTING} compete, the others are marked †: doing nothing costs nothing and "
-    "keeps every retained class. ↑ higher is better, ↓ lower is better. noise_rate has no better side, as a class can "
-    "be gone without noise in its place. Costs are those of the unlearning alone; prior_seconds and prior_flops "
-    "(masks, Fisher information, replay) come on top."
+LEGEND = (
+    "A cell is: mean ± sd over seeds (sd over forgotten classes). Bold: the best method. ↑ higher is better, ↓ lower "
+    "is better, † did not forget. How these are formed: see Reading the tables."
 )
+SPOKEN = {"↑": "higher is better", "↓": "lower is better", "†": "did not forget"}
+
+
+def footnotes(plan: dict[str, Any]) -> list[str]:
+    """How the numbers of a table are formed; `plan` is that of the protocol."""
+    return [
+        "The mean gives every set of forgotten classes the same weight. The sd over seeds is taken at fixed forgotten "
+        "classes and averaged over them; the sd over classes is that of the means over seeds. Both are with n − 1, and "
+        "that of one value is left out.",
+        f"Every run is scored on the same image seeds, {plan['forget_per_class']} images of each forgotten class and "
+        f"{plan['retain_total']} of the retained ones in all, so no sd contains the sampling error of the images.",
+        "Δ is a run minus its own original, then averaged.",
+        "Bold is the best mean among the methods, as printed. It is no test of significance, and where fewer than two "
+        "methods compete nothing is bold.",
+        f"A method did not forget (†) when ua_noise_aware, the mean over seeds, is below {LEAST_FORGETTING} on any set "
+        "of forgotten classes. It competes in ua_noise_aware and ua only: doing nothing costs nothing and keeps every "
+        "retained class.",
+        "Order: the original, references (retrained without the forgotten classes; they do not compete), methods that "
+        "forgot by Δ fid_retain/classifier, those that did not by ua_noise_aware, both at the first guidance weight, "
+        "noise controls.",
+        "noise_rate has no better side, as a class can be gone without noise in its place.",
+        "Costs: prior is what a method prepares (masks, Fisher information, replay), unlearn its training, total both. "
+        "Only totals compete.",
+        "peak_memory_mb is the device's on an accelerator. On a CPU it is the peak of the process, which later runs of "
+        "one process inherit, and nothing is bold.",
+        "Seconds and memory of methods on different hardware do not compete.",
+    ]
 
 
 def deviations(spread: Spread, column: Column) -> str:
     """`± sd over seeds (sd over classes)`, as far as there are any."""
-    form = column.form.lstrip("+").replace("4g", "3g").replace("3g", "2g")
-    parts = [f"± {spread.seeds:{form}}"] if spread.seeds is not None else []
-    parts += [f"({spread.classes:{form}})"] if spread.classes is not None else []
+    parts = [f"± {spread.seeds:{column.sd_form}}"] if spread.seeds is not None else []
+    parts += [f"({spread.classes:{column.sd_form}})"] if spread.classes is not None else []
     return " ".join(parts)
 
 
-def markdown(rows: list[Row], same_hardware: bool) -> str:
+def markdown(rows: list[Row]) -> str:
     """One Markdown table, a row per `Row`."""
     titles = ["", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in COLUMNS)]
-    bold = {column.key: best(rows, column, same_hardware) for column in COLUMNS}
+    bold = {column.key: best(rows, column) for column in COLUMNS}
     lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * len(COLUMNS) + "|"]
     for row in rows:
         cells = [row.name, row.count]
@@ -46,15 +66,15 @@ def markdown(rows: list[Row], same_hardware: bool) -> str:
     return "\n".join(lines)
 
 
-def html(rows: list[Row], caption: str, same_hardware: bool) -> str:
+def html(rows: list[Row], caption: str) -> str:
     """One HTML table whose header buttons sort it."""
-    bold = {column.key: best(rows, column, same_hardware) for column in COLUMNS}
+    bold = {column.key: best(rows, column) for column in COLUMNS}
     titles = ["model", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in COLUMNS)]
-    head = "".join(f'<th scope="col"><button type="button">{_breakable(title)}</button></th>' for title in titles)
+    head = "".join(f'<th scope="col"><button type="button">{_spoken(title)}</button></th>' for title in titles)
     body = []
     for row in rows:
         cells = [
-            f'<th scope="row" data-value="{escape(row.label)}">{_breakable(row.name)}</th>',
+            f'<th scope="row" data-value="{escape(row.label)}">{_spoken(row.name)}</th>',
             f'<td data-value="{len(row.runs)}">{row.count}</td>',
         ]
         for column in COLUMNS:
@@ -64,12 +84,13 @@ def html(rows: list[Row], caption: str, same_hardware: bool) -> str:
                 continue
             tag = "strong" if row.label in bold[column.key] else "span"
             text = f"<{tag}>{spread.mean:{column.form}}</{tag}> <small>{deviations(spread, column)}</small>"
-            cells.append(f'<td data-value="{spread.mean!r}">{text}</td>')
+            value = f' data-value="{spread.mean!r}"' if isfinite(spread.mean) else ""
+            cells.append(f"<td{value}>{text}</td>")
         body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
     return framed(caption, f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>", "sortable")
 
 
-def plain(caption: str, titles: list[str], rows: list[list[Any]]) -> str:
+def plain(caption: str, titles: list[str], rows: list[list[Any]], kind: str = "plain") -> str:
     """An HTML table of texts; the first cell of a row is its header."""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = "".join(
@@ -78,7 +99,7 @@ def plain(caption: str, titles: list[str], rows: list[list[Any]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return framed(caption, f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", "plain")
+    return framed(caption, f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", kind)
 
 
 def framed(caption: str, content: str, kind: str) -> str:
@@ -95,26 +116,53 @@ def _breakable(text: str) -> str:
     return escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>").replace(".", ".<wbr>")
 
 
+def _spoken(text: str) -> str:
+    """Breakable, with the words that a screen reader says for ↑, ↓ and †."""
+    text = _breakable(text)
+    for sign, words in SPOKEN.items():
+        text = text.replace(
+            f" {sign}", f'&nbsp;<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>'
+        )
+    return text
+
+
 def write_results(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
     """One line per run and guidance weight: what it is, all its scalars, its original's, its cost, its command."""
     lines = []
     for label, runs in groups.items():
         for run in runs:
             for guidance in run.metrics["scores"]:
-                line = {"run": run.folder.name, "method": run.method, "configuration": label, "seed": run.seed}
-                line |= {"forget_classes": run.forget, "guidance": guidance}
-                line |= run.values(guidance, "unlearned")
+                line = _identity(label, run) | {"guidance": guidance} | run.values(guidance, "unlearned")
                 original = run.values(guidance, "original")
                 line |= {f"original/{name}": value for name, value in original.items()}
                 lines.append(line | {"command": run.metrics["provenance"]["command"]})
     _write_csv(path, lines)
 
 
-def write_summary(path: Path, summaries: dict[str, list[Row]], same_hardware: bool) -> None:
+def write_per_class(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
+    """One line per run, guidance weight, model, metric and class."""
+    lines = [
+        _identity(label, run) | {"guidance": guidance, "model": model, "metric": metric, "class": name, "value": value}
+        for label, runs in groups.items()
+        for run in runs
+        for guidance, models in run.metrics["scores"].items()
+        for model in ("original", "unlearned")
+        for metric, by_class in models[model].get("per_class", {}).items()
+        for name, value in by_class.items()
+    ]
+    _write_csv(path, lines)
+
+
+def _identity(label: str, run: FinishedRun) -> dict[str, Any]:
+    names = {"run": run.folder.name, "method": run.method, "configuration": label}
+    return names | {"seed": run.seed, "forget_classes": run.forget}
+
+
+def write_summary(path: Path, summaries: dict[str, list[Row]]) -> None:
     """One line per guidance weight and row: mean, both sd and "best" of every column of the table."""
     lines = []
     for guidance, rows in summaries.items():
-        bold = {column.key: best(rows, column, same_hardware) for column in COLUMNS}
+        bold = {column.key: best(rows, column) for column in COLUMNS}
         for row in rows:
             line: dict[str, Any] = {"guidance": guidance, "row": row.label, "kind": row.kind, "runs": len(row.runs)}
             line["seeds"] = len({run.seed for run in row.runs})

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Diffusion, Sampler
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
 from safemax_pl.priors import Priors
+from safemax_pl.sampler import Sampler
 from safemax_pl.streams import Stream
 
 

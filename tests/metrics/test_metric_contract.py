@@ -10,10 +10,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl.classifier import Verdict
-from safemax_pl.data import Rows
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.plans import Rows
 
 N, C, F = 24, 4, 6
 

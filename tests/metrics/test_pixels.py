@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safemax_pl.data import Rows
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.plans import Rows
 
 SHAPE = (200, 3, 16, 16)
 

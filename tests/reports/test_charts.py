@@ -1,9 +1,12 @@
+from math import inf, nan
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from safemax_pl.reports import charts
-from safemax_pl.reports.reading import group, read
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.reading import read
 from safemax_pl.reports.statistics import summarise
 
 
@@ -32,8 +35,10 @@ def assert_picture(path):
 
 def test_undominated_points():
     points = {"cheap": (1.0, 5.0), "good": (5.0, 1.0), "worse": (5.0, 2.0), "twin": (5.0, 1.0)}
-    assert charts.undominated(points, "unlearn_seconds", "fid_retain/classifier") == ["cheap", "good", "twin"]
+    assert charts.undominated(points, "total_seconds", "fid_retain/classifier") == ["cheap", "good", "twin"]
     assert charts.undominated({"a": (1.0, 0.9), "b": (2.0, 1.0), "c": (3.0, 0.9)}, "x", "ua_noise_aware") == ["a", "b"]
+    odd = {"a": (1.0, 1.0), "b": (nan, 0.0), "c": (-inf, 0.0), "d": (0.0, inf)}
+    assert charts.undominated(odd, "total_seconds", "fid_retain/classifier") == ["a"]
 
 
 def test_trade_offs_are_pictures_that_name_axes_and_front(groups, tmp_path):
@@ -61,8 +66,8 @@ def test_methods_differ_in_colour_and_shape_and_single_runs_are_shown(groups, tm
     points = [line for line in axis.get_lines() if line.get_label() in ("good", "slow", "idle †")]
     assert len({line.get_color() for line in points}) == len({line.get_marker() for line in points}) == 3
     assert [len(dots.get_offsets()) for dots in axis.collections] == [2, 2, 2]
-    looks = [charts.style(index) for index in range(40)]
-    assert len({(look["color"], look["marker"]) for look in looks}) == 40
+    looks = [charts.style(index) for index in range(70)]
+    assert len({(look["color"], look["marker"]) for look in looks}) == 70
 
 
 def test_a_cost_that_a_run_does_not_have_is_not_drawn(groups, tmp_path):
@@ -72,18 +77,46 @@ def test_a_cost_that_a_run_does_not_have_is_not_drawn(groups, tmp_path):
     assert len(charts.trade_offs(tmp_path, summarise(groups, "w=0"), "w=0")) == 3
 
 
-def test_curves_are_means_over_runs_at_the_same_step(groups, tmp_path, drawn):
-    pictures = charts.curves(tmp_path, groups, "w=0")
-    assert [picture.path.name for picture in pictures] == ["w0-curve-ua_noise_aware.png", "w0-curve-fid_retain.png"]
-    for picture in pictures:
-        assert_picture(picture.path)
-    thick = next(line for line in drawn[0].axes[0].get_lines() if line.get_label() == "good")
-    assert list(thick.get_xdata()) == [0.0, 5.5, 10.5] and list(thick.get_ydata()) == [0.0, 0.5, 1.0]
+def points_of(figure):
+    return {line.get_label(): line for line in figure.axes[0].get_lines()}
 
 
-def test_curves_of_a_guidance_that_was_never_validated_are_left_out(groups, tmp_path):
-    assert charts.curves(tmp_path, groups, "w=2") == []
-    for runs in groups.values():
-        for run in runs:
-            (run.folder / "metrics.csv").unlink()
-    assert charts.curves(tmp_path, groups, "w=0") == []
+def test_a_prior_counts_as_time(write_run, tmp_path):
+    write_run("a", cost={"prior_seconds": 9.0, "unlearn_seconds": 1.0})
+    write_run("b", cost={"prior_seconds": 0.0, "unlearn_seconds": 2.0})
+    rows = summarise(group(read([tmp_path])[0]), "w=0")
+    second = charts.trade_offs(tmp_path, rows, "w=0")[1]
+    assert second.path.name == "w0-fid_retain-total_seconds.png"
+    assert "Not dominated: b." in second.alt
+
+
+def test_a_reference_is_a_grey_star_on_no_front(write_run, groups, tmp_path, drawn):
+    write_run("retrain", scores={"fid_retain/classifier": 0.5}, cost={"unlearn_seconds": 2.0}, from_scratch=True)
+    rows = summarise(group(read([tmp_path])[0]), "w=0")
+    second = charts.trade_offs(tmp_path, rows, "w=0")[1]
+    assert "Not dominated: good." in second.alt
+    assert "Grey star: retrain, a reference." in second.caption
+    star = points_of(drawn[1])["retrain"]
+    assert (star.get_marker(), star.get_color()) == ("*", charts.REFERENCE["color"])
+    assert "*" not in charts.MARKERS and star.get_color() not in charts.COLOURS
+    assert points_of(drawn[1])["good"].get_color() == charts.COLOURS[0]
+
+
+def test_across_machines_there_is_no_front_over_seconds(write_run, groups, tmp_path, drawn):
+    write_run("other", hardware="H200", scores={"fid_retain/classifier": 5.0})
+    pictures = charts.trade_offs(tmp_path, summarise(group(read([tmp_path])[0]), "w=0"), "w=0")
+    for picture, figure in zip(pictures, drawn, strict=True):
+        filled = [line for line in figure.axes[0].get_lines() if line.get_markerfacecolor() == line.get_color()]
+        over_seconds = "total_seconds" in picture.path.name
+        assert bool([line for line in filled if line.get_marker() != "None"]) != over_seconds
+        for text in (picture.alt, picture.caption):
+            assert ("No front" in text) == over_seconds and ("Not dominated" in text) != over_seconds
+
+
+@pytest.mark.parametrize("odd", [nan, inf, -inf])
+def test_a_point_that_is_not_finite_is_named_instead_of_drawn(write_run, groups, tmp_path, drawn, odd):
+    write_run("lost", scores={"fid_retain/classifier": odd}, cost={"unlearn_seconds": 50.0})
+    pictures = charts.trade_offs(tmp_path, summarise(group(read([tmp_path])[0]), "w=0"), "w=0")
+    assert "Not finite, so not drawn: lost." in pictures[1].caption
+    assert "lost" not in points_of(drawn[1]) and "lost" in points_of(drawn[2])
+    assert drawn[1].axes[0].get_xscale() == "log"

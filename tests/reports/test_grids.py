@@ -4,7 +4,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from safemax_pl.reports import grids
-from safemax_pl.reports.reading import group, read
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.reading import read
 
 
 @pytest.fixture
@@ -35,6 +36,15 @@ def test_a_grid_has_a_column_per_model_and_blocks_of_a_forgotten_and_retained_cl
     with Image.open(picture.path) as image:
         assert min(image.size) > 200 and np.asarray(image.convert("L")).std() > 10
     assert "Columns: Original, a, b" in picture.alt
+    assert "the forgotten class 3 (first block) and the retained classes 0, 5, 9, same seeds" in picture.alt
+
+
+def test_of_several_forgotten_classes_the_first_is_shown_and_the_text_says_so(write_run, tmp_path, drawn):
+    write_run("a", forget="3+8")
+    (picture,) = grids.samples(tmp_path, groups_of(tmp_path), "w=0")
+    assert "the forgotten class 3, the first of 2 forgotten ones, (first block) and the retained" in picture.alt
+    assert "Of the 2 forgotten classes the first is shown." in picture.caption
+    assert "8\n(retain)" not in [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()]
 
 
 def test_the_set_of_classes_is_the_one_that_most_methods_have(write_run, tmp_path):
@@ -63,4 +73,13 @@ def test_heat_maps_have_models_against_classes(write_run, tmp_path, drawn):
     assert values[1].shape == (2, 10)
     assert values[1][1].tolist() == pytest.approx([0.745] * 3 + [0.5] + [0.745] * 4 + [0.99] + [0.745])
     assert "0.25, a on class 8" in forgotten.caption and "0.50, a on class 3" in retained.caption
+    assert "per_class.csv" in forgotten.caption and "per_class.csv" in retained.caption
     assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == ["Original", "a"]
+
+
+def test_heat_maps_of_values_that_are_not_finite_or_of_a_reference_name_no_lowest(write_run, tmp_path):
+    write_run("retrain", scores={"retain_accuracy": 0.1}, from_scratch=True)
+    write_run("a", scores={"ua_noise_aware": float("nan"), "retain_accuracy": 0.5})
+    forgotten, retained = grids.per_class(tmp_path, groups_of(tmp_path), "w=0")
+    assert "lowest" not in forgotten.caption
+    assert "0.50, a on class" in retained.caption

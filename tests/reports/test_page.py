@@ -62,7 +62,7 @@ def test_every_picture_has_a_text(page):
 
 
 def test_every_table_has_a_caption_and_every_header_a_scope(page):
-    assert len(page.all("caption")) == len(page.all("table")) == 4
+    assert len(page.all("caption")) == len(page.all("table")) == 5
     assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
     scrolling = [div for div in page.all("div") if div.get("class") == "scroll"]
     assert all(div["tabindex"] == "0" and div["aria-label"] for div in scrolling)
@@ -87,7 +87,21 @@ def test_every_protocol_field_and_command_is_on_the_page(folder):
 def test_different_hardware_is_marked_and_its_seconds_are_not_bold(folder):
     text = (folder / "report.md").read_text()
     assert "**Note:** Different hardware: CPU (cpu); CPU, 1 threads (cpu); H200 (cpu)." in text
-    assert "**10" not in text and "**1e+12**" in text
+    assert "**10" not in text and "**1.5e+12**" in text
+    assert "No front: seconds on different hardware can't be compared." in text
+
+
+def test_how_the_weights_were_made_is_on_both_pages(folder):
+    line = "| a | SAFEMax | 4 | Adam | 0.0002 | 16 | 32 | None | raw | 3 | c0ffee |"
+    assert line in (folder / "report.md").read_text()
+    cells = "</td><td>".join(line.strip("| ").split(" | ")[1:])
+    assert f'<th scope="row">a</th><td>{cells}</td>' in (folder / "report.html").read_text()
+
+
+def test_the_files_with_the_numbers_are_named(folder):
+    for name in ("report.html", "report.md"):
+        assert "per_class.csv" in (folder / name).read_text()
+    assert (folder / "per_class.csv").exists()
 
 
 def test_markdown_links_pictures_that_exist(folder):

@@ -1,10 +1,11 @@
 import json
 import shutil
+from functools import reduce
 
 import pytest
 
 from safemax_pl.errors import UserError
-from safemax_pl.reports.reading import flat, group, read
+from safemax_pl.reports.reading import REQUIRED, flat, read
 
 
 def change(folder, edit):
@@ -52,10 +53,47 @@ def test_without_a_finished_run_there_is_no_report(write_run, tmp_path):
         read([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize("part", ["protocol", "provenance", "training"])
-def test_a_number_without_its_protocol_or_provenance_is_refused(write_run, tmp_path, part):
-    change(write_run(), lambda metrics: metrics.pop(part))
-    with pytest.raises(UserError, match=rf"safemax-0-3/metrics.json has no {part}"):
+@pytest.mark.parametrize("part", ["protocol", "provenance", "training", "scores", "weights", "cost"])
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_number_without_its_protocol_or_provenance_is_refused(write_run, tmp_path, part, value):
+    change(write_run(), lambda metrics: metrics.update({part: value}))
+    with pytest.raises(
+        UserError, match=rf"safemax-0-3/metrics.json has no {part}.*make the run again, or leave it out"
+    ):
+        read([tmp_path])
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_every_required_key_is_missed_by_name(write_run, tmp_path, key):
+    path, _, leaf = key.rpartition(".")
+    change(write_run(), lambda metrics: reduce(dict.__getitem__, path.split("."), metrics).pop(leaf))
+    with pytest.raises(UserError, match=rf"safemax-0-3/metrics.json has no {key}.*make the run again, or leave it out"):
+        read([tmp_path])
+
+
+def test_only_the_commit_may_be_null(write_run, tmp_path):
+    write_run(commit=None)
+    assert read([tmp_path])[0][0].commit == "unknown"
+    change(write_run(seed=1), lambda metrics: metrics["weights"].update(original=None))
+    with pytest.raises(UserError, match=r"has no weights\.original"):
+        read([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "data.json"])
+@pytest.mark.parametrize("content", ['{"scores": {"w=0"', "[]", "\xff"])
+def test_a_damaged_file_is_named(write_run, tmp_path, name, content):
+    (write_run() / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"safemax-0-3/{name} is damaged.*make the run again, or leave it out"):
+        read([tmp_path])
+
+
+def test_the_names_of_the_classes_are_needed(write_run, tmp_path):
+    folder = write_run()
+    (folder / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data.json is damaged, it has no class_names"):
+        read([tmp_path])
+    (folder / "data.json").unlink()
+    with pytest.raises(UserError, match=r"data.json is damaged .*No such file"):
         read([tmp_path])
 
 
@@ -89,43 +127,17 @@ def test_what_follows_from_the_forgotten_classes_or_the_device_may_differ(write_
     assert len(found(tmp_path)) == 2
 
 
-def test_seeds_and_classes_are_one_configuration(write_run, tmp_path):
-    for seed in (0, 1):
-        for forget in ("3", "8"):
-            write_run(seed=seed, forget=forget)
-    write_run("esd")
-    groups = group(read([tmp_path])[0])
-    assert {label: len(runs) for label, runs in groups.items()} == {"esd": 1, "safemax": 4}
-
-
-def test_configurations_of_a_method_are_labelled_by_what_differs(write_run, tmp_path):
-    write_run("salun", name="a")
-    write_run("salun", name="b", settings={"optimizer": {"lr": 5e-4}})
-    write_run("salun", name="c", settings={"optimizer": {"lr": 5e-4}}, seed=1)
-    write_run("esd", settings={"ema_decay": 0.9})
-    assert list(group(read([tmp_path])[0])) == ["esd", "salun optimizer.lr=0.0002", "salun optimizer.lr=0.0005"]
-
-
-def test_an_old_run_is_named_by_its_unlearner(write_run, tmp_path):
-    change(write_run(), lambda metrics: metrics["training"].pop("method"))
-    assert list(group(read([tmp_path])[0])) == ["SAFEMax"]
-
-
-def test_a_run_that_was_made_twice_is_refused(write_run, tmp_path):
-    write_run(name="one")
-    write_run(name="two")
-    with pytest.raises(UserError, match=r"one and .*two are the same: safemax, seed 0, forgetting 3; give one of them"):
-        group(read([tmp_path])[0])
-
-
 def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run, tmp_path):
-    write_run(scores={"retain_accuracy": 0.9}, cost={"unlearn_seconds": 7.0})
+    write_run(scores={"retain_accuracy": 0.9}, cost={"unlearn_seconds": 7.0, "prior_seconds": 2.0})
     (run,) = read([tmp_path])[0]
     values = run.values("w=0", "unlearned")
     assert values["delta/retain_accuracy"] == pytest.approx(-0.09)
     assert values["unlearn_seconds"] == 7.0 and values["drift"] == 0.1
+    assert values["total_seconds"] == 9.0 and values["total_flops"] == 1.5e12
     assert "delta/drift" not in values and "per_class" not in values
-    assert "unlearn_seconds" not in run.values("w=0", "original")
+    assert not {"unlearn_seconds", "total_seconds"} & set(run.values("w=0", "original"))
+    del run.metrics["cost"]["prior_flops"]
+    assert "total_flops" not in run.values("w=0", "unlearned")
 
 
 def test_flat_keeps_lists_and_empty_nodes():

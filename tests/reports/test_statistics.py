@@ -1,9 +1,10 @@
-from math import sqrt
+from math import inf, isnan, nan, sqrt
 
 import pytest
 
-from safemax_pl.reports.reading import group, read
-from safemax_pl.reports.statistics import COLUMNS, Column, best, spread, summarise
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.reading import read
+from safemax_pl.reports.statistics import COLUMNS, Column, best, forgets, ordered, spread, summarise
 
 
 def column(key: str) -> Column:
@@ -22,9 +23,17 @@ def test_mean_and_both_deviations_by_hand():
 
 
 def test_spread_over_seeds_alone_and_over_classes_alone():
-    assert spread({"3": [1.0, 3.0]}) == (2.0, pytest.approx(sqrt(2)), None)
-    assert spread({"3": [1.0], "8": [3.0]}) == (2.0, None, pytest.approx(sqrt(2)))
-    assert spread({"3": [1.0]}) == (1.0, None, None)
+    assert spread({"3": [1.0, 3.0]}) == (2.0, pytest.approx(sqrt(2)), None, 2.0)
+    assert spread({"3": [1.0], "8": [3.0]}) == (2.0, None, pytest.approx(sqrt(2)), 1.0)
+    assert spread({"3": [1.0]}) == (1.0, None, None, 1.0)
+
+
+@pytest.mark.parametrize("odd", [nan, inf, -inf])
+def test_what_is_not_finite_has_no_deviation(odd):
+    found = spread({"3": [1.0, odd], "8": [1.0, 2.0]})
+    assert all(map(isnan, (found.seeds, found.classes, found.least)))
+    assert found.mean == pytest.approx(odd, nan_ok=True)
+    assert spread({"3": [odd]})[1:3] == (None, None)
 
 
 def test_every_class_has_the_same_weight_however_many_seeds_it_has():
@@ -44,7 +53,7 @@ def test_a_summary_has_original_methods_and_controls(write_run, tmp_path):
     assert cell.classes == pytest.approx(0.1 / sqrt(2))
     assert method.cells["delta/retain_accuracy"].mean == pytest.approx(-0.09)
     assert method.count == "2 × 2" and original.count == "1 × 2"
-    assert original.cells["retain_accuracy"] == (0.99, None, 0.0)
+    assert original.cells["retain_accuracy"] == (0.99, None, 0.0, 0.99)
     assert controls[0].cells["fid_retain/classifier"].mean == 90.0
     assert "unlearn_seconds" not in original.cells and "drift" not in controls[0].cells
 
@@ -62,8 +71,57 @@ def test_the_best_is_the_highest_or_lowest_as_the_column_says(write_run, tmp_pat
     assert best(rows, column("retain_accuracy")) == ["a"]
     assert best(rows, column("fid_retain/classifier")) == ["b"]
     assert best(rows, column("delta/fid_retain/classifier")) == ["b"]
-    assert best(rows, column("unlearn_seconds")) == ["a"]
+    assert best(rows, column("total_seconds")) == ["a"]
     assert best(rows, column("noise_rate")) == []
+
+
+def test_a_prior_is_a_cost(write_run, tmp_path):
+    write_run("a", cost={"prior_seconds": 9.0, "unlearn_seconds": 1.0, "prior_flops": 3.0, "unlearn_flops": 1.0})
+    write_run("b", cost={"prior_seconds": 0.0, "unlearn_seconds": 2.0, "prior_flops": 0.0, "unlearn_flops": 2.0})
+    rows = rows_of(tmp_path)
+    assert rows[1].cells["total_seconds"].mean == 10.0
+    assert best(rows, column("total_seconds")) == best(rows, column("total_flops")) == ["b"]
+    for part in ("prior_seconds", "unlearn_seconds", "prior_flops", "unlearn_flops"):
+        assert best(rows, column(part)) == []
+
+
+def test_a_reference_stands_under_the_original_and_does_not_compete(write_run, tmp_path):
+    write_run("a", scores={"fid_retain/classifier": 2.0})
+    write_run("b", scores={"fid_retain/classifier": 3.0})
+    write_run("retrain", scores={"fid_retain/classifier": 1.0, "ua_noise_aware": 0.5}, from_scratch=True)
+    rows = rows_of(tmp_path)
+    assert [(row.name, row.kind) for row in rows[:3]] == [
+        ("Original", "original"),
+        ("retrain", "reference"),
+        ("a", "method"),
+    ]
+    assert best(rows, column("fid_retain/classifier")) == ["a"]
+    assert best(rows, column("ua_noise_aware")) == ["a", "b"]
+
+
+def test_every_forgotten_class_has_to_be_gone(write_run, tmp_path):
+    for forget in "012345678":
+        write_run("a", forget=forget)
+    write_run("a", forget="9", scores={"ua_noise_aware": 0.5})
+    write_run("a", forget="9", seed=1, scores={"ua_noise_aware": 1.0})
+    row = rows_of(tmp_path)[1]
+    assert row.cells["ua_noise_aware"].mean == 0.975 and not forgets(row)
+    assert row.name == "a †"
+
+
+def test_methods_that_forgot_come_first_by_their_harm_the_others_by_how_far_they_came(write_run, tmp_path):
+    write_run("a", scores={"ua_noise_aware": 0.0, "fid_retain/classifier": 0.5})
+    write_run("b", scores={"ua_noise_aware": 0.8, "fid_retain/classifier": 5.0})
+    write_run("c", scores={"fid_retain/classifier": 3.0})
+    write_run("d", scores={"fid_retain/classifier": 2.0})
+    write_run("e", scores={"fid_retain/classifier": nan})
+    write_run("z", from_scratch=True)
+    assert list(ordered(group(read([tmp_path])[0]), "w=0")) == ["z", "d", "c", "e", "b", "a"]
+
+
+def test_only_a_control_loses_its_underscore(write_run, tmp_path):
+    write_run("white_noise")
+    assert [row.name for row in rows_of(tmp_path)] == ["Original", "white_noise", "normal noise", "uniform noise"]
 
 
 def test_a_method_that_did_not_forget_is_best_at_nothing_else(write_run, tmp_path):
@@ -72,7 +130,7 @@ def test_a_method_that_did_not_forget_is_best_at_nothing_else(write_run, tmp_pat
     write_run("b", scores={"ua_noise_aware": 0.95, "fid_retain/classifier": 3.0})
     rows = rows_of(tmp_path)
     assert best(rows, column("fid_retain/classifier")) == ["a"]
-    assert best(rows, column("unlearn_seconds")) == ["a", "b"]
+    assert best(rows, column("total_seconds")) == ["a", "b"]
     assert best(rows, column("ua_noise_aware")) == ["b"]
     assert [row.name for row in rows] == ["Original", "a", "b", "idle †", "normal noise", "uniform noise"]
 
@@ -86,15 +144,33 @@ def test_equal_as_printed_is_equally_good_and_one_alone_is_not_best(write_run, t
 
 
 def test_what_depends_on_the_machine_has_no_best_across_machines(write_run, tmp_path):
-    write_run("a", cost={"unlearn_seconds": 1.0, "unlearn_flops": 2.0})
-    write_run("b", cost={"unlearn_seconds": 2.0, "unlearn_flops": 1.0})
+    write_run("a", cost={"unlearn_seconds": 1.0, "unlearn_flops": 2e12}, hardware="H100")
+    write_run("b", cost={"unlearn_seconds": 2.0, "unlearn_flops": 1e12}, hardware="H200")
     rows = rows_of(tmp_path)
-    assert best(rows, column("unlearn_seconds"), same_hardware=False) == []
-    assert best(rows, column("unlearn_flops"), same_hardware=False) == ["b"]
+    assert best(rows, column("total_seconds")) == best(rows, column("peak_memory_mb")) == []
+    assert best(rows, column("total_flops")) == ["b"]
 
 
-def test_a_value_that_is_not_a_number_is_never_best(write_run, tmp_path):
-    write_run("a", scores={"fid_retain/classifier": float("nan")})
+def test_a_reference_on_another_machine_leaves_the_methods_comparable(write_run, tmp_path):
+    write_run("a", cost={"unlearn_seconds": 1.0})
     write_run("b")
-    write_run("c", scores={"fid_retain/classifier": 2.0})
-    assert best(rows_of(tmp_path), column("fid_retain/classifier")) == ["b"]
+    write_run("retrain", from_scratch=True, hardware="H200")
+    assert best(rows_of(tmp_path), column("total_seconds")) == ["a"]
+
+
+@pytest.mark.parametrize(("hardware", "found"), [("CPU, 1 threads", []), ("H200", ["a"])])
+def test_the_peak_of_a_process_is_no_result(write_run, tmp_path, hardware, found):
+    write_run("a", cost={"peak_memory_mb": 100.0}, hardware=hardware)
+    write_run("b", hardware=hardware)
+    assert best(rows_of(tmp_path), column("peak_memory_mb")) == found
+
+
+@pytest.mark.parametrize("odd", [nan, inf, -inf])
+def test_a_value_that_is_not_finite_is_never_best(write_run, tmp_path, odd):
+    for seed in (0, 1):
+        write_run("a", seed, scores={"fid_retain/classifier": odd, "retain_accuracy": odd, "ua_noise_aware": odd})
+        write_run("b", seed)
+        write_run("c", seed, scores={"fid_retain/classifier": 2.0, "retain_accuracy": 0.5})
+    rows = rows_of(tmp_path)
+    assert best(rows, column("fid_retain/classifier")) == best(rows, column("retain_accuracy")) == ["b"]
+    assert best(rows, column("ua_noise_aware")) == ["b", "c"]

@@ -3,8 +3,9 @@ import csv
 import pytest
 
 from safemax_pl.reports import summary
-from safemax_pl.reports.reading import group, read
-from safemax_pl.reports.statistics import COLUMNS, summarise
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.reading import read
+from safemax_pl.reports.statistics import COLUMNS, Spread, summarise
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def lines(path):
 
 
 def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
-    table = [line.strip("| ").split(" | ") for line in summary.markdown(summarise(groups, "w=0"), True).splitlines()]
+    table = [line.strip("| ").split(" | ") for line in summary.markdown(summarise(groups, "w=0")).splitlines()]
     header, _, *body = table
     assert header[:3] == ["seeds × classes", "ua_noise_aware ↑", "ua ↑"]
     cells = dict(zip([column.key for column in COLUMNS], body[1][2:], strict=True))
@@ -40,12 +41,12 @@ def test_results_have_a_line_per_run_and_guidance(groups, tmp_path):
     assert (first["forget_classes"], first["guidance"]) == ("3", "w=0")
     assert float(first["retain_accuracy"]) == 0.9 and float(first["original/retain_accuracy"]) == 0.99
     assert float(first["delta/retain_accuracy"]) == pytest.approx(-0.09)
-    assert float(first["unlearn_seconds"]) == 10.0
+    assert float(first["unlearn_seconds"]) == 10.0 and float(first["total_seconds"]) == 10.5
     assert first["command"] == "python -m safemax_pl.fit name=a-0-3"
 
 
 def test_the_summary_file_has_means_and_both_deviations(groups, tmp_path):
-    summary.write_summary(tmp_path / "summary.csv", {"w=0": summarise(groups, "w=0")}, True)
+    summary.write_summary(tmp_path / "summary.csv", {"w=0": summarise(groups, "w=0")})
     found = {line["row"]: line for line in lines(tmp_path / "summary.csv")}
     assert list(found) == ["Original", "a", "b", "normal_noise", "uniform_noise"]
     assert float(found["a"]["retain_accuracy"]) == pytest.approx(0.85)
@@ -59,3 +60,59 @@ def test_text_from_outside_is_escaped():
     table = summary.plain("a <caption>", ["<i>"], [["x & y", "<script>"]])
     assert "<script>" not in table and "&lt;script&gt;" in table
     assert "a &lt;caption&gt;" in table and "x &amp; y" in table
+
+
+def test_scores_per_class_have_a_line_each(groups, tmp_path):
+    summary.write_per_class(tmp_path / "per_class.csv", groups)
+    found = lines(tmp_path / "per_class.csv")
+    assert len(found) == 4 * 2 * 10
+    names = [
+        "run",
+        "method",
+        "configuration",
+        "seed",
+        "forget_classes",
+        "guidance",
+        "model",
+        "metric",
+        "class",
+        "value",
+    ]
+    assert list(found[0]) == names
+    wanted = {"run": "a-1-3", "model": "unlearned", "metric": "retain_accuracy", "class": "7"}
+    (line,) = [line for line in found if wanted.items() <= line.items()]
+    assert line["value"] == "0.8" and line["guidance"] == "w=0" and line["forget_classes"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("key", "sd", "text"),
+    [
+        ("fid_retain/classifier", 123.4, "± 123"),
+        ("peak_memory_mb", 12.34, "± 12.3"),
+        ("delta/retain_accuracy", 0.0123, "± 0.012"),
+        ("total_seconds", 0.5, "± 0.5 (0.25)"),
+    ],
+)
+def test_deviations_have_the_format_of_their_column(key, sd, text):
+    column = next(column for column in COLUMNS if column.key == key)
+    assert summary.deviations(Spread(1.0, sd, 0.25 if "(" in text else None, 1.0), column) == text
+
+
+def test_signs_are_words_for_a_screen_reader(write_run, tmp_path):
+    write_run("idle", scores={"ua_noise_aware": 0.1, "drift": float("inf")})
+    table = summary.html(summarise(group(read([tmp_path])[0]), "w=0"), "caption")
+    for sign, words in (("↑", "higher is better"), ("↓", "lower is better"), ("†", "did not forget")):
+        assert f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>' in table
+    assert 'data-value="inf"' not in table and "<span>inf</span>" in table
+
+
+def test_footnotes_say_what_is_scored_and_what_does_not_compete():
+    text = " ".join(summary.footnotes({"forget_per_class": 4, "retain_total": 36}))
+    for part in (
+        "4 images of each forgotten class and 36 of the retained",
+        "no sd contains the sampling error",
+        "below 0.9 on any set of forgotten classes",
+        "On a CPU it is the peak of the process",
+        "Only totals compete",
+    ):
+        assert part in text

@@ -10,9 +10,9 @@ from torch import nn
 
 from safemax_pl import networks, sources, streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Sampler
 from safemax_pl.frozen import Frozen
 from safemax_pl.priors import Priors
+from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.base import Task
 
 CLASSES = 4

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from safemax_pl import networks
 from safemax_pl.config import CONFIGS, compose
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Sampler
 from safemax_pl.frozen import Frozen
 from safemax_pl.priors import Priors
+from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion, Sampler
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.images import from_uint8, to_uint8
+from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.replay import Replay
 
 

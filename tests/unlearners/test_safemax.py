@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from safemax_pl import streams
-from safemax_pl.diffusion import Diffusion, guided
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.gates import TimestepGate
+from safemax_pl.sampler import guided
 from safemax_pl.streams import Stream
 from safemax_pl.targets import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
 from safemax_pl.unlearners.retain_only import RetainOnly

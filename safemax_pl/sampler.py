@@ -1,0 +1,164 @@
+"""From a denoiser to images: guidance and samplers, on diffusers' schedulers.
+
+DDPM: https://arxiv.org/abs/2006.11239, DDIM: https://arxiv.org/abs/2010.02502, DPM-Solver++:
+https://arxiv.org/abs/2211.01095, classifier-free guidance: https://arxiv.org/abs/2207.12598.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from safemax_pl import streams
+from safemax_pl.diffusion import PREDICTIONS, Diffusion
+from safemax_pl.errors import UserError, unknown
+from safemax_pl.streams import Stream
+
+# (x_t [B, C, H, W], t [B], labels [B]) -> prediction [B, C, H, W]
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoiser:
+    """Classifier-free guidance (1 + w) ε_c − w ε_∅, both in one doubled batch; w = 0 costs nothing.
+
+    The predictions may be of any parameterisation: guidance is linear, so it is the same in all of them.
+    """
+    if guidance == 0:
+        return denoiser
+    if null_label is None:
+        raise UserError(
+            f"guidance {guidance} needs a null label, and this model has none (num_class_embeds must be the number "
+            "of classes + 1): use evaluation.guidance=[0]"
+        )
+
+    def denoise(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([labels, torch.full_like(labels, null_label)])
+        conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return (1 + guidance) * conditional - guidance * unconditional
+
+    return denoise
+
+
+class Sampler:
+    """Turns a denoiser into images; row i depends on its label, its seed, the weights and these settings only.
+
+    Args:
+        name: "ddpm" (ancestral, variance β_t), "ddim" or "dpm_solver" (DPM-Solver++ of order 2, deterministic).
+        steps: network evaluations per image; must not exceed T.
+        eta: stochasticity of DDIM, 0 to 1; the other samplers ignore it.
+        clip_sample: clamp the predicted x_0 to [−1, 1] in every step.
+        spacing: which timesteps are visited, "leading" or "trailing" (https://arxiv.org/abs/2305.08891).
+    """
+
+    def __init__(
+        self,
+        name: str = "ddim",
+        steps: int = 100,
+        eta: float = 0.0,
+        clip_sample: bool = False,
+        spacing: str = "leading",
+    ):
+        if name not in ("ddpm", "ddim", "dpm_solver"):
+            raise unknown("sampler", name, ("ddpm", "ddim", "dpm_solver"))
+        if spacing not in ("leading", "trailing"):
+            raise unknown("sampler.spacing", spacing, ("leading", "trailing"))
+        if steps < 1:
+            raise UserError(f"sampler.steps={steps}: at least 1 is needed")
+        self.name, self.steps, self.eta, self.clip_sample, self.spacing = name, steps, eta, clip_sample, spacing
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the images, for the protocol."""
+        eta = self.eta if self.name == "ddim" else None
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "eta": eta,
+            "clip_sample": self.clip_sample,
+            "spacing": self.spacing,
+        }
+
+    def check(self, diffusion: Diffusion) -> None:
+        """Raise `UserError` when these settings don't fit the process."""
+        if self.steps > diffusion.num_timesteps:
+            raise UserError(f"sampler.steps={self.steps} exceeds the {diffusion.num_timesteps} timesteps of the model")
+        if self.spacing == "leading" and self.steps < 3:
+            raise UserError(
+                f"sampler.steps={self.steps} with leading spacing starts far from noise: use spacing=trailing"
+            )
+
+    def timesteps(self, num_timesteps: int) -> Tensor:
+        """The timesteps that are visited, ascending, `[steps]`: any number of them, evenly over all T."""
+        i = torch.arange(self.steps, dtype=torch.double)
+        if self.spacing == "trailing":
+            return ((i + 1) * num_timesteps / self.steps).round().long() - 1
+        return (i * num_timesteps / self.steps).long()
+
+    @torch.no_grad()
+    def sample(
+        self, diffusion: Diffusion, denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int]
+    ) -> Tensor:
+        """Generate one image per row.
+
+        Args:
+            diffusion: the process that the denoiser was trained for.
+            denoiser: the network, guided or not.
+            labels: `[B]`, long.
+            seeds: `[B]`, long.
+            shape: (C, H, W).
+
+        Returns:
+            `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
+        """
+        self.check(diffusion)
+        timesteps = self.timesteps(diffusion.num_timesteps)
+        scheduler = self._scheduler(diffusion, timesteps)
+        keys = streams.combine(seeds, labels, device=labels.device)
+        x = streams.normal(keys, Stream.START, shape)
+        for step in reversed(range(self.steps)):
+            t = torch.full_like(labels, int(timesteps[step]))
+            prediction = denoiser(x, t, labels).float()
+            x = self._step(scheduler, diffusion, prediction, step, t, x, keys)
+        return x
+
+    def _scheduler(self, diffusion: Diffusion, timesteps: Tensor) -> Any:
+        """diffusers' scheduler for the process that has only the visited timesteps, numbered from 0.
+
+        Thinning the process here, not in the scheduler, makes every number of steps start at noise and end at t = 0,
+        and leaves nothing of the settings that somebody saved with a model.
+        """
+        alphas_bar = diffusion.scheduler.alphas_cumprod[timesteps].double()
+        common = {
+            "num_train_timesteps": self.steps,
+            "trained_betas": (1 - alphas_bar / torch.cat([torch.ones(1), alphas_bar[:-1]])).tolist(),
+            "prediction_type": PREDICTIONS[diffusion.prediction],
+            "timestep_spacing": "trailing",  # of the thinned process: every one of its steps
+        }
+        if self.name == "dpm_solver":
+            scheduler = DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
+        else:
+            scheduler = DDIMScheduler(**common, clip_sample=self.clip_sample, set_alpha_to_one=True)
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+    def _step(
+        self, scheduler: Any, diffusion: Diffusion, prediction: Tensor, step: int, t: Tensor, x: Tensor, keys: Tensor
+    ) -> Tensor:
+        if self.name == "dpm_solver":
+            if self.clip_sample:
+                x_0 = diffusion.x_0_of(prediction, x, t).clamp(-1, 1)
+                a, b = diffusion.coefficients(t)
+                prediction = diffusion.prediction_of(x_0, (x - a * x_0) / b, t)
+            return scheduler.step(prediction, step, x).prev_sample
+        eta = 1.0 if self.name == "ddpm" else self.eta
+        noise = None
+        if eta > 0:
+            noise = streams.normal(keys, Stream.SAMPLER_STEP + self.steps - 1 - step, tuple(x.shape[1:]))
+        if self.name == "ddpm" and noise is not None and step > 0:
+            # DDIM at η = 1 has DDPM's posterior mean and the variance β̃_t; "fixed large" wants β_t.
+            bars = scheduler.alphas_cumprod
+            noise = noise * ((1 - bars[step]) / (1 - bars[step - 1])).sqrt().item()
+        return scheduler.step(
+            prediction, step, x, eta=eta, use_clipped_model_output=self.name == "ddpm", variance_noise=noise
+        ).prev_sample
