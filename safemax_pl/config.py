@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -35,16 +36,28 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
         print(f"{help_text.strip()}\n\n{_list_choices()}")
         return
 
+    failed: list[str] = []
+
     def clear_task(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
         with clear_errors():
-            _name_method(cfg, HydraConfig.get().runtime.choices)
-            task(cfg)
+            _name_method(cfg, hydra_cfg.runtime.choices)
+            try:
+                task(cfg)
+            except UserError as error:
+                if hydra_cfg.mode != RunMode.MULTIRUN:
+                    raise
+                failed.append(" ".join(hydra_cfg.overrides.task))  # the other runs go on
+                print(f"error: {error}", file=sys.stderr)
 
     quiet()
     with clear_errors():
         check_command_line(config_name, overrides)
     sys.argv[1:] = [*overrides, *flags]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
+    if failed:
+        print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
+        sys.exit(1)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -129,6 +142,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     schema.pop("hydra")
     if missing := [key for key in schema if key not in cfg]:
         raise UserError(f"the setting {missing[0]} was removed, and it is needed: leave it, or set it to null")
+    if missing := [group for group in groups - {"experiment", "logger"} if group not in cfg]:
+        raise UserError(f"the group {missing[0]} was removed, and it is needed: choose one of its options")
     check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
     return cfg
 
@@ -136,7 +151,9 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def _name_method(cfg: DictConfig, choices: Any) -> None:
     """Fill in `method`: the choice of `unlearner=`, unless the user has named it."""
     if "method" in cfg and cfg.method is None:
-        cfg.method = choices["unlearner"]
+        cfg.method = choices.get("unlearner")
+    if "method" in cfg and not re.fullmatch(r"[\w.,+() -]+", str(cfg.method)):
+        raise UserError(f"method={cfg.method}: give a name of letters, digits, spaces and . , _ + - ( )")
 
 
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
@@ -179,7 +196,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ignored and not key.startswith("logger."):
-            parts.append(re.sub(r"[^a-zA-Z0-9.]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
+            parts.append(re.sub(r"[^a-zA-Z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
     name = "-".join(parts)
     return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"
 

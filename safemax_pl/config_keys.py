@@ -1,6 +1,7 @@
 """Which keys and types a configuration may have: what Hydra lets pass, and would be read by nobody, is refused."""
 
 import inspect
+import math
 from typing import Any
 
 import hydra
@@ -31,7 +32,7 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
         if key not in legal and key not in ("_target_", "_partial_"):
             raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal))
         value = cfg._get_node(key)
-        _check_type(f"{path}{key}", cfg, key, legal.get(key))
+        _check_type(f"{path}{key}", cfg, key, legal.get(key), nullable="_target_" not in cfg)
         if isinstance(value, DictConfig) and not value._is_none():
             inner = schema.get(key) if isinstance(schema, dict) else None
             if "_target_" in value or isinstance(inner, dict):
@@ -49,16 +50,18 @@ def arguments_of(target: str | None) -> dict[str, Any]:
     return {name: parameter.annotation for name, parameter in parameters.items() if name not in ("args", "kwargs")}
 
 
-def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any) -> None:
+def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any, nullable: bool) -> None:
     """Compare a plain number or switch with the type that is asked for; other types are the constructor's business."""
     if wanted not in (int, float, bool) or OmegaConf.is_missing(cfg, key):
         return
     value = cfg[key]
-    if value is None and wanted is float:
+    if value is None and wanted is float and nullable:
         return  # switches a setting off
     fits = (
         isinstance(value, bool) if wanted is bool else isinstance(value, int | wanted) and not isinstance(value, bool)
     )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}={value!r}: expected a finite number")
     if not fits:
         raise UserError(
             f"{path}={value!r}: expected {'true or false' if wanted is bool else f'a number ({wanted.__name__})'}"

@@ -27,6 +27,9 @@ def clear_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (NotADirectoryError, FileExistsError, PermissionError, IsADirectoryError) as error:
+        print(f"error: {error.strerror}: {error.filename}: give another folder", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if not _disk_is_full(error):
             raise

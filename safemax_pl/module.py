@@ -122,7 +122,7 @@ class UnlearningModule(LightningModule):
         if not self._all_finite:
             raise UserError(
                 f"the loss became NaN or infinite before step {self.global_step}: lower optimizer.lr or the weights of "
-                "the losses, under another name; the last good checkpoint is kept in the run's folder"
+                "the losses, under another name; a checkpoint that was written before is kept in the run's folder"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

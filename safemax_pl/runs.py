@@ -106,10 +106,14 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """What `git describe` says of the source; None without git or outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout."""
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        described = _git("describe", "--always", "--dirty", "--abbrev=12")
+        new = _git("ls-files", "--others", "--exclude-standard", "safemax_pl", "configs")
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return (described if described.endswith("-dirty") or not new else f"{described}-dirty") or None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()

@@ -49,12 +49,17 @@ def train(
     if cfg.get("ema_decay") is not None:  # on the student's device: Lightning averages before it moves the student
         average = EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay)
         trainer.callbacks.append(average)  # type: ignore[attr-defined]
-    trainer.fit(
-        module,
-        datamodule=data,
-        ckpt_path=run.checkpoint if checkpoint else None,
-        weights_only=False if checkpoint else None,
-    )
+    try:
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=run.checkpoint if checkpoint else None,
+            weights_only=False if checkpoint else None,
+        )
+    except SystemExit as exit_of_lightning:  # after Ctrl-C, about which it says nothing here
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from exit_of_lightning
     trainer.save_checkpoint(run.checkpoint)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -37,6 +38,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_command_is_running():
+    """What a test of a command leaves behind: Hydra keeps the last one's configuration."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 def with_classes(scores: dict[str, float], forget: str) -> dict[str, Any]:

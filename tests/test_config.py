@@ -538,3 +538,23 @@ def test_equal_configurations_do_not_differ(fit_config):
 def test_lists_are_compared_by_value():
     assert differing_keys({"a": [1, 2]}, {"a": [1, 2]}) == []
     assert differing_keys({"a": [1, 2]}, {"a": None}) == ["a: [1, 2] -> None"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("unlearner.retain_weight=null", r"unlearner\.retain_weight=None: expected a number"),
+        ("unlearner.retain_weight=nan", r"unlearner\.retain_weight=nan: expected a finite number"),
+        ("method=a|b", r"method=a\|b: give a name"),
+        ("~unlearner", "the group unlearner was removed"),
+    ],
+)
+def test_values_that_no_method_can_use_are_refused(override, message):
+    overrides = ["method='a|b'"] if override.startswith("method") else [override]
+    with pytest.raises(UserError, match=message):
+        compose("fit", overrides)
+
+
+def test_names_of_runs_tell_signs_apart(fit_config):
+    names = [run_name(fit_config, ["name=null", f"unlearner.negative_guidance={value}"]) for value in ("1", "-1")]
+    assert names[0] != names[1]

@@ -65,3 +65,12 @@ def test_nothing_happens_without_an_error(capsys):
     with clear_errors():
         pass
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("folder", ["file/below", "file"])
+def test_a_folder_that_cannot_be_one_is_one_line(tmp_path, capsys, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit), clear_errors():
+        (tmp_path / folder).mkdir()
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and str(tmp_path / folder) in message and message.count("\n") == 1

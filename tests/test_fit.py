@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safemax_pl.config import compose
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
+from safemax_pl.module import UnlearningModule
 
 TINY = [
     "experiment=digits_forget1",
@@ -293,6 +295,24 @@ def test_a_killed_command_resumes_by_the_same_command(tmp_path):
     assert (tmp_path / "run/metrics.json").exists()
     steps = [int(row.split(",")[0]) for row in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps)) and 0 in steps and 40 in steps
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(UnlearningModule, "training_step", interrupt)
+    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("ignore")  # Lightning's own words on the interruption
+        fit(tiny(tmp_path), "interrupted")
+
+
+def test_one_failing_run_leaves_the_others_of_a_multirun_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("seed: 1")
+    done = run_command(tmp_path, "-m", "name=a,b", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    assert done.returncode == 1 and "1 of the runs failed" in done.stderr and "name=a" in done.stderr
+    assert (tmp_path / "b" / "metrics.json").exists()
 
 
 def test_multirun_makes_a_run_per_value(tmp_path):

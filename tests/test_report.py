@@ -55,8 +55,10 @@ def test_runs_that_are_left_out_are_named_on_stderr_and_on_the_page(write_run, t
     write_run()
     (write_run("b") / "metrics.json").unlink()
     run_main(monkeypatch, tmp_path)
-    assert "b-0-3 is left out: unfinished" in capsys.readouterr().err
-    assert "b-0-3 is left out: unfinished" in (tmp_path / "runs" / "report" / "report.html").read_text()
+    assert "b-0-3 is left out: it was interrupted or failed" in capsys.readouterr().err
+    assert (
+        "b-0-3 is left out: it was interrupted or failed" in (tmp_path / "runs" / "report" / "report.html").read_text()
+    )
 
 
 def test_mixed_protocols_end_in_one_line(write_run, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from safemax_pl import __version__
+from safemax_pl import __version__, runs
 from safemax_pl.config import command, compose
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
@@ -141,3 +142,18 @@ def test_data_that_have_moved_do_not_block_a_resume(tmp_path):
     data = {"name": "digits", "seed": 0, "forget_classes": [3], "path": "/here", "cache_dir": "/a"}
     Run(tmp_path, config(data=data)).begin()
     Run(tmp_path, config(data=data | {"path": "/there", "cache_dir": "/b"}))
+
+
+def test_new_files_make_the_commit_dirty(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    (tmp_path / "safemax_pl").mkdir()
+    (tmp_path / "safemax_pl" / "old.py").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "old")
+    monkeypatch.setattr(runs, "PROJECT", tmp_path)
+    clean = provenance()["commit"]
+    (tmp_path / "safemax_pl" / "new.py").write_text("")
+    assert provenance()["commit"] == f"{clean}-dirty"

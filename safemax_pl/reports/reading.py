@@ -7,12 +7,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+from yaml import YAMLError
+
 from safemax_pl.config import load_config
 from safemax_pl.errors import UserError
 from safemax_pl.runs import comparable
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
+# What of a configuration is no setting of a method: which case a run is, or what the protocol names by a digest.
+IDENTITY = {"": ("seed", "method", "classifier"), "data": ("forget_classes",), "model": ("path",)}
 # Without one of these a number can't be placed; only the commit may be null, for a package outside a checkout.
 REQUIRED = (
     "weights.original",
@@ -101,10 +106,14 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
             raise UserError(f"{path} is not a folder: give run folders, or folders that hold runs")
     for folder in dict.fromkeys(folder for path in paths for folder in _run_folders(path)):
         if not (folder / "metrics.json").exists():
-            left_out.append(f"{folder} is left out: unfinished, it has no metrics.json; its own command resumes it")
+            left_out.append(
+                f"{folder} is left out: it was interrupted or failed, it has no metrics.json; its own command goes on"
+            )
             continue
         metrics = _json(folder / "metrics.json")
-        if any("unlearned" not in models for models in (metrics.get("scores") or {}).values()):
+        if "unlearner" not in _config(folder):
+            left_out.append(f"{folder} is left out: no run of unlearning, such as a classifier's")
+        elif any("unlearned" not in models for models in (metrics.get("scores") or {}).values()):
             left_out.append(f"{folder} is left out: a base model, nothing was unlearned")
         else:
             runs.append(_load(folder, metrics))
@@ -135,6 +144,13 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _config(folder: Path) -> DictConfig:
+    try:
+        return load_config(folder / "config.yaml")
+    except (OSError, AssertionError, YAMLError) as error:
+        raise UserError(f"{folder}/config.yaml is damaged: make the run again, or leave it out") from error
+
+
 def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     leaves = flat(metrics) | {"scores": metrics.get("scores")}
     for key in ("scores", *REQUIRED):
@@ -143,14 +159,16 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
                 f"{folder}/metrics.json has no {key}, and a number without it is refused: make the run again, or "
                 "leave it out"
             )
-    plain = comparable(load_config(folder / "config.yaml"))
-    for key in ("seed", "method"):
-        plain.pop(key, None)
-    plain.get("data", {}).pop("forget_classes", None)
+    plain = comparable(_config(folder))
+    for node, keys in IDENTITY.items():
+        for key in keys:
+            (plain.get(node, {}) if node else plain).pop(key, None)
     class_names = _json(folder / "data.json").get("class_names")
     if not class_names:
         raise UserError(f"{folder}/data.json is damaged, it has no class_names: make the run again, or leave it out")
-    return FinishedRun(folder, metrics, flat(plain), class_names)
+    return FinishedRun(
+        folder, metrics, {key: value for key, value in flat(plain).items() if value is not None}, class_names
+    )
 
 
 def flat(nested: Any, path: str = "") -> dict[str, Any]:

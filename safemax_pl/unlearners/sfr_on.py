@@ -38,6 +38,8 @@ class SFROn(Unlearner):
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
+        if adaptivity < 0 or threshold < 0:
+            raise UserError(f"unlearner.adaptivity={adaptivity}, threshold={threshold}: give numbers ≥ 0")
         if fisher_batches < 1:
             raise UserError(f"unlearner.fisher_batches={fisher_batches}: give at least 1")
         self.adaptivity, self.threshold, self.fisher_batches = adaptivity, threshold, fisher_batches

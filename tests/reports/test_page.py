@@ -92,7 +92,7 @@ def test_different_hardware_is_marked_and_its_seconds_are_not_bold(folder):
 
 
 def test_how_the_weights_were_made_is_on_both_pages(folder):
-    line = "| a | SAFEMax | 4 | Adam | 0.0002 | 16 | 32 | None | raw | 3 | c0ffee |"
+    line = "| a | SAFEMax | 4 | Adam | 0.0002 | 16 | 32 | – | raw | 3 | c0ffee |"
     assert line in (folder / "report.md").read_text()
     cells = "</td><td>".join(line.strip("| ").split(" | ")[1:])
     assert f'<th scope="row">a</th><td>{cells}</td>' in (folder / "report.html").read_text()

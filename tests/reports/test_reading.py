@@ -3,6 +3,7 @@ import shutil
 from functools import reduce
 
 import pytest
+from omegaconf import OmegaConf
 
 from safemax_pl.errors import UserError
 from safemax_pl.reports.reading import REQUIRED, flat, read
@@ -42,12 +43,14 @@ def test_unfinished_runs_and_base_models_are_named_and_left_out(write_run, tmp_p
     assert [run.seed for run in runs] == [0]
     assert len(left_out) == 2
     assert "base is left out: a base model" in left_out[0]
-    assert "half is left out: unfinished" in left_out[1]
+    assert "half is left out: it was interrupted or failed" in left_out[1]
 
 
 def test_without_a_finished_run_there_is_no_report(write_run, tmp_path):
     (write_run() / "metrics.json").unlink()
-    with pytest.raises(UserError, match=r"no finished run of unlearning in .*safemax-0-3 is left out: unfinished"):
+    with pytest.raises(
+        UserError, match=r"no finished run of unlearning in .*safemax-0-3 is left out: it was interrupted or failed"
+    ):
         read([tmp_path])
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read([tmp_path / "nowhere"])
@@ -142,3 +145,34 @@ def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run
 
 def test_flat_keeps_lists_and_empty_nodes():
     assert flat({"a": {"b": 1, "c": [1, 2]}, "d": {}}) == {"a.b": 1, "a.c": [1, 2], "d": {}}
+
+
+def test_a_classifier_is_named_and_left_out(write_run, tmp_path):
+    write_run(seed=0)
+    folder = write_run(seed=1, name="classifier")
+    change(folder, lambda m: m.update(scores={"accuracy": 0.98}))
+    cfg = OmegaConf.load(folder / "config.yaml")
+    del cfg["unlearner"]
+    OmegaConf.save(cfg, folder / "config.yaml")
+    runs, left_out = read([tmp_path])
+    assert len(runs) == 1 and "classifier is left out: no run of unlearning" in left_out[0]
+
+
+def test_null_and_absent_settings_are_the_same_configuration(write_run, tmp_path):
+    write_run(seed=0, settings={"trainer": {"max_time": None}})
+    write_run(seed=1)
+    runs, _ = read([tmp_path])
+    assert runs[0].settings == runs[1].settings
+
+
+def test_where_the_base_model_lies_is_no_setting_as_its_digest_is_compared(write_run, tmp_path):
+    write_run(seed=0, settings={"model": {"path": "weights/digits"}})
+    write_run(seed=1, settings={"model": {"path": "/elsewhere/digits"}})
+    runs, _ = read([tmp_path])
+    assert runs[0].settings == runs[1].settings
+
+
+def test_a_damaged_configuration_is_named(write_run, tmp_path):
+    (write_run(seed=0) / "config.yaml").write_text("unlearner: [")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        read([tmp_path])
