@@ -193,7 +193,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         return str(cfg.name)
     ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar")
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
-    for override in sorted(overrides):
+    for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ignored and not key.startswith("logger."):
             parts.append(re.sub(r"[^a-zA-Z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))

@@ -104,6 +104,10 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         if needed and data.batch_sizes[part] < 1:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     unlearner.check(student)
+    try:
+        build(run.cfg.optimizer)(student.parameters())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {error}") from error
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
     for plan in ("quick", evaluator.final):

@@ -555,6 +555,11 @@ def test_values_that_no_method_can_use_are_refused(override, message):
         compose("fit", overrides)
 
 
+def test_a_long_name_still_tells_the_method(fit_config):
+    overrides = [f"data.forget_classes={list(range(99))}", "unlearner=salun"]
+    assert "unlearner_salun" in run_name(fit_config, ["name=null", *overrides])
+
+
 def test_names_of_runs_tell_signs_apart(fit_config):
     names = [run_name(fit_config, ["name=null", f"unlearner.negative_guidance={value}"]) for value in ("1", "-1")]
     assert names[0] != names[1]

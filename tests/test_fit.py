@@ -307,6 +307,12 @@ def test_ctrl_c_in_training_says_how_to_go_on(tmp_path, monkeypatch):
         fit(tiny(tmp_path), "interrupted")
 
 
+def test_a_setting_that_the_optimizer_refuses_is_named_before_any_compute(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer: Invalid learning rate: -1"):
+        fit(tiny(tmp_path, "optimizer.lr=-1"), "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_one_failing_run_leaves_the_others_of_a_multirun_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("seed: 1")
