@@ -107,7 +107,8 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
     for folder in dict.fromkeys(folder for path in paths for folder in _run_folders(path)):
         if not (folder / "metrics.json").exists():
             left_out.append(
-                f"{folder} is left out: it was interrupted or failed, it has no metrics.json; its own command goes on"
+                f"{folder} is left out: it was interrupted or failed, it has no metrics.json; run its command again to "
+                "continue it"
             )
             continue
         metrics = _json(folder / "metrics.json")

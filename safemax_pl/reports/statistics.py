@@ -151,10 +151,13 @@ def best(rows: list[Row], column: Column) -> list[str]:
     """Labels of the methods whose mean is the best as it is printed; none where fewer than two compete.
 
     Outside `FORGETTING` only methods that reach `LEAST_FORGETTING` take part: doing nothing is free and keeps the
-    retained classes perfectly. Values that depend on the machine have no best across machines, nor has the memory on a
-    CPU: it is the peak of the process, which later runs of the process inherit.
+    retained classes perfectly. Methods that forgot different classes are not compared. Values that depend on the
+    machine have no best across machines, nor has the memory on a CPU: it is the peak of the process, which later runs
+    of the process inherit.
     """
     if not column.better or (column.on_hardware and not same_hardware(rows)):
+        return []
+    if len({frozenset(run.forget for run in row.runs) for row in rows if row.kind == "method"}) > 1:
         return []
     if column.key == "peak_memory_mb" and any(run.hardware.startswith("CPU") for run in _runs_of_methods(rows)):
         return []

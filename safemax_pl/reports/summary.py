@@ -39,7 +39,8 @@ def footnotes(plan: dict[str, Any]) -> list[str]:
         "Only totals compete.",
         "peak_memory_mb is the device's on an accelerator. On a CPU it is the peak of the process, which later runs of "
         "one process inherit, and nothing is bold.",
-        "Seconds and memory of methods on different hardware do not compete.",
+        "Seconds and memory of methods on different hardware do not compete, and nothing is bold where methods forgot "
+        "different sets of classes.",
     ]
 
 

@@ -174,3 +174,9 @@ def test_a_value_that_is_not_finite_is_never_best(write_run, tmp_path, odd):
     rows = rows_of(tmp_path)
     assert best(rows, column("fid_retain/classifier")) == best(rows, column("retain_accuracy")) == ["b"]
     assert best(rows, column("ua_noise_aware")) == ["b", "c"]
+
+
+def test_methods_that_forgot_different_classes_have_no_best(write_run, tmp_path):
+    for method, forget in (("a", "3"), ("b", "3"), ("c", "8")):
+        write_run(method=method, forget=forget, scores={"ua_noise_aware": 1.0})
+    assert best(rows_of(tmp_path), column("ua_noise_aware")) == []
