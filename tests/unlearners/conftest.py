@@ -10,6 +10,7 @@ from torch import nn
 
 from safemax_pl import networks, sources, streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.frozen import Frozen
 from safemax_pl.priors import Priors
 from safemax_pl.sampler import Sampler
@@ -152,3 +153,18 @@ def gradients_of():
         return [parameter.grad.clone() for parameter in task.student.parameters()]
 
     return run
+
+
+@pytest.fixture
+def task(make_pointwise, make_task):
+    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
+
+
+@pytest.fixture
+def forget(make_batch):
+    return make_batch([1], 5, seed=0)
+
+
+@pytest.fixture
+def retain(make_batch):
+    return make_batch([0, 2, 3], 7, seed=1)

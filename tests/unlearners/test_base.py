@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses, Unlearner
 
@@ -13,11 +12,6 @@ class Constant(Unlearner):
 
     def losses(self, task, forget, retain):
         return Losses(2 * task.student.scale, 3 * task.student.shift[0])
-
-
-@pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
 
 
 def test_the_gradient_is_that_of_the_weighted_sum(task, gradients_of):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8
 from safemax_pl.unlearners.dimum import DiMUM
@@ -11,18 +10,8 @@ from safemax_pl.unlearners.terms import denoising_loss
 
 
 @pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
-
-
-@pytest.fixture
 def forget(make_batch):
     return make_batch([1], 50, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
 
 
 @pytest.fixture

@@ -1,26 +1,9 @@
 """Gradient ascent, with and without descent on the retain set."""
 
-import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
 from safemax_pl.unlearners.neg_grad import NegGrad
 from safemax_pl.unlearners.terms import denoising_loss
-
-
-@pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
-
-
-@pytest.fixture
-def forget(make_batch):
-    return make_batch([1], 5, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
 
 
 def test_the_forget_loss_is_the_denoising_loss_with_its_sign_turned(task, forget, retain):

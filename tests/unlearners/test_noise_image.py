@@ -3,25 +3,14 @@
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
 from safemax_pl.targets import MaxEntropyTarget
 from safemax_pl.unlearners.noise_image import NoiseImage
 from safemax_pl.unlearners.terms import distillation_loss, noise_images
 
 
 @pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
-
-
-@pytest.fixture
 def forget(make_batch):
     return make_batch([1], 50, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
 
 
 def test_the_images_that_are_taught_are_noise(task, forget, retain, recorded):

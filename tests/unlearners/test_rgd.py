@@ -12,21 +12,6 @@ from safemax_pl.unlearners.terms import denoising_loss, dot
 
 
 @pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
-
-
-@pytest.fixture
-def forget(make_batch):
-    return make_batch([1], 5, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
-
-
-@pytest.fixture
 def gradient_of(make_task):
     """The gradient that RGD makes of two given ones."""
 

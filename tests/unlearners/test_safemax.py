@@ -24,16 +24,6 @@ def safemax(**settings) -> SAFEMax:
 
 
 @pytest.fixture
-def forget(make_batch):
-    return make_batch([1], 5, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
-
-
-@pytest.fixture
 def task(make_model, make_task):
     """A student that has already moved away from its teacher."""
     student = make_model()

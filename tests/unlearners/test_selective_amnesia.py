@@ -32,21 +32,6 @@ class Line(nn.Module):
 
 
 @pytest.fixture
-def task(make_pointwise, make_task):
-    return make_task(make_pointwise(Diffusion(num_timesteps=100)))
-
-
-@pytest.fixture
-def forget(make_batch):
-    return make_batch([1], 5, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
-
-
-@pytest.fixture
 def prepared(make_data, make_priors):
     def make(task, **settings):
         data, unlearner = make_data(), SelectiveAmnesia(**SMALL | settings)

@@ -19,16 +19,6 @@ def task_at(make_pointwise, make_task):
     return lambda step: make_task(make_pointwise(Diffusion(num_timesteps=100)), step=step)
 
 
-@pytest.fixture
-def forget(make_batch):
-    return make_batch([1], 5, seed=0)
-
-
-@pytest.fixture
-def retain(make_batch):
-    return make_batch([0, 2, 3], 7, seed=1)
-
-
 def unmasked(**settings):
     unlearner = SFROn(**settings)
     unlearner.masks = [torch.ones((), dtype=torch.bool), torch.ones(5, dtype=torch.bool)]
