@@ -77,6 +77,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # one process is a choice, also on a cluster
 
 
 def _list_choices() -> str:

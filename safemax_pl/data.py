@@ -228,7 +228,7 @@ class ForgetRetainDataModule(LightningDataModule):
             return None
         row = torch.arange(rank * size, (rank + 1) * size, device=rows.device)
         keys = streams.combine(self.seed, PARTS[part], step, row, device=rows.device)
-        return self._images_at(rows[streams.integers(keys, Stream.ROW, high=len(rows))], keys, device)
+        return self.images_at(rows[streams.integers(keys, Stream.ROW, high=len(rows))], keys, device)
 
     def chunks(self, part: str, size: int) -> int:
         """How many chunks of `size` images a part of the training split has."""
@@ -239,9 +239,10 @@ class ForgetRetainDataModule(LightningDataModule):
         rows = self._rows[part]
         keys = streams.combine(self.seed, PARTS[part], -1, rows, device=rows.device)
         chosen = keys.argsort()[i * size : (i + 1) * size]
-        return self._images_at(rows[chosen], keys[chosen], device)
+        return self.images_at(rows[chosen], keys[chosen], device)
 
-    def _images_at(self, rows: Tensor, keys: Tensor, device: torch.device) -> LabelledImages:
+    def images_at(self, rows: Tensor, keys: Tensor, device: torch.device) -> LabelledImages:
+        """The training images in `rows` `[B]` of the training split, with the random streams `keys` `[B]`."""
         x_0 = from_uint8(self._images[rows].to(device, non_blocking=True))
         keys, labels = keys.to(device), self._labels[rows].to(device)
         if self.flip:

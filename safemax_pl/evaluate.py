@@ -12,7 +12,7 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -107,8 +107,38 @@ def draw_samples(path: Path, evaluator: Evaluator, images: Images, title: str) -
         save_file(tensors, part)
 
 
-def evaluate(target: str, overrides: list[str]) -> Path:
-    """Score `target`; returns the folder that holds `metrics.json` and `samples.png`."""
+class Subject(NamedTuple):
+    """What is scored or attacked: a run, or a diffusers folder that something else saved.
+
+    Attributes:
+        name: of the folder.
+        folder: where results are kept: the run's, or one in runs_dir for a folder that is not ours.
+        cfg: the run's configuration, or configs/fit.yaml, with the overrides.
+        is_run: whether it is a run.
+        model: the network.
+        original: before unlearning; None for a base model.
+    """
+
+    name: str
+    folder: Path
+    cfg: DictConfig
+    is_run: bool
+    data: ForgetRetainDataModule
+    model: Model
+    original: Model | None
+
+
+def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None = None) -> Subject:
+    """Read the run or diffusers folder `target`.
+
+    Args:
+        target: a folder.
+        overrides: key=value changes of its configuration.
+        extra: more top-level settings that the overrides may change.
+
+    Raises:
+        UserError: when it is missing, unfinished, or does not fit the data.
+    """
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
     if not folder.exists():
@@ -117,25 +147,28 @@ def evaluate(target: str, overrides: list[str]) -> Path:
         )
     if is_run and not (folder / "unet").is_dir():
         raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
-    cfg = override(load_config(folder / "config.yaml"), overrides) if is_run else compose("fit", overrides)
+    mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
+    rest = [item for item in overrides if item not in mine]
+    cfg = override(load_config(folder / "config.yaml"), rest) if is_run else compose("fit", rest)
+    cfg = override(OmegaConf.merge(cfg, extra or {}), mine)  # type: ignore[arg-type]
     data = build(cfg.data)
     model = networks.pretrained(data, target)
-    from_base = "path" in cfg.model
-    original = build(cfg.model, data=data) if from_base else None
-    evaluator = make_evaluator(cfg, data)
-    metrics, images = score(evaluator, model, original)
-    metrics |= {"training": training(cfg) if is_run else None, "provenance": provenance()}
-    if is_run and not overrides:
-        out = folder / "evaluations" / "same"
-    else:
-        out = (
-            (folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}")
-            / "evaluations"
-            / digest(metrics["protocol"], metrics["weights"])
-        )
+    original = build(cfg.model, data=data) if "path" in cfg.model else None
+    where = folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}"
+    return Subject(folder.name, where, cfg, is_run, data, model, original)
+
+
+def evaluate(target: str, overrides: list[str]) -> Path:
+    """Score `target`; returns the folder that holds `metrics.json` and `samples.png`."""
+    subject = load_subject(target, overrides)
+    evaluator = make_evaluator(subject.cfg, subject.data)
+    metrics, images = score(evaluator, subject.model, subject.original)
+    metrics |= {"training": training(subject.cfg) if subject.is_run else None, "provenance": provenance()}
+    same = subject.is_run and not overrides
+    out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     write_json(out / "metrics.json", metrics)
-    draw_samples(out / "samples.png", evaluator, images, title=folder.name)
-    tables.print_scores(metrics, folder.name)
+    draw_samples(out / "samples.png", evaluator, images, title=subject.name)
+    tables.print_scores(metrics, subject.name)
     print(f"written: {out}/metrics.json, samples.png")
     return out
 

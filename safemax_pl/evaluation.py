@@ -36,8 +36,9 @@ class ModelImages(nn.Module):
         self.model, self.sampler, self.shape = model, sampler, shape
         self.denoiser = guided(model, guidance, model.null_label)
 
-    def forward(self, rows: Rows) -> Tensor:
-        return self.sampler.sample(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape)
+    def forward(self, rows: Rows, start: tuple[Tensor, int] | None = None) -> Tensor:
+        """`[B, C, H, W]` for the rows; `start` as in `Sampler.sample`."""
+        return self.sampler.sample(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start)
 
 
 class NoiseImages(nn.Module):

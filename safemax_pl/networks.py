@@ -33,6 +33,11 @@ class Model(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x_t, t, labels, return_dict=False)[0]
 
+    @property
+    def class_embeddings(self) -> nn.Parameter:
+        """One row per class and, where there is a null label, one for it, `[C + 1, E]`."""
+        return self.unet.class_embedding.weight
+
     def reset(self, seed: int) -> None:
         """Replace the weights, in place, by the random ones of `seed`."""
         with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,7 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoiser:
-    """Classifier-free guidance (1 + w) ε_c − w ε_∅, both in one doubled batch; w = 0 costs nothing.
+    """Classifier-free guidance (1 + w) ε_c − w ε_∅, in one doubled batch; one pass at w = 0 (c) and −1 (∅).
 
     The predictions may be of any parameterisation: guidance is linear, so it is the same in all of them.
     """
@@ -34,6 +34,8 @@ def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoi
         )
 
     def denoise(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        if guidance == -1:
+            return denoiser(x_t, t, torch.full_like(labels, null_label))
         both = torch.cat([labels, torch.full_like(labels, null_label)])
         conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return (1 + guidance) * conditional - guidance * unconditional
@@ -97,7 +99,13 @@ class Sampler:
 
     @torch.no_grad()
     def sample(
-        self, diffusion: Diffusion, denoiser: Denoiser, labels: Tensor, seeds: Tensor, shape: tuple[int, int, int]
+        self,
+        diffusion: Diffusion,
+        denoiser: Denoiser,
+        labels: Tensor,
+        seeds: Tensor,
+        shape: tuple[int, int, int],
+        start: tuple[Tensor, int] | None = None,
     ) -> Tensor:
         """Generate one image per row.
 
@@ -107,6 +115,8 @@ class Sampler:
             labels: `[B]`, long.
             seeds: `[B]`, long.
             shape: (C, H, W).
+            start: x_t `[B, C, H, W]` to begin from, and how many of the visited timesteps are left: x_t belongs to
+                `timesteps(T)[left - 1]`. None begins with noise and all of them.
 
         Returns:
             `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
@@ -115,8 +125,8 @@ class Sampler:
         timesteps = self.timesteps(diffusion.num_timesteps)
         scheduler = self._scheduler(diffusion, timesteps)
         keys = streams.combine(seeds, labels, device=labels.device)
-        x = streams.normal(keys, Stream.START, shape)
-        for step in reversed(range(self.steps)):
+        x, left = start or (streams.normal(keys, Stream.START, shape), self.steps)
+        for step in reversed(range(left)):
             t = torch.full_like(labels, int(timesteps[step]))
             prediction = denoiser(x, t, labels).float()
             x = self._step(scheduler, diffusion, prediction, step, t, x, keys)

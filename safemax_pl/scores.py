@@ -75,7 +75,8 @@ class Scores(nn.Module):
             per_class[name] = {
                 self.class_names[label]: value for label, value in enumerate(values.tolist()) if value == value
             }
-        result["fid_retain/classifier"] = self.frechet.compute().item()
+        if self.frechet.count > 0:
+            result["fid_retain/classifier"] = self.frechet.compute().item()
         if len(self.forget_labels):
             result |= {name: value.item() for name, value in self.noise.compute().items()}
         if self.drift is not None:

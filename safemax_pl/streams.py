@@ -32,6 +32,7 @@ class Stream(IntEnum):
     SUBSTITUTE = 9  # the class that a forgotten one is taught to look like
     NOISE_IMAGE = 10  # a training image of pure noise
     MIXTURE = 11  # which of two images x_t is made of
+    ATTACK = 12  # batches of an attacker that trains
     SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
 
 

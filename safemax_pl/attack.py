@@ -1,0 +1,165 @@
+"""Attack an unlearned model: is the class gone, or hidden?
+
+Usage:
+  python -m safemax_pl.attack runs/digits_forget1 attack=relearning            one attack
+  python -m safemax_pl.attack runs/digits_forget1 attack=[null_leak,late_start]
+  python -m safemax_pl.attack runs/digits_forget1 attack=all retrain=runs/X    next to a model that never knew the class
+  python -m safemax_pl.attack FOLDER attack=all data=digits data.forget_classes=[3]     a model that others saved
+  python -m safemax_pl.attack runs/digits_forget1 attack=relearning attacks.relearning.budget.rate=1e-3
+
+Every attack is described in configs/attack/<name>.yaml; its settings are the attacker's budget, equal for all models.
+The original, the model of `retrain` and pure noise get the same. Results go to <run>/attacks/<name>-<protocol>/
+(curve.csv, figure.png, images.safetensors) and into the block "attacks" of the run's metrics.json. The same command
+again resumes: finished curves are kept in the cache.
+"""
+
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from safemax_pl import networks
+from safemax_pl.attacks import pictures, running
+from safemax_pl.attacks.base import MEASURE, Attack, Bench
+from safemax_pl.config import CONFIGS, build, quiet
+from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.evaluate import load_subject, make_evaluator
+from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.networks import Model
+from safemax_pl.runs import provenance
+
+NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
+
+
+def attack(target: str, overrides: list[str]) -> Path:
+    """Run attacks on `target`; returns the folder whose `metrics.json` holds the results."""
+    own = dict(item.split("=", 1) for item in overrides if item.partition("=")[0] in ("attack", "retrain"))
+    names = chosen(own.get("attack"))
+    nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
+    rest = [item for item in overrides if item.partition("=")[0] not in own]
+    subject = load_subject(target, rest, {"attacks": nodes})
+    if subject.original is None or not subject.data.num_classes or not subject.data.forget_labels:
+        raise UserError(
+            f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
+        )
+    show_progress = subject.cfg.trainer.enable_progress_bar
+    subject.cfg.trainer.enable_progress_bar = False  # one bar for an attack, not one for each point
+    evaluator = make_evaluator(subject.cfg, subject.data)
+    bench = Bench(evaluator, subject.original, evaluator.make_trainer().strategy.root_device)
+    models = {"unlearned": subject.model, "original": subject.original}
+    if "retrain" in own:
+        models["retrain"] = networks.pretrained(subject.data, own["retrain"])
+    attacks: dict[str, Attack] = {name: build(subject.cfg.attacks[name]) for name in names}
+    for one in attacks.values():
+        for model in models.values():
+            one.check(model, bench)
+    for name, one in attacks.items():
+        block = run_attack(name, one, models, bench, subject.folder, show_progress)
+        remember(subject.folder / "metrics.json", name, block)
+        print_block(block)
+    print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
+    return subject.folder
+
+
+def chosen(value: str | None) -> list[str]:
+    """The attacks that `attack=` names."""
+    if value == "all":
+        return NAMES
+    names = [name.strip() for name in (value or "").strip("[]").split(",") if name.strip()]
+    if not names:
+        raise UserError(f"which attack? give attack=all, or some of {', '.join(NAMES)} as attack=[a,b]")
+    for name in names:
+        if name not in NAMES:
+            raise unknown("attack", name, [*NAMES, "all"])
+    return names
+
+
+def run_attack(
+    name: str, attack: Attack, models: dict[str, Model], bench: Bench, folder: Path, show_progress: bool
+) -> dict[str, Any]:
+    """Run one attack on all models and write its files; returns the block for `metrics.json`."""
+    start = time.perf_counter()
+    protocol = running.protocol(attack, bench)
+    results = running.run(attack, models, bench, show_progress)
+    curves = {model: {one: [(p.x, p.y) for p in points] for one, points in by.items()} for model, by in results.items()}
+    classes = len(bench.data.forget_labels)
+    numbers = {model: attack.number(by, classes) for model, by in curves.items()}
+    numbers |= running.noise_numbers(attack, bench)
+    out = folder / "attacks" / f"{name}-{digest(protocol)}"
+    write_files(out, attack, results, f"{attack.title}: {folder.name}")
+    headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
+    return {
+        "title": attack.title,
+        "headline": headline,
+        "axis": attack.axis,
+        "measure": MEASURE,
+        "curves": curves,
+        "protocol": protocol,
+        "weights": {model: network.weights_digest for model, network in models.items()},
+        "seconds": time.perf_counter() - start,
+        "provenance": provenance(),
+        "folder": str(out.relative_to(folder)),
+    }
+
+
+def write_files(out: Path, attack: Attack, results: running.Results, title: str) -> None:
+    """Write curve.csv (every score of every point), figure.png and images.safetensors (the strongest point's)."""
+    rows = [
+        {"model": model, "series": series, "x": point.x}
+        | {key: value for key, value in point.scores.items() if key != "per_class"}
+        for model, by in results.items()
+        for series, points in by.items()
+        for point in points
+    ]
+    with atomic(out / "curve.csv") as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    strongest = {
+        model: min((point for points in by.values() for point in points), key=lambda point: point.y).images
+        for model, by in results.items()
+    }
+    with atomic(out / "images.safetensors") as part:
+        save_file({model: images.contiguous() for model, images in strongest.items()}, part)
+    pictures.draw(out / "figure.png", attack, results, title)
+
+
+def remember(path: Path, name: str, block: dict[str, Any]) -> None:
+    """Put an attack's block into a `metrics.json`, which is made if there is none; other keys stay."""
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    metrics.setdefault("attacks", {})[name] = block
+    write_json(path, metrics)
+
+
+def print_block(block: dict[str, Any]) -> None:
+    """Print the headline number of every model and control."""
+    headline, console = block["headline"], Console()
+    console.print(f"[bold]{block['title']}[/bold]   {headline['name']}, {headline['better']} is better", soft_wrap=True)
+    table = Table()
+    for model in headline["values"]:
+        table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)
+    limit = headline["limit"]
+    table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
+    console.print(table)
+    console.print(f"{block['seconds']:.1f} s   {block['folder']}/figure.png", soft_wrap=True)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nAttacks: {', '.join(NAMES)}")
+        return
+    quiet()
+    with clear_errors():
+        attack(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

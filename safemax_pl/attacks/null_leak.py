@@ -1,0 +1,42 @@
+"""The null label: does the unconditional branch still generate the forgotten class?"""
+
+from collections.abc import Iterator
+from typing import final
+
+from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.errors import UserError
+from safemax_pl.networks import Model
+
+
+@final
+class NullLeak(Attack):
+    """Weakens the condition: from w = −1, where only the null label speaks, to w = 0, where only the class does.
+
+    In between (1 + w) ε_c − w ε_∅ interpolates. At w = −1 the images are unconditional; the share of them that the
+    judge assigns to the F forgotten classes is the leak, about F / C for an original that draws C classes alike.
+
+    Args:
+        guidance_weights: w of the curve, ascending from −1.
+        images_per_class: see `Attack`; at w = −1 so many unconditional images for each forgotten class.
+    """
+
+    title = "Null-label leak"
+    headline = "share of unconditional images seen as a forgotten class"
+    better = "lower"
+    axis = "guidance w (-1: unconditional)"
+
+    def __init__(self, guidance_weights: list[float], images_per_class: int):
+        super().__init__(images_per_class, ascending("attacks.null_leak.guidance_weights", guidance_weights, -1))
+        if self.guidance_weights[0] != -1:
+            raise UserError(f"attacks.null_leak.guidance_weights={self.guidance_weights}: the first must be -1")
+
+    def series(self) -> dict[str, int]:
+        return {"conditional to unconditional": len(self.guidance_weights)}
+
+    def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
+        for guidance in self.guidance_weights:
+            yield bench.point(guidance, bench.evaluator.images_of(model, guidance), self.images_per_class)
+
+    def number(self, curves: Curves, classes: int) -> float:
+        ((_, unconditional), *_) = next(iter(curves.values()))
+        return classes * (1 - unconditional)

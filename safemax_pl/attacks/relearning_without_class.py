@@ -1,0 +1,79 @@
+"""Relearning without ever showing the class: fine-tuning on other classes alone (DiMRA, https://arxiv.org/abs/2512.03564)."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from safemax_pl import streams
+from safemax_pl.attacks.base import Bench
+from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, draw_from
+from safemax_pl.data import LabelledImages
+from safemax_pl.errors import UserError
+from safemax_pl.images import to_uint8
+from safemax_pl.networks import Model
+from safemax_pl.plans import Rows
+from safemax_pl.streams import Stream
+
+RETAIN_SET, SAMPLES = "retain set", "original's samples"
+
+
+@final
+class RelearningWithoutClass(TrainingAttack):
+    """Fine-tunes all weights on the retain set, or on images that the original model generates for retain labels.
+
+    Either way the forgotten class is never shown. What comes back was not erased but covered.
+
+    Args:
+        samples_per_class: images of the original for each retain class.
+        label_dropout: probability of the null label, as in a base model's training.
+        budget, guidance, images_per_class, retain_total: see `TrainingAttack`.
+    """
+
+    title = "Relearning without the class"
+    headline = "lowest ua_noise_aware"
+    against_noise = False
+
+    def __init__(
+        self,
+        samples_per_class: int,
+        label_dropout: float,
+        budget: Budget,
+        guidance: float,
+        images_per_class: int,
+        retain_total: int,
+    ):
+        super().__init__(budget, guidance, images_per_class, retain_total)
+        if samples_per_class < 1 or not 0 <= label_dropout <= 1:
+            raise UserError(
+                f"samples_per_class={samples_per_class}, label_dropout={label_dropout}: give at least 1, and a "
+                "probability from 0 to 1"
+            )
+        self.samples_per_class, self.label_dropout = samples_per_class, label_dropout
+
+    def series(self) -> dict[str, int]:
+        return dict.fromkeys((RETAIN_SET, SAMPLES), len(self.budget.score_at))
+
+    def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
+        if series == RETAIN_SET:
+            rows, train = bench.data.rows("train", "retain"), bench.data.source.train
+            images, labels = train.images[rows], train.labels[rows]
+        else:
+            images, labels = self._samples(bench)
+        return list(model.parameters()), draw_from(images, labels, bench.device)
+
+    def _samples(self, bench: Bench) -> tuple[Tensor, Tensor]:
+        """Images of the original, w = 0, whose seeds no plan uses; every rank generates the same."""
+        generate = bench.evaluator.images_of(bench.original.to(bench.device), 0.0)
+        labels = torch.tensor(bench.data.retain_labels, device=bench.device).repeat_interleave(self.samples_per_class)
+        row = torch.arange(len(labels), device=bench.device)
+        seeds = streams.combine(Stream.ATTACK, self.budget.seed, row, device=bench.device)
+        chunks = row.split(bench.evaluator.batch_size)
+        images = torch.cat([to_uint8(generate(Rows(labels[part], seeds[part], part))).cpu() for part in chunks])
+        return images, labels
+
+    def labels(self, model: Model, batch: LabelledImages) -> Tensor:
+        if model.null_label is None:
+            return batch.labels
+        dropped = streams.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
+        return torch.where(dropped, model.null_label, batch.labels)

@@ -1,0 +1,86 @@
+"""Runs an attack on several models, and keeps every finished curve."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from safemax_pl.attacks.base import Attack, Bench, Point
+from safemax_pl.evaluation import NoiseImages
+from safemax_pl.files import atomic, digest
+from safemax_pl.networks import Model
+from safemax_pl.noise import CONTROLS
+
+ATTACKS_VERSION = 1  # raise it when the code of an attack changes a number
+Results = dict[str, dict[str, list[Point]]]  # model -> series -> points
+
+
+def protocol(attack: Attack, bench: Bench) -> dict[str, Any]:
+    """Everything that decides the numbers, apart from the attacked weights: the budget and how images are judged."""
+    ours = bench.evaluator.protocol(bench.evaluator.final)
+    for key in ("plan", "guidance", "reference", "features"):  # of the scores on retained classes and of the plan
+        ours.pop(key, None)
+    settings = {"name": type(attack).__name__, "version": ATTACKS_VERSION, **attack.settings()}
+    return {"attack": settings, "original": bench.original.weights_digest, **ours}
+
+
+def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: bool = True) -> Results:
+    """The curves of every model, from the cache where they have been made before under the same protocol.
+
+    Args:
+        attack: what is done.
+        models: name -> model; left as they are.
+        bench: what the attack works with.
+        show_progress: whether a bar with the time left is shown.
+    """
+    results: Results = {name: {} for name in models}
+    same = digest(protocol(attack, bench))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not show_progress) as progress:
+        bar = progress.add_task(attack.title, total=len(models) * sum(attack.series().values()))
+        for name, model in models.items():
+            for series, count in attack.series().items():
+                progress.update(bar, description=f"{attack.title}: {name}, {series}")
+                path = bench.data.cache_dir / "attacks" / f"{digest(model.weights_digest, same, series)}.safetensors"
+                points = _load(path)
+                if points is None:
+                    points = []
+                    for point in attack.curve(series, copy.deepcopy(model), bench):
+                        points.append(point)
+                        progress.advance(bar)
+                    _save(path, points)
+                else:
+                    progress.advance(bar, count)
+                results[name][series] = points
+    return results
+
+
+def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
+    """The headline number of a model that generated pure noise, by kind of noise; empty where there is none."""
+    if not attack.against_noise:
+        return {}
+    numbers = {}
+    for kind in CONTROLS:
+        point = bench.point(0, NoiseImages(kind, bench.data.image_shape), attack.images_per_class)
+        curves = {series: [(0.0, point.y)] for series in attack.series()}
+        numbers[kind] = attack.number(curves, len(bench.data.forget_labels))
+    return numbers
+
+
+def _save(path: Path, points: list[Point]) -> None:
+    notes = {"points": json.dumps([[point.x, point.scores] for point in points])}
+    with atomic(path) as part:
+        save_file({"images": torch.stack([point.images for point in points])}, part, notes)
+
+
+def _load(path: Path) -> list[Point] | None:
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
+    return [Point(x, scores, shown) for (x, scores), shown in zip(notes, images, strict=True)]

@@ -1,0 +1,58 @@
+"""Other samplers, steps and guidance weights than those that the unlearning was scored with."""
+
+from collections.abc import Iterator
+from typing import Any, final
+
+from safemax_pl.attacks.base import Attack, Bench, Point, ascending
+from safemax_pl.evaluation import ModelImages
+from safemax_pl.networks import Model
+from safemax_pl.sampler import Sampler
+
+
+@final
+class SamplerTransfer(Attack):
+    """Generates the forgotten classes under every sampler, number of steps and guidance weight of a grid.
+
+    Args:
+        samplers: for each its arguments of `Sampler`, with an ascending list of `steps`.
+        guidance_weights: w of the grid.
+        images_per_class: see `Attack`.
+    """
+
+    title = "Sampler transfer"
+    headline = "lowest ua_noise_aware"
+    axis = "sampling steps"
+
+    def __init__(
+        self,
+        samplers: list[dict[str, Any]],
+        guidance_weights: list[float],
+        images_per_class: int,
+    ):
+        super().__init__(images_per_class, guidance_weights)
+        self.samplers = [dict(settings) for settings in samplers]
+        for settings in self.samplers:
+            settings["steps"] = ascending("attacks.sampler_transfer.samplers.steps", settings.get("steps", []), 1)
+
+    def check(self, model: Model, bench: Bench) -> None:
+        super().check(model, bench)
+        for samplers, _ in self._grid().values():
+            for sampler in samplers:
+                sampler.check(model.diffusion)
+
+    def series(self) -> dict[str, int]:
+        return {name: len(samplers) for name, (samplers, _) in self._grid().items()}
+
+    def _grid(self) -> dict[str, tuple[list[Sampler], float]]:
+        """Series -> samplers and w."""
+        return {
+            f"{settings['name']}, w={w:g}": ([Sampler(**(settings | {"steps": n})) for n in settings["steps"]], w)
+            for settings in self.samplers
+            for w in self.guidance_weights
+        }
+
+    def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
+        samplers, guidance = self._grid()[series]
+        for sampler in samplers:
+            images = ModelImages(model, sampler, guidance, bench.data.image_shape)
+            yield bench.point(sampler.steps, images, self.images_per_class)
