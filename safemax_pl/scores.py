@@ -67,7 +67,7 @@ class Scores(nn.Module):
         """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
         per_class: dict[str, dict[str, float]] = {}
         result: Result = {}
-        per_label = {"retain_accuracy": self.retain_accuracy.compute()}
+        per_label = {"retain_accuracy": self.retain_accuracy.compute()} if self.retain_accuracy.update_called else {}
         if len(self.forget_labels):
             per_label = self.forgetting.compute() | per_label
         for name, values in per_label.items():
@@ -75,7 +75,7 @@ class Scores(nn.Module):
             per_class[name] = {
                 self.class_names[label]: value for label, value in enumerate(values.tolist()) if value == value
             }
-        if self.frechet.count > 0:
+        if self.frechet.update_called:
             result["fid_retain/classifier"] = self.frechet.compute().item()
         if len(self.forget_labels):
             result |= {name: value.item() for name, value in self.noise.compute().items()}

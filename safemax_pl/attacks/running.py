@@ -2,12 +2,13 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from safemax_pl.attacks.base import Attack, Bench, Point
@@ -81,6 +82,10 @@ def _save(path: Path, points: list[Point]) -> None:
 def _load(path: Path) -> list[Point] | None:
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
+    try:
+        with safe_open(path, "pt") as file:
+            notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{path} is damaged ({error}): attacking anew", stacklevel=3)
+        return None
     return [Point(x, scores, shown) for (x, scores), shown in zip(notes, images, strict=True)]
