@@ -1,0 +1,77 @@
+"""The digits' base model as the thing attacked, forgetting the 3, with few images and few steps."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from safemax_pl import networks
+from safemax_pl.attacks.base import Attack, Bench, Curves, Point
+from safemax_pl.config import build, compose
+from safemax_pl.evaluate import make_evaluator
+from safemax_pl.files import PROJECT
+from safemax_pl.networks import Model
+
+FORGOTTEN = 3
+SMALL = [
+    "experiment=digits_forget1",
+    "trainer.enable_progress_bar=false",
+    f"data.forget_classes=[{FORGOTTEN}]",
+    "sampler=dpm_solver",
+    "sampler.steps=8",
+]
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Bench:
+    cfg = compose("fit", [*SMALL, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"])
+    data = build(cfg.data)
+    return Bench(make_evaluator(cfg, data), build(cfg.model, data=data), torch.device("cpu"))
+
+
+@pytest.fixture
+def original(bench) -> Model:
+    """A copy that a test may spoil."""
+    return networks.pretrained(bench.data, str(PROJECT / "weights" / "digits"))
+
+
+@pytest.fixture(scope="session")
+def make_attack() -> Callable[..., Attack]:
+    """The attack of configs/attack/<name>.yaml with changes."""
+
+    def make(name: str, **changes) -> Attack:
+        node = OmegaConf.load(PROJECT / "configs" / "attack" / f"{name}.yaml")
+        for key, value in ({"images_per_class": 20} | changes).items():
+            OmegaConf.update(node, key.replace("__", "."), value)
+        return build(node)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def curves_of(bench) -> Callable[[Attack, Model], dict[str, list[Point]]]:
+    """All curves of a model."""
+    return lambda attack, model: {
+        series: list(attack.curve(series, copy.deepcopy(model), bench)) for series in attack.series()
+    }
+
+
+@pytest.fixture(scope="session")
+def number_of(curves_of) -> Callable[[Attack, Model], float]:
+    """The headline number of a model."""
+
+    def number(attack: Attack, model: Model) -> float:
+        curves: Curves = {name: [(p.x, p.y) for p in points] for name, points in curves_of(attack, model).items()}
+        return attack.number(curves, classes=1)
+
+    return number
+
+
+@pytest.fixture
+def without_embedding(original) -> Model:
+    """The base model with the forgotten class's embedding replaced by that of the 0: hidden, not erased."""
+    with torch.no_grad():
+        original.class_embeddings[FORGOTTEN] = original.class_embeddings[0]
+    return original
