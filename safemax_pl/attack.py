@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from safemax_pl import networks
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
-from safemax_pl.config import CONFIGS, build, quiet
+from safemax_pl.config import CONFIGS, build, load_config, quiet
+from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_json
@@ -55,7 +56,7 @@ def attack(target: str, overrides: list[str]) -> Path:
     bench = Bench(evaluator, subject.original, evaluator.make_trainer().strategy.root_device)
     models = {"unlearned": subject.model, "original": subject.original}
     if "retrain" in own:
-        models["retrain"] = networks.pretrained(subject.data, own["retrain"])
+        models["retrain"] = load_retrain(own["retrain"], subject.data)
     attacks: dict[str, Attack] = {name: build(subject.cfg.attacks[name]) for name in names}
     for one in attacks.values():
         for model in models.values():
@@ -66,6 +67,20 @@ def attack(target: str, overrides: list[str]) -> Path:
         print_block(block)
     print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
+
+
+def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
+    """The model that never knew the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder."""
+    config = Path(target) / "config.yaml"
+    if config.exists():
+        theirs = build(load_config(config).data)
+        theirs.prepare_data()
+        if known := sorted(set(data.forget_labels) - set(theirs.forget_labels)):
+            raise UserError(
+                f"retrain={target} was trained without {theirs.forget_labels}, so it knows {known}: "
+                f"give a run of unlearner=retrain with data.forget_classes={data.forget_labels}"
+            )
+    return networks.pretrained(data, target)
 
 
 def chosen(value: str | None) -> list[str]:

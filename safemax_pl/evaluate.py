@@ -150,7 +150,7 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
     cfg = override(load_config(folder / "config.yaml"), rest) if is_run else compose("fit", rest)
-    cfg = override(OmegaConf.merge(cfg, extra or {}), mine)  # type: ignore[arg-type]
+    cfg = override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
     data = build(cfg.data)
     model = networks.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None

@@ -149,7 +149,9 @@ def test_a_walk_finds_the_class_where_its_embedding_was_moved_away(make_attack, 
 def test_relearning_brings_a_hidden_class_back_before_one_that_was_never_known(
     make_attack, number_of, without_embedding, bench
 ):
-    attack = make_attack("relearning", **FAST["relearning"] | {"budget__score_at": [0, 10, 20, 30], "budget__rate": 1e-3})
+    attack = make_attack(
+        "relearning", **FAST["relearning"] | {"budget__score_at": [0, 10, 20, 30], "budget__rate": 1e-3}
+    )
     never = copy.deepcopy(without_embedding)
     never.reset(seed=0)
     hidden = number_of(attack, without_embedding)

@@ -1,0 +1,162 @@
+"""The attack command: what it writes, that it resumes, what it refuses."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from test_fit import tiny
+
+from safemax_pl import attack
+from safemax_pl.attacks.null_leak import NullLeak
+from safemax_pl.errors import UserError
+from safemax_pl.evaluate import evaluate
+from safemax_pl.files import PROJECT
+from safemax_pl.fit import fit
+
+SMALL = [
+    "sampler=dpm_solver",
+    "sampler.steps=4",
+    "attacks.sampler_transfer.samplers=[{name: ddim, steps: [3]}]",
+    "attacks.sampler_transfer.guidance_weights=[0]",
+    "attacks.null_leak.guidance_weights=[-1,0]",
+    "attacks.late_start.starts=[0.5,0.9]",
+    "attacks.embedding_interpolation.weights=[0,1]",
+    "attacks.embedding_interpolation.starts=1",
+    "attacks.relearning.images=[1,10]",
+    "attacks.relearning_without_class.samples_per_class=1",
+    *(f"attacks.{name}.images_per_class=4" for name in attack.NAMES),
+    *(
+        f"attacks.{name}.budget.{key}"
+        for name in ("embedding_inversion", "relearning", "relearning_without_class")
+        for key in ("score_at=[0,2]", "batch_size=4")
+    ),
+]
+
+
+def small(*names: str) -> list[str]:
+    """Budgets of these attacks, or of all."""
+    return [item for item in SMALL if not item.startswith("attacks.") or item.split(".")[1] in (names or attack.NAMES)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]"), "tiny")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """The base model in a diffusers folder with nothing of ours."""
+    folder = tmp_path_factory.mktemp("theirs") / "theirs"
+    for part in ("unet", "scheduler"):
+        shutil.copytree(PROJECT / "weights/digits" / part, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attacked(run, theirs):
+    attack.attack(str(run), ["attack=all", f"retrain={theirs}", *small()])
+    return json.loads((run / "metrics.json").read_text())["attacks"]
+
+
+def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attacked):
+    assert list(attacked) == attack.NAMES and len(attack.NAMES) == 7
+    for block in attacked.values():
+        values = block["headline"]["values"]
+        assert {"unlearned", "original", "retrain"} <= set(values)
+        assert ("normal_noise" in values) == ("uniform_noise" in values)
+        folder = run / block["folder"]
+        with Image.open(folder / "figure.png") as image:
+            image.verify()
+        with (folder / "curve.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        curves = block["curves"]
+        assert len(rows) == sum(len(points) for by in curves.values() for points in by.values())
+        assert [float(row["ua_noise_aware"]) for row in rows if row["model"] == "original"] == [
+            y for points in curves["original"].values() for _, y in points
+        ]
+        assert all(images.shape == (4, 1, 8, 8) for images in load_file(folder / "images.safetensors").values())
+
+
+def test_the_original_given_as_retrain_has_the_original_s_numbers(attacked):
+    for block in attacked.values():
+        assert block["headline"]["values"]["retrain"] == block["headline"]["values"]["original"]
+        assert block["weights"]["retrain"] == block["weights"]["original"] != block["weights"]["unlearned"]
+
+
+def test_an_attack_says_what_it_was_worth_and_how_it_was_judged(attacked):
+    protocol = attacked["relearning"]["protocol"]
+    assert protocol["attack"]["images"] == [1, 10] and protocol["attack"]["budget"]["score_at"] == [0, 2]
+    assert protocol["sampler"]["steps"] == 4 and protocol["classifier"] and protocol["original"]
+    assert attacked["relearning"]["headline"]["limit"] == 2
+
+
+def test_the_scores_of_the_run_stay(run, attacked):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"scores", "protocol", "training"} <= set(metrics)
+    assert json.loads((evaluate(str(run), []) / "metrics.json").read_text())["scores"] == metrics["scores"]
+
+
+def test_finished_curves_are_not_made_again(run, attacked, monkeypatch):
+    def broken(*_):
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr(NullLeak, "curve", broken)
+    attack.attack(str(run), ["attack=null_leak", *small("null_leak")])
+    again = json.loads((run / "metrics.json").read_text())["attacks"]
+    assert again["null_leak"]["curves"]["unlearned"] == attacked["null_leak"]["curves"]["unlearned"]
+    with pytest.raises(AssertionError, match="attacked again"):
+        attack.attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=5"])
+
+
+def test_a_damaged_curve_is_made_again(run, theirs, attacked):
+    for path in (run.parent / "cache" / "attacks").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="is damaged"):
+        attack.attack(str(run), ["attack=[null_leak]", f"retrain={theirs}", *small("null_leak")])
+    again = json.loads((run / "metrics.json").read_text())["attacks"]["null_leak"]
+    assert again["curves"] == attacked["null_leak"]["curves"]
+
+
+def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
+    ours = ["data=digits", "data.forget_classes=[3]", "trainer=cpu", f"runs_dir={tmp_path}/runs"]
+    ours += [f"data.cache_dir={tmp_path}/cache", "trainer.enable_progress_bar=false"]
+    folder = attack.attack(str(theirs), ["attack=late_start", *ours, *small("late_start")])
+    values = json.loads((folder / "metrics.json").read_text())["attacks"]["late_start"]["headline"]["values"]
+    assert folder == tmp_path / "runs" / "evaluate_theirs"
+    assert values["unlearned"] == values["original"] < 0.3  # it is the base model itself
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which attack"),
+        (["attack=relearn"], "did you mean 'relearning'"),
+        (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
+        (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),
+        (["attack=null_leak", "data.forget_classes=[]"], "nothing was forgotten"),
+        (["attack=null_leak", "retrain=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_named(run, arguments, message):
+    with pytest.raises(UserError, match=message):
+        attack.attack(str(run), arguments)
+
+
+def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    config = tmp_path / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("- 3\n", "- 5\n"))
+    with pytest.raises(UserError, match=r"without \[5\], so it knows \[3\]"):
+        attack.attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}"])
+
+
+def test_the_command_explains_itself():
+    done = subprocess.run(
+        [sys.executable, "-m", "safemax_pl.attack"], capture_output=True, text=True, cwd=PROJECT, check=True
+    )
+    assert "attack=all" in done.stdout and "embedding_inversion" in done.stdout
