@@ -2,6 +2,7 @@
 
 Usage:
   python -m safemax_pl.fit_classifier experiment=digits_classifier
+  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      the second judge, of another kind
   python -m safemax_pl.fit_classifier experiment=cifar10_classifier data.path=FOLDER_WITH_PARQUET
 
 The run's folder gets classifier/ (model.safetensors and config.json with its scores) and last.ckpt. The same command
@@ -44,7 +45,7 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     calibration = Split(*(field[held] for field in train_split))
     data.leave_out(held)
     data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
-    classifier = Classifier(data.class_names, data.image_shape, list(cfg.widths), cfg.blocks)
+    classifier = Classifier(data.class_names, data.image_shape, build(cfg.architecture, _convert_="all"))
     module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
     run.begin()
     loggers = make_loggers(cfg.get("logger"), run.folder)

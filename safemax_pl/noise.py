@@ -65,16 +65,40 @@ def blended(keys: Tensor, real: Tensor) -> Tensor:
     return ((1 - trace) * 0.8 * _normal(keys, real) + trace * real).clamp(-1, 1)
 
 
+def faint(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise of any σ in (0.02, 0.2), weaker than any of the training."""
+    return (_spread(keys, 0.02, 0.2) * _normal(keys, real)).clamp(-1, 1)
+
+
+def strong(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise of any σ in (1.5, 5), stronger than any of the training, clamped."""
+    return (_spread(keys, 1.5, 5.0) * _normal(keys, real)).clamp(-1, 1)
+
+
 def salt_and_pepper(keys: Tensor, real: Tensor) -> Tensor:
     """Pixels that are either −1 or 1."""
     return torch.where(_uniform(keys, real) < 0, -1.0, 1.0)
 
 
+def salt(keys: Tensor, real: Tensor) -> Tensor:
+    """White pixels, a share in (0.1, 0.5) of all, scattered on black."""
+    return torch.where(_uniform(keys, real) < 2 * _spread(keys, 0.1, 0.5) - 1, 1.0, -1.0)
+
+
 def patches(keys: Tensor, real: Tensor) -> Tensor:
     """Uniform noise in squares of 2×2 pixels."""
+    return _squares(keys, real, 2)
+
+
+def large_patches(keys: Tensor, real: Tensor) -> Tensor:
+    """Uniform noise in squares of 4×4 pixels."""
+    return _squares(keys, real, 4)
+
+
+def _squares(keys: Tensor, real: Tensor, edge: int) -> Tensor:
     _, channels, height, width = real.shape
-    small = 2 * streams.uniform(keys, Stream.CORRUPTION, (channels, -(-height // 2), -(-width // 2))) - 1
-    return F.interpolate(small, scale_factor=2, mode="nearest")[..., :height, :width]
+    small = 2 * streams.uniform(keys, Stream.CORRUPTION, (channels, -(-height // edge), -(-width // edge))) - 1
+    return F.interpolate(small, scale_factor=edge, mode="nearest")[..., :height, :width]
 
 
 def high_pass(keys: Tensor, real: Tensor) -> Tensor:
@@ -89,8 +113,54 @@ def laplace(keys: Tensor, real: Tensor) -> Tensor:
     return (-0.5 * u.sign() * torch.log1p(-u.abs())).clamp(-1, 1)
 
 
+def stripes(keys: Tensor, real: Tensor) -> Tensor:
+    """Uniform noise that is the same along every row of the image, or along every column."""
+    rows = _uniform(keys, real)[..., :1].expand_as(real)
+    columns = _uniform(keys, real)[..., :1, :].expand_as(real)
+    return torch.where(_spread(keys, 0.0, 1.0) < 0.5, rows, columns)
+
+
+def low_pass(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise of frequencies below 1/4 per pixel, brought to σ = 0.6, clamped."""
+    return _filtered(keys, real, lambda frequency: frequency < 0.25)
+
+
+def band_pass(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise of frequencies from 1/4 to 3/8 per pixel, brought to σ = 0.6, clamped."""
+    return _filtered(keys, real, lambda frequency: (frequency >= 0.25) & (frequency <= 0.375))
+
+
+def pink(keys: Tensor, real: Tensor) -> Tensor:
+    """Gaussian noise whose amplitude falls with the frequency as in natural images, σ = 0.6, clamped."""
+    return _filtered(keys, real, lambda frequency: 1 / frequency.clamp(min=frequency[frequency > 0].min()))
+
+
+def _filtered(keys: Tensor, real: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """White noise times `gain` of the radial frequency (cycles per pixel, `[H, W // 2 + 1]`), at σ = 0.6, clamped."""
+    height, width = real.shape[2:]
+    down = torch.fft.fftfreq(height, device=real.device)
+    right = torch.fft.rfftfreq(width, device=real.device)
+    weight = gain((down[:, None] ** 2 + right**2).sqrt()).to(real.dtype)
+    filtered = torch.fft.irfft2(torch.fft.rfft2(_normal(keys, real)) * weight, s=(height, width))
+    sides = torch.where((right == 0) | (right == 0.5), 1, 2)  # a real image's spectrum is symmetric: half is kept
+    variance = (weight**2 * sides).sum() / (height * width)
+    return (0.6 * filtered / variance.sqrt()).clamp(-1, 1)
+
+
+def blend(keys: Tensor, real: Tensor, weight: float) -> Tensor:
+    """Real images of which a share `weight` in [0, 1] has become unit normal noise, clamped."""
+    return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)
+
+
 TRAINED_ON: dict[str, Corruption] = {f.__name__: f for f in (gaussian, uniform, blurred, shuffled, blended)}
-HELD_OUT: dict[str, Corruption] = {f.__name__: f for f in (salt_and_pepper, patches, high_pass, laplace)}
+HELD_OUT: dict[str, Corruption] = {
+    f.__name__: f
+    for f in (
+        *(faint, strong, laplace, salt_and_pepper, salt),
+        *(patches, large_patches, stripes),
+        *(low_pass, band_pass, high_pass, pink),
+    )
+}
 CONTROLS: dict[str, Corruption] = {"normal_noise": unit_normal, "uniform_noise": unit_uniform}
 
 

@@ -1,0 +1,105 @@
+"""What a judge can be made of: a residual network or a mixer, which share no kind of layer but the last one."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safemax_pl.errors import UserError
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (https://arxiv.org/abs/1512.03385), `[B, in, H, W]` to `[B, out, ...]`."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(outside)
+        self.conv_2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(outside)
+        same = inside == outside and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.norm_1(self.conv_1(x)))
+        return F.relu(self.norm_2(self.conv_2(hidden)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A residual network that also shows its penultimate features.
+
+    Args:
+        image_shape: (channels, height, width); the network takes any height and width.
+        num_outputs: number of logits.
+        widths: channels of each stage; every stage but the first halves the resolution.
+        blocks: residual blocks per stage.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], blocks: int):
+        super().__init__()
+        self.stem = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
+        before = [widths[0], *widths[:-1]]
+        self.stages = nn.Sequential(
+            *(
+                ResidualBlock(inside if i == 0 else outside, outside, 2 if i == 0 and stage > 0 else 1)
+                for stage, (inside, outside) in enumerate(zip(before, widths, strict=True))
+                for i in range(blocks)
+            )
+        )
+        self.head = nn.Linear(widths[-1], num_outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
+        features = self.stages(self.stem(x)).mean(dim=(2, 3))
+        return self.head(features), features
+
+
+class MixerBlock(nn.Module):
+    """One perceptron over the patches and one over the channels, `[B, tokens, width]` to the same (eq. 1)."""
+
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.norm_tokens, self.norm_channels = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix_tokens = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
+        self.mix_channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix_tokens(self.norm_tokens(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.mix_channels(self.norm_channels(x))
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer (https://arxiv.org/abs/2105.01601): patches and perceptrons, no convolution and no batch norm.
+
+    Args:
+        image_shape: (channels, height, width); both divide by `patch`.
+        num_outputs: number of logits.
+        patch: edge of the square patches, in pixels.
+        width: channels of every patch.
+        blocks: how often patches and channels are mixed.
+
+    Raises:
+        UserError: when the patches do not tile the image.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, patch: int, width: int, blocks: int):
+        super().__init__()
+        channels, height, image_width = image_shape
+        if patch < 1 or height % patch or image_width % patch:
+            raise UserError(
+                f"architecture.patch={patch} does not tile images of {height}×{image_width} pixels: "
+                "give a divisor of both"
+            )
+        self.patch = patch
+        tokens = (height // patch) * (image_width // patch)
+        self.embed = nn.Linear(channels * patch**2, width)
+        self.blocks = nn.Sequential(*(MixerBlock(tokens, width) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, width]`."""
+        patches = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)  # [B, tokens, channels × patch²]
+        features = self.norm(self.blocks(self.embed(patches))).mean(dim=1)
+        return self.head(features), features
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (ResNet, Mixer)}
