@@ -60,6 +60,13 @@ class Classifier(nn.Module):
         logits, features = self.plain(x)
         return Verdict(logits / self.temperature, self.noise_aware(x)[0], features)
 
+    def summary(self) -> dict[str, Any]:
+        """What a protocol says of a judge: its hash, its accuracies on real test images, its temperature."""
+        scores = self.info.get("scores", {})
+        return {"hash": self.digest} | {
+            name: scores.get(name) for name in ("accuracy", "accuracy_noise_aware", "temperature")
+        }
+
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, atomically."""
         config = {

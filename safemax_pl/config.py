@@ -29,6 +29,15 @@ CONFIGS = PROJECT / "configs"
 OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), replace=True)
 
 
+def _shipped(path: str) -> str | None:
+    """A path inside weights/ if it is there; otherwise null."""
+    found = PROJECT / "weights" / path
+    return str(found) if found.exists() else None
+
+
+OmegaConf.register_new_resolver("shipped", _shipped, replace=True)
+
+
 def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any]) -> None:
     """Run `task` as a command line: help, overrides, multirun and `--cfg` by Hydra, bad input as one line."""
     overrides, flags = split_arguments(sys.argv[1:])

@@ -39,9 +39,10 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     """The evaluator that a configuration describes.
 
     Raises:
-        UserError: when the classifier is missing, damaged or made for other data.
+        UserError: when a classifier is missing, damaged or made for other data.
     """
     classifier = Classifier.load(cfg.classifier, data)
+    second = cfg.get("second_classifier")  # runs of 0.2.0 have none
 
     def make_trainer() -> Trainer:
         settings = {"logger": False, "enable_checkpointing": False, "callbacks": progress_bars(cfg.trainer)}
@@ -55,6 +56,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         cache_dir=data.cache_dir,
         make_trainer=make_trainer,
         precision=str(cfg.trainer.precision),
+        second_classifier=Classifier.load(second, data, "second_classifier") if second is not None else None,
         **settings,
     )
 

@@ -85,6 +85,10 @@ class Evaluator:
         make_trainer: makes a Lightning Trainer for testing.
         final: the plan that a run's metrics.json holds.
         precision: of the trainer, for the protocol.
+        second_classifier: another judge, which must agree; None for none.
+
+    Raises:
+        UserError: for settings that score nothing, and when both judges are the same.
     """
 
     def __init__(
@@ -99,12 +103,20 @@ class Evaluator:
         make_trainer: Callable[[], Trainer],
         final: str = "standard",
         precision: str = "32-true",
+        second_classifier: Classifier | None = None,
     ):
         if not isinstance(guidance, list) or not guidance or not all(isinstance(w, int | float) for w in guidance):
             raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
         if batch_size < 1:
             raise UserError(f"evaluation.batch_size={batch_size}: give at least 1")
+        if second_classifier is not None and second_classifier.digest == classifier.digest:
+            raise UserError(
+                f"second_classifier has the weights of classifier ({classifier.digest}), so it can't disagree: train "
+                f"another with `python -m safemax_pl.fit_classifier experiment={data.name}_second_classifier`, or give "
+                "second_classifier=null"
+            )
         self.data, self.classifier, self.sampler = data, classifier, sampler
+        self.second_classifier = second_classifier
         self.guidance = [float(w) for w in guidance]
         self.plans, self.batch_size, self.final, self.precision = plans, batch_size, final, precision
         self.cache_dir, self.make_trainer = cache_dir, make_trainer
@@ -127,7 +139,7 @@ class Evaluator:
 
     def scores(self, original: Tensor | None = None) -> Scores:
         """Fresh metrics; `original` as in `Scores`."""
-        return Scores(self.classifier, self.data, self.reference(), original)
+        return Scores(self.classifier, self.data, self.reference(), original, self.second_classifier)
 
     def test(self, make_images: nn.Module, plan: SamplingPlan, original: Tensor | None = None) -> tuple[Result, Tensor]:
         """Sample and score a plan; returns the scores and all images, uint8 `[N, C, H, W]`."""
@@ -179,7 +191,6 @@ class Evaluator:
 
     def protocol(self, plan_name: str) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the weights."""
-        made = self.classifier.info.get("scores", {})
         return {
             "version": PROTOCOL_VERSION,
             "plan": {"name": plan_name, "rows": len(self.plan(plan_name)), **self.plans[plan_name]},
@@ -190,8 +201,8 @@ class Evaluator:
             "data": {"name": self.data.name, "fingerprint": self.data.source.fingerprint},
             "reference": {"split": "train, retain classes, equal weights", "n": self.reference().n},
             "features": {"network": "classifier", "hash": self.classifier.digest},
-            "classifier": {"hash": self.classifier.digest}
-            | {name: made.get(name) for name in ("accuracy", "accuracy_noise_aware", "temperature")},
+            "classifier": self.classifier.summary(),
+            "second_classifier": self.second_classifier.summary() if self.second_classifier is not None else None,
             "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",

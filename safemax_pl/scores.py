@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from safemax_pl.classifier import Classifier
+from safemax_pl.classifier import Classifier, Verdict
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.images import to_uint8
+from safemax_pl.metrics.agreement import Disagreement
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
@@ -25,6 +26,8 @@ class Scores(nn.Module):
         data: names the classes and says which are forgotten.
         reference: feature statistics of the real retain images.
         original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
+        second_classifier: another judge, for `ua_noise_aware/second`, `retain_accuracy/second` and
+            `judge_disagreement`; None for none.
     """
 
     forget_labels: Tensor
@@ -35,6 +38,7 @@ class Scores(nn.Module):
         data: ForgetRetainDataModule,
         reference: FeatureStatistics,
         original: Tensor | None = None,
+        second_classifier: Classifier | None = None,
     ):
         super().__init__()
         self.classifier, self.class_names = classifier, data.class_names
@@ -45,12 +49,18 @@ class Scores(nn.Module):
         self.noise = NoiseStatistics()
         self.drift = Drift(original) if original is not None else None
         self.gallery = Gallery()
+        self.second_classifier = second_classifier
+        if second_classifier is not None:
+            self.second_forgetting = Forgetting(data.num_classes)
+            self.second_retain_accuracy = RetainAccuracy(data.num_classes)
+            self.disagreement = Disagreement(data.num_classes)
 
     def update(self, images: Tensor, rows: Rows) -> None:
         """Score float images `[B, C, H, W]` made for `rows`."""
         pixels = to_uint8(images)
         with torch.autocast(images.device.type, enabled=False):  # the reference features are in full precision
             verdict = self.classifier(pixels)
+            second = self.second_classifier(pixels) if self.second_classifier is not None else None
         forget = torch.isin(rows.labels, self.forget_labels)
         self.gallery.update(pixels, rows)
         if forget.any():
@@ -62,6 +72,14 @@ class Scores(nn.Module):
             self.frechet.update(verdict.features[retain])
             if self.drift is not None:
                 self.drift.update(pixels[retain], rows.position[retain])
+        if second is not None:
+            self._ask_second(verdict, second, rows.labels, forget)
+
+    def _ask_second(self, verdict: Verdict, second: Verdict, labels: Tensor, forget: Tensor) -> None:
+        self.disagreement.update(verdict, second, labels)
+        for part, metric in ((forget, self.second_forgetting), (~forget, self.second_retain_accuracy)):
+            if part.any():
+                metric.update(Verdict(*(logits[part] for logits in second)), labels[part])
 
     def compute(self) -> Result:
         """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
@@ -70,6 +88,8 @@ class Scores(nn.Module):
         per_label = {"retain_accuracy": self.retain_accuracy.compute()} if self.retain_accuracy.update_called else {}
         if len(self.forget_labels):
             per_label = self.forgetting.compute() | per_label
+        if self.second_classifier is not None:
+            per_label |= self._second_opinion()
         for name, values in per_label.items():
             result[name] = values.nanmean().item()
             per_class[name] = {
@@ -82,6 +102,15 @@ class Scores(nn.Module):
         if self.drift is not None:
             result["drift"] = self.drift.compute().item()
         return result | {"per_class": per_class}
+
+    def _second_opinion(self) -> dict[str, Tensor]:
+        """What the second classifier adds to the scores per label, each `[C]`."""
+        found = {"judge_disagreement": self.disagreement.compute()}
+        if self.second_retain_accuracy.update_called:
+            found["retain_accuracy/second"] = self.second_retain_accuracy.compute()
+        if len(self.forget_labels):
+            found["ua_noise_aware/second"] = self.second_forgetting.compute()["ua_noise_aware"]
+        return found
 
     def reset(self) -> None:
         """Forget all updates."""

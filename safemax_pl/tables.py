@@ -7,16 +7,19 @@ from rich.table import Table
 
 COLUMNS = (
     "ua_noise_aware",
+    "ua_noise_aware/second",
     "ua",
     "noise_rate",
     "forget_probability",
     "entropy",
     "retain_accuracy",
+    "retain_accuracy/second",
     "fid_retain/classifier",
     "drift",
     "noise_std",
     "noise_saturation",
     "noise_correlation",
+    "judge_disagreement",
 )
 
 

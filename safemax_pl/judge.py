@@ -1,0 +1,103 @@
+"""Judge a judge: does a classifier tell noise that it has never seen from real images?
+
+Usage:
+  python -m safemax_pl.judge weights/digits/classifier data=digits
+  python -m safemax_pl.judge runs/cifar10_classifier/classifier data=cifar10 data.path=FOLDER images=5000
+
+Writes into a folder of runs_dir: operating_curve.png (detection of every kind of held-out noise against false alarms on
+the real test images), blend_curve.png (what is said of real images as they turn into noise), the numbers of both and
+the control table (what plain `ua` would report for the same noise, for every class) as CSV, and judge.json. Every
+setting is in configs/judge.yaml.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from safemax_pl import figures
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import build, compose, quiet
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.noise import CONTROLS
+from safemax_pl.operating import Operation, measure, tables
+from safemax_pl.runs import provenance
+
+
+def judge(target: str, overrides: list[str]) -> Path:
+    """Measure the classifier in the folder `target`; returns the folder with the figures."""
+    cfg = compose("judge", overrides)
+    if cfg.images < 1:
+        raise UserError(f"images={cfg.images}: give at least 1 image of each kind of noise")
+    data: ForgetRetainDataModule = build(cfg.data)
+    classifier = Classifier.load(target, data).to("cuda" if torch.cuda.is_available() else "cpu")
+    operation = measure(classifier, data.source.test, cfg.images, cfg.seed)
+    out = Path(cfg.runs_dir) / f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}"
+    sizes = {"n": cfg.images, "seed": cfg.seed}
+    for name, rows in tables(operation).items():
+        with atomic(out / f"{name}.csv") as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], *sizes])
+            writer.writeheader()
+            writer.writerows(row | sizes for row in rows)
+    subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
+    figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
+    figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
+    write_json(
+        out / "judge.json",
+        {
+            "classifier": classifier.summary() | {"architecture": classifier.architecture},
+            "data": {"name": data.name, "fingerprint": data.source.fingerprint},
+            "false_alarms": {"rate": operation.false_alarms, "n": operation.real},
+            **sizes,
+            "provenance": provenance(),
+        },
+    )
+    print_operation(operation, f"{target}, {subject}")
+    print(f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, judge.json")
+    return out
+
+
+def print_operation(operation: Operation, title: str) -> None:
+    """Print the false alarms, the detection of held-out noise, the blends and the control table."""
+    console = Console()
+    console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    console.print(f"false alarms: {operation.false_alarms:.4f} of {operation.real} real test images are called noise")
+    table = Table("noise", title="noise that it was not trained on", title_justify="left")
+    for column in ("called noise", "at 1 % false alarms", "AUROC"):
+        table.add_column(column, justify="right")
+    for kind, found in operation.detections.items():
+        table.add_row(kind, f"{found.noise_rate:.4f}", f"{found.at_one_percent:.4f}", f"{found.auroc:.4f}")
+    console.print(table)
+    table = Table("share of noise", title="real images that turn into noise", title_justify="left")
+    for column in ("called noise", "called its class"):
+        table.add_column(column, justify="right")
+    for blend in operation.blends[::2]:
+        table.add_row(f"{blend.weight:.1f}", f"{blend.called_noise:.3f}", f"{blend.called_its_class:.3f}")
+    console.print(table)
+    table = Table("class", title="what would be reported for pure noise", title_justify="left")
+    for kind in CONTROLS:
+        for score in ("ua", "ua_noise_aware"):
+            table.add_column(f"{kind.replace('_', ' ')}\n{score}", justify="right")
+    for name in dict.fromkeys(control.forget_class for control in operation.controls):
+        rows = [row for row in operation.controls if row.forget_class == name and row.noise in CONTROLS]
+        table.add_row(name, *(f"{score:.3f}" for row in rows for score in (row.ua, row.ua_noise_aware)))
+    console.print(table)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    quiet()
+    with clear_errors():
+        judge(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    main()
