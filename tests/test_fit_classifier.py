@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax_pl import noise, streams
+from safemax_pl.architectures import Mixer, ResNet
 from safemax_pl.classifier import Classifier
 from safemax_pl.classifier_training import ClassifierModule, calibrate, judge, score_classifier, shifted
 from safemax_pl.config import compose
@@ -28,7 +30,7 @@ def confident(scale: float) -> Classifier:
     """A small classifier with random weights whose plain logits are spread by about `scale`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        classifier = Classifier(["a", "b", "c"], (1, 8, 8), [4, 4], 1)
+        classifier = Classifier(["a", "b", "c"], (1, 8, 8), partial(ResNet, widths=[4, 4], blocks=1))
         for _ in range(20):  # the running statistics settle
             classifier(images(200))
     classifier.eval().requires_grad_(False)
@@ -192,25 +194,22 @@ def test_scores_can_be_written_as_json(scores):
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
+TINY = [
+    "experiment=digits_classifier",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=5",
+    "logger=csv",
+    "architecture.widths=[8,8]",
+    "batch_size=32",
+    "optimizer.lr=0.03",
+]
+
+
 def config(folder: Path, *overrides: str) -> DictConfig:
-    return compose(
-        "fit_classifier",
-        [
-            "experiment=digits_classifier",
-            "trainer=cpu",
-            "trainer.enable_progress_bar=false",
-            "trainer.max_steps=20",
-            "trainer.val_check_interval=10",
-            "trainer.log_every_n_steps=5",
-            "logger=csv",
-            "widths=[8,8]",
-            "batch_size=32",
-            "optimizer.lr=0.03",
-            f"runs_dir={folder}",
-            f"data.cache_dir={folder.parent}/cache",
-            *overrides,
-        ],
-    )
+    return compose("fit_classifier", [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder.parent}/cache", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +241,7 @@ def assert_same_weights(mine: Path, theirs: Path) -> None:
 def test_a_run_writes_a_classifier_that_loads(finished):
     cfg = config(finished.parent)
     loaded = Classifier.load(finished / "classifier", instantiate(cfg.data))
-    assert loaded.architecture == {"widths": [8, 8], "blocks": 1}
+    assert loaded.architecture == {"name": "ResNet", "widths": [8, 8], "blocks": 1}
     assert loaded.temperature != 1
 
 
@@ -271,6 +270,27 @@ def test_both_networks_learn(finished):
         rows = list(csv.DictReader(file))
     for name in ("loss/plain", "loss/noise_aware"):
         assert float(rows[-1][name]) < 0.9 * float(rows[0][name])
+
+
+def test_the_second_judge_is_trained_by_the_same_command(tmp_path, finished):
+    overrides = [item for item in TINY if not item.startswith(("architecture.", "experiment="))]
+    overrides += ["experiment=digits_second_classifier", "architecture.width=16", "architecture.blocks=1"]
+    overrides += [f"runs_dir={tmp_path}", f"data.cache_dir={finished.parent.parent}/cache"]
+    folder = fit_classifier(compose("fit_classifier", overrides), "second")
+    loaded = Classifier.load(folder / "classifier", instantiate(config(tmp_path).data))
+    assert isinstance(loaded.noise_aware, Mixer)
+    assert loaded.info["seed"] == 1
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["loss/plain"]) < 0.95 * float(rows[0]["loss/plain"])
+
+
+def test_patches_that_do_not_tile_the_image_are_refused_before_the_folder_is_claimed(tmp_path):
+    overrides = [item for item in TINY if not item.startswith("architecture.")] + [f"runs_dir={tmp_path}"]
+    cfg = compose("fit_classifier", [*overrides, "experiment=null", "architecture=mixer", "architecture.patch=3"])
+    with pytest.raises(UserError, match=r"architecture.patch=3 does not tile images of 8×8"):
+        fit_classifier(cfg, "run")
+    assert not (tmp_path / "run").exists()
 
 
 def train_again(*_: object) -> None:

@@ -55,9 +55,9 @@ def test_pure_noise_does_not_depend_on_the_real_images(kind):
 
 @each_kind
 def test_no_kind_shows_the_shape_of_the_real_images(kind):
-    keys, real = keys_and_images((3, 32, 32))
+    keys, real = keys_and_images((3, 32, 32), count=300)
     rows = KINDS[kind](keys, real).mean(dim=(0, 1, 3))
-    assert rows.abs().max() < 0.2
+    assert (rows - rows.mean()).abs().max() < 0.1
 
 
 def test_shuffling_keeps_the_pixels_of_an_image_and_moves_them():
@@ -80,7 +80,14 @@ def test_high_pass_noise_avoids_the_value_of_its_neighbour():
 
 
 @pytest.mark.parametrize(
-    ("kind", "low", "high"), [("gaussian", 0.2, 0.85), ("uniform", 0.3 / 3**0.5, 1 / 3**0.5), ("blurred", 0.3, 0.8)]
+    ("kind", "low", "high"),
+    [
+        ("gaussian", 0.2, 0.85),
+        ("uniform", 0.3 / 3**0.5, 1 / 3**0.5),
+        ("blurred", 0.3, 0.8),
+        ("faint", 0.02, 0.2),
+        ("strong", 0.82, 0.95),
+    ],
 )
 def test_the_strength_varies_between_the_images(kind, low, high):
     keys, real = keys_and_images((3, 10, 10), count=100)
@@ -101,6 +108,68 @@ def test_salt_and_pepper_is_black_or_white_in_equal_shares():
     images = noise.salt_and_pepper(keys, real)
     assert images.unique().tolist() == [-1, 1]
     assert abs(float(images.mean())) < 0.02
+
+
+def test_salt_is_white_on_black_in_shares_that_vary():
+    keys, real = keys_and_images((3, 32, 32), count=100)
+    images = noise.salt(keys, real)
+    assert images.unique().tolist() == [-1, 1]
+    white = (images == 1).float().mean(dim=(1, 2, 3))
+    assert 0.08 < white.min() < 0.15 and 0.45 < white.max() < 0.53
+
+
+def test_large_patches_are_squares_of_four_pixels():
+    keys, real = keys_and_images((1, 8, 8))
+    squares = noise.large_patches(keys, real).unfold(2, 4, 4).unfold(3, 4, 4).flatten(-2)
+    assert (squares == squares[..., :1]).all()
+    assert squares[..., 0].unique().numel() == 10 * 4
+
+
+def test_stripes_run_along_rows_or_columns():
+    keys, real = keys_and_images((1, 9, 9), count=60)
+    images = noise.stripes(keys, real)
+    along_rows = (images == images[..., :1]).flatten(1).all(dim=1)
+    along_columns = (images == images[..., :1, :]).flatten(1).all(dim=1)
+    assert (along_rows ^ along_columns).all()
+    assert 15 < along_rows.sum() < 45
+
+
+def power(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Radial frequency in cycles per pixel, and the share of the power at it, both `[H, W]`."""
+    edge = images.shape[-1]
+    frequency = torch.fft.fftfreq(edge)
+    spectrum = torch.fft.fft2(images).abs().square().mean(dim=(0, 1))
+    return (frequency[:, None] ** 2 + frequency**2).sqrt(), spectrum / spectrum.sum()
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("low_pass", 0.0, 0.25), ("band_pass", 0.25, 0.376)])
+def test_filtered_noise_has_the_frequencies_of_its_name(kind, low, high):
+    keys, real = keys_and_images((1, 32, 32), count=50)
+    frequency, share = power(KINDS[kind](keys, real))
+    assert share[(frequency >= low) & (frequency < high)].sum() > 0.9  # clamping makes some of the others
+
+
+def test_the_power_of_pink_noise_falls_with_the_square_of_the_frequency():
+    keys, real = keys_and_images((1, 32, 32), count=200)
+    frequency, share = power(noise.pink(keys, real))
+    near = [share[(frequency - centre).abs() < 0.02].mean() for centre in (0.1, 0.2)]
+    assert float(near[0] / near[1]) == pytest.approx(4, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["low_pass", "band_pass", "pink"])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 9, 9), (1, 8, 12)], ids=str)
+def test_filtered_noise_has_its_standard_deviation(kind, shape):
+    keys, real = keys_and_images(shape, count=400)
+    images = KINDS[kind](keys, real)
+    assert float(images.square().mean().sqrt()) == pytest.approx(0.547, abs=0.02)  # of clamped N(0, 0.6²)
+
+
+def test_a_blend_goes_from_the_real_image_to_unit_noise():
+    keys, real = keys_and_images((3, 9, 9))
+    assert torch.equal(noise.blend(keys, real, 0), real)
+    torch.testing.assert_close(noise.blend(keys, real, 1), noise.unit_normal(keys, real))
+    closeness = [float((noise.blend(keys, real, weight) - real).abs().mean()) for weight in (0.1, 0.4, 0.7, 1)]
+    assert closeness == sorted(closeness)
 
 
 def test_patches_are_squares_of_two_pixels():

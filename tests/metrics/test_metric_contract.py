@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl.classifier import Verdict
+from safemax_pl.metrics.agreement import Disagreement
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
@@ -43,6 +44,7 @@ def update(metric: Metric, rows: list[int]) -> None:
     arguments = {
         Forgetting: (verdict, plan.labels),
         RetainAccuracy: (verdict, plan.labels),
+        Disagreement: (verdict, verdict._replace(noise_aware=verdict.noise_aware.roll(1, dims=0)), plan.labels),
         FrechetDistance: (verdict.features,),
         NoiseStatistics: (images[rows],),
         Drift: (pixels[rows], plan.position),
