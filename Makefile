@@ -30,6 +30,8 @@ lint: .venv/ready
 
 weights: .venv/ready         ## train again what weights/digits holds: half an hour on two cores
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
-	mkdir -p weights/digits && cp -r runs/digits_classifier/classifier weights/digits/
+	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_second_classifier
+	mkdir -p weights/digits/second_classifier && cp -r runs/digits_classifier/classifier weights/digits/
+	cp runs/digits_second_classifier/classifier/* weights/digits/second_classifier/
 	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
 	cd runs/digits_pretrain && cp -r unet scheduler data.json config.yaml metrics.json samples.png ../../weights/digits/

@@ -16,7 +16,7 @@ from safemax_pl.plans import SamplingPlan
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-LINES = [  # twelve lines that are told apart, also without colours (Okabe and Ito, 2008)
+LINES: list[dict[str, Any]] = [  # fourteen lines that are told apart, also without colours (Okabe and Ito, 2008)
     {"color": colour, "ls": dashes}
     for dashes in ("-", "--")
     for colour in ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -133,6 +133,7 @@ def operating_curve(path: Path, operation: Operation, title: str) -> None:
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
         frameon=False,
+        alignment="left",
     )
     axis.grid(alpha=0.3)
     _save(figure, path)
