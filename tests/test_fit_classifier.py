@@ -286,8 +286,8 @@ def test_the_second_judge_is_trained_by_the_same_command(tmp_path, finished):
 
 
 def test_patches_that_do_not_tile_the_image_are_refused_before_the_folder_is_claimed(tmp_path):
-    overrides = [item for item in TINY if not item.startswith("architecture.")] + [f"runs_dir={tmp_path}"]
-    cfg = compose("fit_classifier", [*overrides, "experiment=null", "architecture=mixer", "architecture.patch=3"])
+    overrides = ["experiment=digits_second_classifier", "architecture.patch=3", f"runs_dir={tmp_path}"]
+    cfg = compose("fit_classifier", [*overrides, f"data.cache_dir={tmp_path}/cache"])
     with pytest.raises(UserError, match=r"architecture.patch=3 does not tile images of 8×8"):
         fit_classifier(cfg, "run")
     assert not (tmp_path / "run").exists()

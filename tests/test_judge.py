@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from safemax_pl import judge, noise
+from safemax_pl import figures, judge, noise
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
@@ -41,6 +41,11 @@ def test_the_folder_holds_both_pictures_all_tables_and_where_they_come_from(writ
     assert origin["classifier"]["hash"] in (SHIPPED / ".." / "metrics.json").read_text()
     assert (origin["n"], origin["seed"], origin["false_alarms"]["n"]) == (200, 1, 359)
     assert {"command", "commit", "hardware"} <= set(origin["provenance"])
+
+
+def test_every_kind_of_noise_has_a_line_of_its_own():
+    looks = {(line["color"], line["ls"]) for line in figures.LINES}
+    assert len(looks) == len(figures.LINES) >= len(noise.HELD_OUT)
 
 
 def test_every_row_names_its_number_of_images_and_its_seed(written):
