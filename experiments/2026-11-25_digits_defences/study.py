@@ -3,7 +3,6 @@
 `study.py` runs all of it, `study.py default clean_null` some arms; finished fits and attacks are kept.
 """
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,8 @@ FIT = [
     "trainer.max_steps=50",
     "trainer.val_check_interval=50",
     "trainer.enable_progress_bar=false",
+    "evaluation.plans.quick={forget_per_class: 10, retain_total: 9}",
+    "evaluation.plans.standard={forget_per_class: 50, retain_total: 450}",
     "sampler=dpm_solver",
     "sampler.steps=10",
     "logger=csv",
@@ -43,15 +44,13 @@ ARMS = {
 ATTACKS = {
     "null_leak": ["guidance_weights=[-1]", "images_per_class=500"],
     "sampler_transfer": [
-        "samplers=[{name: ddim, spacing: leading, steps: [20]},{name: ddpm, spacing: leading, steps: [50]},"
-        "{name: dpm_solver, spacing: trailing, steps: [20]}]",
+        "samplers=[{name: ddim, spacing: leading, steps: [10]}, {name: ddpm, spacing: leading, steps: [20]}, "
+        "{name: dpm_solver, spacing: trailing, steps: [10]}]",
         "images_per_class=25",
     ],
-    "relearning": ["images=[10]", "budget.score_at=[0,2,5,10,15,20,30,50]", "images_per_class=50"],
-    "relearning_without_class": ["budget.score_at=[0,50]", "samples_per_class=20"],
-    "embedding_inversion": ["images=[10]", "budget.score_at=[0,25,50]"],
-    "embedding_interpolation": ["weights=[0.4,0.6,0.8,1.2]", "starts=2"],
-    "late_start": ["starts=[0.2,0.4,0.6,0.8]"],
+    "relearning": ["images=[10]", "budget.score_at=[0,5,10,20,30,50]", "budget.batch_size=16", "images_per_class=40"],
+    "relearning_without_class": ["budget.score_at=[0,50]", "budget.batch_size=16", "samples_per_class=10"],
+    "embedding_inversion": ["images=[10]", "budget.score_at=[0,25,50]", "budget.batch_size=16"],
 }
 
 

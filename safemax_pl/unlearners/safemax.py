@@ -1,7 +1,7 @@
 """SAFEMax: maximise the entropy of what is generated for the forgotten classes (https://arxiv.org/abs/2508.20773)."""
 
-from contextlib import nullcontext
-from typing import Any, final
+from contextlib import AbstractContextManager, nullcontext
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from safemax_pl.networks import Model
 from safemax_pl.streams import Stream
 from safemax_pl.targets import Target
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss
 
 
 @final
@@ -92,14 +91,10 @@ class SAFEMax(Unlearner):
         x_f = task.diffusion.noised(images, t_f).x_t
         x_r, eps_r, t_r = task.diffusion.noised(retain)
         c_r = self.drop_labels(task, retain)
-
         halt = self.forget_target(task, x_f, t_f, forget.keys)
-        keep = task.diffusion.prediction_of(retain.x_0, eps_r, t_r)
-        if self.retain_loss == "distill":
-            taught = task.teacher(x_r, t_r, c_r)
-            keep = torch.where((c_r == task.null_label).view(-1, 1, 1, 1), keep, taught) if self.clean_null else taught
+        keep = self.retain_target(task, x_r, t_r, c_r, task.diffusion.prediction_of(retain.x_0, eps_r, t_r))
 
-        with self.noisy_embeddings(task, forget):
+        with self.noisy_embeddings(task, forget, c_f):
             prediction = task.student(torch.cat([x_f, x_r]), torch.cat([t_f, t_r]), torch.cat([c_f, c_r]))
         error = (prediction - torch.cat([halt, keep])).square().mean(dim=(1, 2, 3))
         forget_error, retain_error = error.split([len(x_f), len(x_r)])
@@ -118,8 +113,18 @@ class SAFEMax(Unlearner):
         unconditional = task.teacher(x_t, t, torch.full_like(t, task.null_label))
         return (target + self.guidance * unconditional) / (1 + self.guidance)
 
+    def retain_target(self, task: Task, x_t: Tensor, t: Tensor, labels: Tensor, true: Tensor) -> Tensor:
+        """What the retain rows are taught: the teacher's prediction or, by the settings, the `true` one."""
+        if self.retain_loss == "denoise":
+            return true
+        taught = task.teacher(x_t, t, labels)
+        if not self.clean_null:
+            return taught
+        assert task.null_label is not None
+        return torch.where((labels == task.null_label).view(-1, 1, 1, 1), true, taught)
+
     def with_halted_states(self, task: Task, forget: LabelledImages) -> tuple[LabelledImages, Tensor]:
-        """The forget batch with a share of its images replaced by noise, and the labels `[B]` that halting has there."""
+        """The forget batch with a share of its images replaced by noise, and labels `[B]`, some of these ∅."""
         if self.halted_states == 0:
             return forget, forget.labels
         assert task.null_label is not None
@@ -129,23 +134,21 @@ class SAFEMax(Unlearner):
         images = forget._replace(x_0=torch.where(moved.view(-1, 1, 1, 1), noise, forget.x_0))
         return images, torch.where(null, task.null_label, forget.labels)
 
-    def noisy_embeddings(self, task: Task, forget: LabelledImages) -> Any:
-        """A context in which the student adds noise to the embeddings of the first rows, those of the forget batch."""
+    def noisy_embeddings(self, task: Task, forget: LabelledImages, labels: Tensor) -> AbstractContextManager:
+        """A context in which the student adds noise to the embeddings of the first rows whose label is not ∅."""
         if self.embedding_noise == 0:
             return nullcontext()
         assert isinstance(task.student, Model)
-        table = task.student.class_embeddings
-        scale = self.embedding_noise * table.detach().std()
+        table = task.student.class_embeddings.detach()
+        scale = self.embedding_noise * table.std() * (labels == forget.labels)[:, None]
         noise = scale * streams.normal(forget.keys, Stream.EMBEDDING, tuple(table.shape[1:]))
-
-        def add(module: Any, inputs: Any, embeddings: Tensor) -> Tensor:
-            return torch.cat([embeddings[: len(noise)] + noise, embeddings[len(noise) :]])
-
-        return task.student.unet.class_embedding.register_forward_hook(add)
+        return task.student.unet.class_embedding.register_forward_hook(
+            lambda _, __, rows: torch.cat([rows[: len(noise)] + noise, rows[len(noise) :]])
+        )
 
     def relearned(self, task: Task, forget: LabelledImages) -> dict[str, Tensor]:
         """The weights after K steps of relearning, differentiable as if the steps were constants."""
-        weights = dict(task.student.named_parameters())
+        weights: dict[str, Tensor] = dict(task.student.named_parameters())
         for step in range(self.inner_steps):
             batch = forget._replace(keys=streams.combine(forget.keys, Stream.ATTACK, step))
             x_t, eps, t = task.diffusion.noised(batch)
