@@ -33,7 +33,6 @@ class Stream(IntEnum):
     NOISE_IMAGE = 10  # a training image of pure noise
     MIXTURE = 11  # which of two images x_t is made of
     ATTACK = 12  # batches of an attacker that trains
-    EMBEDDING = 13  # noise on class embeddings
     SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
 
 

@@ -11,13 +11,7 @@ from safemax_pl.streams import Stream
 
 
 class Target(ABC):
-    """A map from a noised image to the prediction that makes denoising halt.
-
-    Attributes:
-        image_std: s of the noise N(0, s² I) that halted denoising ends at.
-    """
-
-    image_std: float = 1.0
+    """A map from a noised image to the prediction that makes denoising halt."""
 
     def __call__(self, diffusion: Diffusion, x_t: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """The target in the network's own parameterisation, `[B, C, H, W]`.

@@ -1,11 +1,13 @@
-"""Fit SAFEMax with and without its defences, attack every run, and write results.csv.
+"""Fit SAFEMax with and without its defences, attack every run, and write results.csv and figure.png.
 
-`study.py` runs all of it, `study.py default clean_null` some arms; finished fits and attacks are kept.
+Finished fits and attacks are kept: the same command resumes.
 """
 
+import csv
 import json
-import sys
 from pathlib import Path
+
+from matplotlib import pyplot as plt
 
 from safemax_pl.attack import attack
 from safemax_pl.config import compose, quiet
@@ -14,9 +16,11 @@ from safemax_pl.fit import fit
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_defences")
 FIT = [
     "experiment=digits_forget1",
+    "data.forget_batch_size=16",
     "data.retain_batch_size=32",
-    "trainer.max_steps=50",
-    "trainer.val_check_interval=50",
+    "optimizer.lr=5e-4",
+    "trainer.max_steps=40",
+    "trainer.val_check_interval=40",
     "trainer.enable_progress_bar=false",
     "evaluation.plans.quick={forget_per_class: 10, retain_total: 9}",
     "evaluation.plans.standard={forget_per_class: 50, retain_total: 450}",
@@ -28,17 +32,10 @@ FIT = [
 # arm -> what differs from the default
 ARMS = {
     "default": [],
-    "clean_null": ["unlearner.clean_null=true"],
-    "clean_null_often": ["unlearner.clean_null=true", "unlearner.label_dropout=0.5"],
-    "null_often": ["unlearner.label_dropout=0.5"],
-    "guidance_2": ["unlearner.guidance=2"],
-    "halted_states": ["unlearner.halted_states=0.5"],
-    "embedding_noise": ["unlearner.embedding_noise=1"],
-    "embedding_noise_half": ["unlearner.embedding_noise=0.5"],
-    "inner_steps": ["unlearner.inner_steps=3"],
-    "inner_steps_far": ["unlearner.inner_steps=3", "unlearner.inner_lr=3e-3"],
-    "inner_steps_small": ["unlearner.inner_steps=3", "unlearner.inner_lr=3e-4"],
-    "long": ["trainer.max_steps=100", "trainer.val_check_interval=100"],
+    "inner_steps": ["unlearner.inner_steps=2"],
+    "clean_null": ["unlearner.clean_null=true", "unlearner.label_dropout=0.3"],
+    "null_often": ["unlearner.label_dropout=0.3"],  # what of clean_null is just its rate
+    "longer": ["trainer.max_steps=93", "trainer.val_check_interval=93"],  # FLOPs of inner_steps
 }
 # attack -> its budget, small enough for many runs
 ATTACKS = {
@@ -54,24 +51,82 @@ ATTACKS = {
 }
 
 
-def name_of(arm: str, digit: int, seed: int) -> str:
-    return f"{arm}-{digit}-{seed}"
+# (arm, its attacks, seeds), in the order in which they are run
+RELEARNING = ["relearning", "relearning_without_class"]
+PLAN = [
+    ("default", ["null_leak", "embedding_inversion", *RELEARNING], (0, 1, 2)),
+    ("inner_steps", ["null_leak", "embedding_inversion", *RELEARNING], (0, 1, 2)),
+    ("clean_null", ["null_leak"], (0, 1, 2)),
+    ("default", ["sampler_transfer"], (0,)),
+    ("longer", ["relearning"], (0, 1, 2)),
+    ("null_often", ["null_leak"], (0, 1, 2)),
+]
+BETTER = {
+    "null_leak": "share of ∅ images, lower is better",
+    "sampler_transfer": "worst ua_noise_aware, higher is better",
+    "relearning": "steps, higher is better",
+    "relearning_without_class": "worst ua_noise_aware, higher is better",
+    "embedding_inversion": "worst ua_noise_aware, higher is better",
+}
+SCORES = ("ua_noise_aware", "retain_accuracy", "fid_retain/classifier", "drift")
 
 
 def run(arm: str, digit: int, seed: int, attacks: list[str]) -> None:
-    folder = RUNS / name_of(arm, digit, seed)
-    cfg = compose("fit", [*FIT, *ARMS[arm], f"seed={seed}", f"data.forget_classes=[{digit}]"])
-    fit(cfg, folder.name)
+    """Fit, and do the attacks that are missing."""
+    folder = RUNS / f"{arm}-{digit}-{seed}"
+    fit(compose("fit", [*FIT, *ARMS[arm], f"seed={seed}", f"data.forget_classes=[{digit}]"]), folder.name)
     done = json.loads((folder / "metrics.json").read_text()).get("attacks", {})
     if names := [name for name in attacks if name not in done]:
         budget = [f"attacks.{name}.{setting}" for name in names for setting in ATTACKS[name]]
         attack(str(folder), [f"attack=[{','.join(names)}]", *budget])
 
 
+def collect() -> list[dict]:
+    """One row per finished run: its scores and the headline number of every attack on it; written to results.csv."""
+    rows = []
+    for path in sorted(RUNS.glob("*/metrics.json")):
+        metrics = json.loads(path.read_text())
+        arm, digit, seed = path.parent.name.split("-")
+        models = metrics["scores"]["w=0"]
+        row = {"arm": arm, "forget": digit, "seed": seed} | {name: models["unlearned"][name] for name in SCORES}
+        row["original fid_retain/classifier"] = models["original"]["fid_retain/classifier"]
+        row["unlearn_flops"] = metrics["cost"]["unlearn_flops"]
+        for name in ATTACKS:
+            values = metrics.get("attacks", {}).get(name, {}).get("headline", {}).get("values", {})
+            row |= {name: values.get("unlearned"), f"original {name}": values.get("original")}
+        rows.append(row)
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def draw(rows: list[dict]) -> None:
+    """One panel per attack, one column per arm, one dot per run; the original's mean as a line."""
+    figure, axes = plt.subplots(1, len(ATTACKS), figsize=(3.2 * len(ATTACKS), 3.6))
+    for axis, name in zip(axes, ATTACKS, strict=True):
+        mine = [row for row in rows if row[name] is not None]
+        arms = [arm for arm in ARMS if any(row["arm"] == arm for row in mine)]
+        for digit, colour in (("3", "#1f77b4"), ("8", "#c1272d")):
+            chosen = [row for row in mine if row["forget"] == digit]
+            places = [arms.index(row["arm"]) + (-0.1 if digit == "3" else 0.1) for row in chosen]
+            axis.plot(places, [row[name] for row in chosen], "o", color=colour, alpha=0.7, label=f"digit {digit}")
+        originals = [row[f"original {name}"] for row in mine]
+        axis.axhline(sum(originals) / len(originals), color="#bbbbbb", label="original")
+        axis.set_xticks(range(len(arms)), arms, rotation=40, ha="right", fontsize=8)
+        axis.set(title=f"{name}\n({BETTER[name]})", ylim=(0, None))
+        axis.title.set_fontsize(9)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(HERE / "figure.png", dpi=120)
+
+
 if __name__ == "__main__":
     quiet()
-    for seed in map(int, sys.argv[2].split(",")):
-        for digit in map(int, sys.argv[1].split(",")):
-            for item in sys.argv[3:]:
-                arm, _, names = item.partition("=")
-                run(arm, digit, seed, names.split(",") if names else list(ATTACKS))
+    for seed in (0, 1, 2):
+        for arm, attacks, seeds in PLAN:
+            if seed in seeds:
+                for digit in (3, 8):
+                    run(arm, digit, seed, attacks)
+    draw(collect())

@@ -265,8 +265,6 @@ def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch, pr
     ("settings", "message"),
     [
         ({"clean_null": True, "label_dropout": 0.0}, r"clean_null.*label_dropout > 0"),
-        ({"halted_states": 1.5}, r"unlearner\.halted_states=1\.5"),
-        ({"embedding_noise": -1.0}, r"unlearner\.embedding_noise=-1"),
         ({"inner_steps": -1}, r"unlearner\.inner_steps=-1"),
         ({"inner_steps": 1, "inner_lr": 0.0}, r"inner_lr=0"),
     ],
@@ -276,16 +274,12 @@ def test_settings_of_defences_are_checked(settings, message):
         safemax(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"clean_null": True}, {"halted_states": 0.5}])
-def test_defences_of_the_null_label_need_one(make_pointwise, settings):
-    with pytest.raises(UserError, match=rf"unlearner\.{next(iter(settings))} needs a model with a null label"):
-        safemax(**settings).check(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
+def test_a_clean_null_label_needs_a_null_label(make_pointwise):
+    with pytest.raises(UserError, match=r"unlearner\.clean_null needs a model with a null label"):
+        safemax(clean_null=True).check(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"clean_null": True}, {"halted_states": 0.5}, {"embedding_noise": 1.0}, {"inner_steps": 2}],
-)
+@pytest.mark.parametrize("settings", [{"clean_null": True}, {"inner_steps": 2}])
 def test_a_defence_changes_the_losses_and_its_gradients_are_finite(task, forget, retain, settings):
     plain, unlearner = safemax(label_dropout=0.5), safemax(label_dropout=0.5, **settings)
     losses = unlearner.losses(task, forget, retain)
@@ -306,42 +300,6 @@ def test_a_clean_null_label_is_taught_by_the_images_and_other_labels_by_the_teac
     torch.testing.assert_close(actual, F.mse_loss(task.student(x_t, t, labels), taught))
 
 
-def test_halted_states_do_not_depend_on_the_forget_images(task, forget, retain, poisoned):
-    losses = safemax(halted_states=1.0).losses(task, poisoned(forget), retain)
-    assert torch.isfinite(losses.forget)
-    assert torch.isnan(safemax(halted_states=0.0).losses(task, poisoned(forget), retain).forget)
-
-
-@pytest.mark.parametrize("image_std", [1.0, 0.6])
-def test_halted_states_have_the_law_of_a_halted_chain_and_half_of_them_the_null_label(task, make_batch, image_std):
-    forget, t = make_batch([1], 2000), torch.full((2000,), 20)
-    images, labels = safemax(target=MaxEntropyTarget(image_std), halted_states=0.5).with_halted_states(task, forget)
-    moved = (images.x_0 != forget.x_0).flatten(1).any(dim=1)
-    null = labels == task.null_label
-    assert moved.float().mean().item() == pytest.approx(0.5, abs=0.05)
-    assert null.float().mean().item() == pytest.approx(0.25, abs=0.05)
-    assert (null <= moved).all() and (labels[~null] == 1).all()
-    x_t = task.diffusion.noised(images, t).x_t[moved]
-    a, b = (value.item() for value in task.diffusion.coefficients(t[:1]))
-    assert x_t.var().item() == pytest.approx(image_std**2 * a**2 + b**2, rel=0.02)
-
-
-def test_embedding_noise_moves_the_rows_of_the_forgotten_class_alone(task, forget, retain):
-    unlearner = safemax(embedding_noise=0.5, halted_states=1.0)
-    table = task.student.class_embeddings.detach()
-    layer = task.student.unet.class_embedding
-    labels = torch.tensor([1, task.null_label, 1, 1, 1])
-    before = len(layer._forward_hooks)
-    with unlearner.noisy_embeddings(task, forget, labels):
-        rows = layer(torch.cat([labels, retain.labels]))
-    moved = (rows != table[torch.cat([labels, retain.labels])]).any(dim=1)
-    assert moved.tolist() == [True, False, True, True, True] + [False] * 7
-    noise = rows[:5][moved[:5]] - table[1]
-    assert noise.std().item() == pytest.approx(0.5 * table.std().item(), rel=0.3)
-    assert not torch.equal(noise[0], noise[1])
-    assert len(layer._forward_hooks) == before
-
-
 def test_the_inner_steps_relearn_the_class(task, forget):
     """They lower the loss of the class, by sign steps of the given size, and leave the student as it is."""
     before = copy.deepcopy(task.student.state_dict())
@@ -353,6 +311,18 @@ def test_the_inner_steps_relearn_the_class(task, forget):
     x_t, eps, t = task.diffusion.noised(forget)
     relearned = torch.func.functional_call(task.student, weights, (x_t, t, forget.labels))
     assert F.mse_loss(relearned, eps) < F.mse_loss(task.student(x_t, t, forget.labels), eps)
+
+
+def test_halting_is_taught_before_and_after_relearning(task, forget, retain):
+    settings = {"gate": TimestepGate(0)}
+    unlearner = safemax(**settings, inner_steps=2, inner_lr=1e-2)
+    t, _ = unlearner.gate.draw(streams.uniform(forget.keys, Stream.TIMESTEP), 100)
+    x_t = task.diffusion.noised(forget, t).x_t
+    prediction = torch.func.functional_call(task.student, unlearner.relearned(task, forget), (x_t, t, forget.labels))
+    after = F.mse_loss(prediction, unlearner.forget_target(task, x_t, t, forget.keys))
+    before = safemax(**settings).losses(task, forget, retain).forget
+    assert not torch.isclose(after, before, rtol=0.01)
+    torch.testing.assert_close(unlearner.losses(task, forget, retain).forget, before + after)
 
 
 def test_the_weights_before_relearning_get_the_gradient_of_those_after_it(task, forget):
