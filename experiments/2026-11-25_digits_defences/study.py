@@ -115,9 +115,10 @@ def draw(rows: list[dict]) -> None:
         originals = [row[f"original {name}"] for row in mine]
         axis.axhline(sum(originals) / len(originals), color="#bbbbbb", label="original")
         axis.set_xticks(range(len(arms)), arms, rotation=40, ha="right", fontsize=8)
+        axis.set_xlim(-0.5, len(arms) - 0.5)
         axis.set(title=f"{name}\n({BETTER[name]})", ylim=(0, None))
         axis.title.set_fontsize(9)
-    axes[0].legend(fontsize=8)
+    axes[-1].legend(fontsize=8, loc="center")
     figure.tight_layout()
     figure.savefig(HERE / "figure.png", dpi=120)
 
