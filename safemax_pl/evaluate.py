@@ -76,7 +76,9 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
     plan = evaluator.final
     shape, scores = evaluator.data.image_shape, dict[str, dict[str, Any]]()
     kinds = CONTROLS if evaluator.data.forget_labels else ()
-    controls = {kind: evaluator.test(NoiseImages(kind, shape), evaluator.plan(plan))[0] for kind in kinds}
+    controls = {
+        kind: evaluator.test(NoiseImages(kind, shape), evaluator.plan(plan), inception=True)[0] for kind in kinds
+    }
     pictures: Images = {}
     for guidance in evaluator.guidance:
         models: dict[str, Any] = {}
@@ -85,7 +87,7 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
             models["original"], images["original"] = evaluator.test_original(original, guidance, plan)
         name = "unlearned" if original is not None else "model"
         models[name], images[name] = evaluator.test(
-            evaluator.images_of(model, guidance), evaluator.plan(plan), images.get("original")
+            evaluator.images_of(model, guidance), evaluator.plan(plan), images.get("original"), inception=True
         )
         scores[f"w={guidance:g}"] = models | controls
         pictures[f"w={guidance:g}"] = images

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,13 +21,15 @@ from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.images import from_uint8
-from safemax_pl.metrics.frechet import FeatureStatistics, class_balanced_statistics
+from safemax_pl.inception import Inception
+from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
+from safemax_pl.metrics.reference import Reference, reference_of
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.scores import Result, Scores
 
-PROTOCOL_VERSION = 1  # raise it when the code of sampling or scoring changes a number
+PROTOCOL_VERSION = 2  # raise it when the code of sampling or scoring changes a number
 
 
 class ModelImages(nn.Module):
@@ -81,11 +85,13 @@ class Evaluator:
         guidance: guidance weights w; every one is scored apart.
         plans: name -> {forget_per_class, retain_total}; "quick" is used during the fit, "standard" at its end.
         batch_size: rows per device that are sampled at once.
-        cache_dir: where the original's scores and the reference statistics are kept.
+        cache_dir: where the original's scores and the features of the real images are kept.
         make_trainer: makes a Lightning Trainer for testing.
         final: the plan that a run's metrics.json holds.
         precision: of the trainer, for the protocol.
         second_classifier: another judge, which must agree; None for none.
+        inception: weights for `Inception`, a path or "download", whose features then score the final plan too; None
+            leaves them out.
 
     Raises:
         UserError: for settings that score nothing, and when both judges are the same.
@@ -104,6 +110,7 @@ class Evaluator:
         final: str = "standard",
         precision: str = "32-true",
         second_classifier: Classifier | None = None,
+        inception: str | None = None,
     ):
         if not isinstance(guidance, list) or not guidance or not all(isinstance(w, int | float) for w in guidance):
             raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
@@ -120,6 +127,8 @@ class Evaluator:
         self.guidance = [float(w) for w in guidance]
         self.plans, self.batch_size, self.final, self.precision = plans, batch_size, final, precision
         self.cache_dir, self.make_trainer = cache_dir, make_trainer
+        self.inception = Inception(inception) if inception is not None else None
+        self._references: dict[str, Reference] = {}
 
     def __deepcopy__(self, memo: dict) -> "Evaluator":
         return self  # Lightning's weight averaging copies the module that holds it; there is nothing to average here
@@ -137,13 +146,18 @@ class Evaluator:
         """What `model` generates with guidance w."""
         return ModelImages(model, self.sampler, guidance, self.data.image_shape)
 
-    def scores(self, original: Tensor | None = None) -> Scores:
-        """Fresh metrics; `original` as in `Scores`."""
-        return Scores(self.classifier, self.data, self.reference(), original, self.second_classifier)
+    def scores(self, plan: SamplingPlan, original: Tensor | None = None, inception: bool = False) -> Scores:
+        """Fresh metrics for a plan; `original` as in `Scores`, `inception` whether its features count too."""
+        network = self.inception if inception else None
+        names = ["classifier"] if network is None else ["classifier", "inception"]
+        references = {name: self.reference(name) for name in names}
+        return Scores(self.classifier, self.data, plan, references, network, original, self.second_classifier)
 
-    def test(self, make_images: nn.Module, plan: SamplingPlan, original: Tensor | None = None) -> tuple[Result, Tensor]:
-        """Sample and score a plan; returns the scores and all images, uint8 `[N, C, H, W]`."""
-        generation = Generation(make_images, self.scores(original), plan, self.batch_size)
+    def test(
+        self, make_images: nn.Module, plan: SamplingPlan, original: Tensor | None = None, inception: bool = False
+    ) -> tuple[Result, Tensor]:
+        """Sample and score a plan, as `scores` says; returns the scores and all images, uint8 `[N, C, H, W]`."""
+        generation = Generation(make_images, self.scores(plan, original, inception), plan, self.batch_size)
         self.make_trainer().test(generation, verbose=False)
         return generation.result, generation.images
 
@@ -158,36 +172,66 @@ class Evaluator:
         scores_path = path.with_suffix(".json")
         if model.weights_digest and path.exists() and scores_path.exists():
             return json.loads(scores_path.read_text()), load_file(path)["images"]
-        result, images = self.test(self.images_of(model, guidance), self.plan(plan_name))
+        result, images = self.test(
+            self.images_of(model, guidance), self.plan(plan_name), inception=plan_name == self.final
+        )
         if model.weights_digest:
             with atomic(path) as part:
                 save_file({"images": images}, part)
             write_json(scores_path, result)
         return result, images
 
-    def reference(self) -> FeatureStatistics:
-        """Class-balanced feature statistics of the real retain images of the training split; computed once."""
-        if getattr(self, "_reference", None) is None:
-            self._reference = self._load_reference()
-        return self._reference
+    def reference(self, network: str = "classifier") -> Reference:
+        """The real retain images of the training split in the features of a network; computed once."""
+        if network not in self._references:
+            self._references[network] = self._load_reference(network)
+        return self._references[network]
 
-    def _load_reference(self) -> FeatureStatistics:
-        key = digest(self.classifier.digest, self.data.source.fingerprint, self.data.retain_labels)
-        path = self.cache_dir / "reference" / f"{key}.safetensors"
-        if not path.exists():
-            rows = self.data.rows("train", "retain")
-            images, labels = self.data.source.train.images[rows], self.data.source.train.labels[rows]
-            classifier = self.classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-            network, device = classifier.plain, classifier.temperature.device
-            chunks = (
-                track(images.split(500), description="reference features") if len(images) > 5000 else images.split(500)
-            )
-            features = torch.cat([network(from_uint8(chunk.to(device)))[1].cpu() for chunk in chunks])
-            mean, covariance, count = class_balanced_statistics(features, labels)
-            with atomic(path) as part:
-                save_file({"mean": mean, "covariance": covariance, "count": torch.tensor(count)}, part)
-        found = load_file(path)
-        return FeatureStatistics(found["mean"], found["covariance"], int(found["count"]))
+    def _load_reference(self, network: str) -> Reference:
+        """The statistics are kept for every set of retain classes, the features once for all of them."""
+        rows, device = self.data.rows("train", "retain"), "cuda" if torch.cuda.is_available() else "cpu"
+        labels = self.data.source.train.labels[rows]
+        features = self._features(network, device)[rows]
+
+        def statistics() -> dict[str, Tensor]:
+            found = reference_of(features.to(device), labels.to(device))
+            mean, covariance, _ = found.statistics
+            computed = {"mean": mean, "covariance": covariance, "within": found.within, "radii": found.radii}
+            return {name: tensor.cpu() for name, tensor in computed.items()}
+
+        notes = self._notes(network) | {"retain": str(self.data.retain_labels), "n": str(len(rows))}
+        path = self.cache_dir / "reference" / f"{network}-{digest(notes)}.safetensors"
+        found = _kept(path, notes, statistics)
+        gaussian = FeatureStatistics(found["mean"], found["covariance"], len(rows))
+        return Reference(features, class_weights(labels), gaussian, found["within"], found["radii"])
+
+    def _features(self, network: str, device: str) -> Tensor:
+        """Features `[N, F]` of all images of the training split, on the CPU."""
+        images = self.data.source.train.images
+
+        def extract(chunk: Tensor) -> Tensor:
+            if network == "inception":
+                assert self.inception is not None
+                return self.inception.to(device)(chunk)[0]
+            return self.classifier.to(device).plain(from_uint8(chunk))[1]
+
+        def features() -> dict[str, Tensor]:
+            label = f"features of the real images ({network})"
+            chunks = track(images.split(500), description=label, disable=len(images) <= 5000)
+            return {"features": torch.cat([extract(chunk.to(device)).cpu() for chunk in chunks])}
+
+        notes = self._notes(network) | {"n": str(len(images))}
+        path = self.cache_dir / "reference" / f"{network}-{digest(notes)}.safetensors"
+        return _kept(path, notes, features)["features"]
+
+    def _notes(self, network: str) -> dict[str, str]:
+        """What features of real images depend on, besides which images."""
+        return {"network": self.hashes()[network], "fingerprint": self.data.source.fingerprint}
+
+    def hashes(self) -> dict[str, str]:
+        """Hash of every network whose features are scored."""
+        found = {"classifier": self.classifier.digest}
+        return found if self.inception is None else found | {"inception": self.inception.digest}
 
     def protocol(self, plan_name: str) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the weights."""
@@ -199,11 +243,29 @@ class Evaluator:
             "guidance": self.guidance,
             "forget_classes": [self.data.class_names[label] for label in self.data.forget_labels],
             "data": {"name": self.data.name, "fingerprint": self.data.source.fingerprint},
-            "reference": {"split": "train, retain classes, equal weights", "n": self.reference().n},
-            "features": {"network": "classifier", "hash": self.classifier.digest},
+            "reference": {"split": "train, retain classes, equal weights", "n": len(self.data.rows("train", "retain"))},
+            "features": {
+                name: value for name, value in self.hashes().items() if name == "classifier" or plan_name == self.final
+            },
             "classifier": self.classifier.summary(),
             "second_classifier": self.second_classifier.summary() if self.second_classifier is not None else None,
             "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
+
+
+def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file in the cache; computed and written if it is missing, damaged or not of these `notes`."""
+    if path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata() != notes:
+                    raise ValueError(f"it says {file.metadata()}")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
+    tensors = compute()
+    with atomic(path) as part:
+        save_file(tensors, part, notes)
+    return tensors

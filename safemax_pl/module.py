@@ -135,7 +135,8 @@ class UnlearningModule(LightningModule):
 
     def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not self._scores:
-            self._scores = [self.evaluator.scores().to(self.device) for _ in self.evaluator.guidance]
+            plan = self.evaluator.plan("quick")
+            self._scores = [self.evaluator.scores(plan).to(self.device) for _ in self.evaluator.guidance]
         make_images = self.evaluator.images_of(self.student, self.evaluator.guidance[dataloader_idx])
         self._scores[dataloader_idx].update(make_images(rows), rows)
 

@@ -9,43 +9,92 @@ from torchmetrics import Metric
 from safemax_pl.classifier import Classifier, Verdict
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.images import to_uint8
+from safemax_pl.inception import LOGITS, Inception
 from safemax_pl.metrics.agreement import Disagreement
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
-from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance
+from safemax_pl.metrics.frechet import FrechetDistance
+from safemax_pl.metrics.inception_score import InceptionScore
+from safemax_pl.metrics.kernel import KernelDistance
+from safemax_pl.metrics.manifold import PrecisionRecall
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
-from safemax_pl.plans import Rows
+from safemax_pl.metrics.reference import Reference
+from safemax_pl.plans import Rows, SamplingPlan
 
 Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
+
+
+class FeatureScores(nn.Module):
+    """How near generated retain images come to the real ones, in the features of one network.
+
+    Args:
+        reference: of the real retain images, in the same features.
+        num_classes: of the network's logits.
+    """
+
+    def __init__(self, reference: Reference, num_classes: int):
+        super().__init__()
+        self.frechet = FrechetDistance(reference.statistics)
+        self.kernel = KernelDistance(reference.features, reference.weights, reference.within)
+        self.manifold = PrecisionRecall(reference.features, reference.weights, reference.radii)
+        self.inception_score = InceptionScore(num_classes)
+
+    def update(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add features `[B, F]` and logits `[B, num_classes]` of images generated for `labels` `[B]`."""
+        self.frechet.update(features)
+        self.kernel.update(features, labels)
+        self.manifold.update(features)
+        self.inception_score.update(logits)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "fid_retain": self.frechet.compute(),
+            "kid_retain": self.kernel.compute(),
+            **self.manifold.compute(),
+            "inception_score": self.inception_score.compute(),
+        }
 
 
 class Scores(nn.Module):
     """All metrics of one model under one plan.
 
+    What there is a score of follows from the plan: nothing about forgetting without rows of forget classes, nothing
+    about retaining without rows of others. On several ranks a rank may see none of either.
+
     Args:
         classifier: the judge.
         data: names the classes and says which are forgotten.
-        reference: feature statistics of the real retain images.
+        plan: what is generated.
+        references: network, "classifier" or "inception" -> the real retain images in its features.
+        inception: the network, where `references` has it.
         original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
         second_classifier: another judge, for `ua_noise_aware/second`, `retain_accuracy/second` and
             `judge_disagreement`; None for none.
     """
 
     forget_labels: Tensor
+    features: dict[str, FeatureScores]
 
     def __init__(
         self,
         classifier: Classifier,
         data: ForgetRetainDataModule,
-        reference: FeatureStatistics,
+        plan: SamplingPlan,
+        references: dict[str, Reference],
+        inception: Inception | None = None,
         original: Tensor | None = None,
         second_classifier: Classifier | None = None,
     ):
         super().__init__()
-        self.classifier, self.class_names = classifier, data.class_names
+        self.classifier, self.inception, self.class_names = classifier, inception, data.class_names
         self.register_buffer("forget_labels", torch.tensor(data.forget_labels, dtype=torch.long), persistent=False)
+        forget = torch.isin(plan.labels, self.forget_labels)
+        self.has_forget, self.has_retain = bool(forget.any()), not forget.all()
         self.forgetting = Forgetting(data.num_classes)
         self.retain_accuracy = RetainAccuracy(data.num_classes)
-        self.frechet = FrechetDistance(reference)
+        classes = {"classifier": data.num_classes, "inception": LOGITS}
+        self.features = nn.ModuleDict(  # type: ignore[assignment]
+            {name: FeatureScores(reference, classes[name]) for name, reference in references.items()}
+        )
         self.noise = NoiseStatistics()
         self.drift = Drift(original) if original is not None else None
         self.gallery = Gallery()
@@ -58,18 +107,22 @@ class Scores(nn.Module):
     def update(self, images: Tensor, rows: Rows) -> None:
         """Score float images `[B, C, H, W]` made for `rows`."""
         pixels = to_uint8(images)
+        forget = torch.isin(rows.labels, self.forget_labels)
+        retain = ~forget
         with torch.autocast(images.device.type, enabled=False):  # the reference features are in full precision
             verdict = self.classifier(pixels)
             second = self.second_classifier(pixels) if self.second_classifier is not None else None
-        forget = torch.isin(rows.labels, self.forget_labels)
+            seen = {"classifier": (verdict.features[retain], verdict.plain[retain])}
+            if self.inception is not None and self.has_retain:
+                seen["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
-        if forget.any():
+        if self.has_forget:
             self.forgetting.update(type(verdict)(*(part[forget] for part in verdict)), rows.labels[forget])
             self.noise.update(images[forget])
-        if not forget.all():
-            retain = ~forget
+        if self.has_retain:
             self.retain_accuracy.update(type(verdict)(*(part[retain] for part in verdict)), rows.labels[retain])
-            self.frechet.update(verdict.features[retain])
+            for name, scores in self.features.items():
+                scores.update(*seen[name], rows.labels[retain])
             if self.drift is not None:
                 self.drift.update(pixels[retain], rows.position[retain])
         if second is not None:
@@ -77,17 +130,21 @@ class Scores(nn.Module):
 
     def _ask_second(self, verdict: Verdict, second: Verdict, labels: Tensor, forget: Tensor) -> None:
         self.disagreement.update(verdict, second, labels)
-        for part, metric in ((forget, self.second_forgetting), (~forget, self.second_retain_accuracy)):
-            if part.any():
+        parts = (
+            (self.has_forget, forget, self.second_forgetting),
+            (self.has_retain, ~forget, self.second_retain_accuracy),
+        )
+        for planned, part, metric in parts:
+            if planned:
                 metric.update(Verdict(*(logits[part] for logits in second)), labels[part])
 
     def compute(self) -> Result:
         """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
         per_class: dict[str, dict[str, float]] = {}
         result: Result = {}
-        per_label = {"retain_accuracy": self.retain_accuracy.compute()} if self.retain_accuracy.update_called else {}
-        if len(self.forget_labels):
-            per_label = self.forgetting.compute() | per_label
+        per_label = self.forgetting.compute() if self.has_forget else {}
+        if self.has_retain:
+            per_label["retain_accuracy"] = self.retain_accuracy.compute()
         if self.second_classifier is not None:
             per_label |= self._second_opinion()
         for name, values in per_label.items():
@@ -95,25 +152,26 @@ class Scores(nn.Module):
             per_class[name] = {
                 self.class_names[label]: value for label, value in enumerate(values.tolist()) if value == value
             }
-        if self.frechet.update_called:
-            result["fid_retain/classifier"] = self.frechet.compute().item()
-        if len(self.forget_labels):
+        if self.has_retain:
+            for network, scores in self.features.items():
+                result |= {f"{name}/{network}": value.item() for name, value in scores.compute().items()}
+        if self.has_forget:
             result |= {name: value.item() for name, value in self.noise.compute().items()}
-        if self.drift is not None:
+        if self.has_retain and self.drift is not None:
             result["drift"] = self.drift.compute().item()
         return result | {"per_class": per_class}
 
     def _second_opinion(self) -> dict[str, Tensor]:
         """What the second classifier adds to the scores per label, each `[C]`."""
         found = {"judge_disagreement": self.disagreement.compute()}
-        if self.second_retain_accuracy.update_called:
+        if self.has_retain:
             found["retain_accuracy/second"] = self.second_retain_accuracy.compute()
-        if len(self.forget_labels):
+        if self.has_forget:
             found["ua_noise_aware/second"] = self.second_forgetting.compute()["ua_noise_aware"]
         return found
 
     def reset(self) -> None:
         """Forget all updates."""
-        for metric in self.children():
+        for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()

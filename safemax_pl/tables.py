@@ -14,7 +14,11 @@ COLUMNS = (
     "entropy",
     "retain_accuracy",
     "retain_accuracy/second",
-    "fid_retain/classifier",
+    *(
+        f"{name}/{network}"
+        for network in ("classifier", "inception")
+        for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
+    ),
     "drift",
     "noise_std",
     "noise_saturation",

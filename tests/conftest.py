@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 PROTOCOL = {
-    "version": 1,
+    "version": 2,
     "plan": {"name": "standard", "rows": 40, "forget_per_class": 4, "retain_total": 36},
     "sampler": {"name": "ddim", "steps": 25},
     "guidance": [0.0],

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl import networks
 from safemax_pl.classifier import Classifier
@@ -20,9 +24,11 @@ from safemax_pl.evaluation import Evaluator, NoiseImages
 from safemax_pl.files import PROJECT
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.metrics.frechet import class_balanced_statistics
+from safemax_pl.metrics.reference import Reference
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan
 from safemax_pl.sampler import Sampler
+from safemax_pl.scores import Scores
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 STEPS = 4  # of the sampler, where a model is sampled
@@ -31,6 +37,9 @@ PLANS = {
     "standard": {"forget_per_class": 80, "retain_total": 270},
 }
 FORGETTING = ("ua", "ua_noise_aware", "noise_rate", "forget_probability", "entropy")
+IN_FEATURES = tuple(
+    f"{name}/classifier" for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
+)
 ON_PIXELS = ("noise_std", "noise_saturation", "noise_correlation")
 
 
@@ -110,7 +119,11 @@ def plan_rows(plan: SamplingPlan, chosen: slice | Tensor = slice(None)) -> Rows:
 
 def scored(evaluator: Evaluator, make_images: nn.Module, plan: str = "quick") -> dict[str, Any]:
     """Scores of a plan in one update, without a Trainer."""
-    scores, rows = evaluator.scores(), plan_rows(evaluator.plan(plan))
+    return scored_plan(evaluator, make_images, evaluator.plan(plan))
+
+
+def scored_plan(evaluator: Evaluator, make_images: nn.Module, plan: SamplingPlan) -> dict[str, Any]:
+    scores, rows = evaluator.scores(plan), plan_rows(plan)
     scores.update(make_images(rows), rows)
     return scores.compute()
 
@@ -193,7 +206,8 @@ def test_results_per_class_name_the_classes_that_were_sampled(evaluator, digits)
 
 def test_scalars_are_the_means_over_classes_and_not_over_images(evaluator_of, digits_without):
     evaluator = evaluator_of(digits_without(3, 8))
-    scores, plan = evaluator.scores(), evaluator.plan("quick")
+    plan = evaluator.plan("quick")
+    scores = evaluator.scores(plan)
     rows = plan_rows(plan, torch.tensor([0, 1, 2, 3, 20, 40, 41, 60]))  # four of 3, one of 8, two of 0, one of 2
     scores.update(noise_images()(rows), rows)
     result = scores.compute()
@@ -212,17 +226,107 @@ def test_results_are_plain_numbers_that_json_keeps(evaluator, digits):
 def test_without_forget_classes_there_is_nothing_about_forgetting(evaluator_of, digits_without):
     data = digits_without()
     result = scored(evaluator_of(data), RealImages(data))
-    assert set(result) == {"retain_accuracy", "fid_retain/classifier", "per_class"}
+    assert set(result) == {"retain_accuracy", *IN_FEATURES, "per_class"}
     assert set(result["per_class"]) == {"retain_accuracy"}
 
 
 def test_with_forget_classes_there_is_everything_but_the_drift(evaluator, digits):
     result = scored(evaluator, RealImages(digits))
-    assert set(result) == {*FORGETTING, *ON_PIXELS, "retain_accuracy", "fid_retain/classifier", "per_class"}
+    assert set(result) == {*FORGETTING, *ON_PIXELS, "retain_accuracy", *IN_FEATURES, "per_class"}
+
+
+def test_a_plan_of_forget_labels_only_has_no_scores_of_retaining(evaluator, digits):
+    result = scored_plan(evaluator, RealImages(digits), SamplingPlan([3], [], 8, 0))
+    assert set(result) == {*FORGETTING, *ON_PIXELS, "per_class"}
+    assert set(result["per_class"]) == set(FORGETTING)
+
+
+def test_a_plan_of_retain_labels_only_has_no_scores_of_forgetting(evaluator, digits):
+    result = scored_plan(evaluator, RealImages(digits), SamplingPlan([], digits.retain_labels, 0, 36))
+    assert set(result) == {"retain_accuracy", *IN_FEATURES, "per_class"}
+    assert set(result["per_class"]) == {"retain_accuracy"}
+
+
+def ranks_of(evaluator: Evaluator, plan: SamplingPlan, shards: list[Tensor], make_images: nn.Module) -> list[Scores]:
+    """The scores of two ranks that have seen their rows, and get the other's states when they sync."""
+    ranks = [evaluator.scores(plan) for _ in shards]
+    for scores, shard in zip(ranks, shards, strict=True):
+        rows = plan_rows(plan, shard)
+        scores.update(make_images(rows), rows)
+    metrics = [[part for part in scores.modules() if isinstance(part, Metric)] for scores in ranks]
+    for mine, other in zip(*metrics, strict=True):
+        found = [getattr(other, name) for name in other._reductions]
+        remote = iter(dim_zero_cat(state or [torch.empty(0)]) if isinstance(state, list) else state for state in found)
+
+        def gather(tensor: Tensor, group: object = None, remote: Iterator[Tensor] = remote) -> list[Tensor]:
+            there = next(remote)
+            assert there.dim() == tensor.dim(), "an all_gather of these would hang"
+            return [tensor, there]
+
+        mine.dist_sync_fn, mine.distributed_available_fn = gather, lambda: True
+    return ranks
+
+
+@pytest.mark.parametrize("first", ["forget", "retain"])
+def test_a_rank_that_sees_only_one_part_of_the_plan_reports_all_of_it(evaluator, digits, first):
+    plan = SamplingPlan([3], digits.retain_labels, 12, 36)
+    forget, retain = (plan.labels == 3).nonzero()[:, 0], (plan.labels != 3).nonzero()[:, 0]
+    shards = [forget, retain] if first == "forget" else [retain, forget]
+    mine, _ = ranks_of(evaluator, plan, shards, RealImages(digits))
+    assert_same_result(mine.compute(), scored_plan(evaluator, RealImages(digits), plan))
+
+
+def test_ranks_of_a_plan_of_forget_labels_only_ask_each_other_for_nothing_else(evaluator, digits):
+    plan = SamplingPlan([3], [], 12, 0)
+    mine, _ = ranks_of(evaluator, plan, [torch.arange(0, 12, 2), torch.arange(1, 12, 2)], RealImages(digits))
+    assert_same_result(mine.compute(), scored_plan(evaluator, RealImages(digits), plan))
+
+
+def test_the_scores_in_features_are_of_the_generated_retain_images_against_the_real_ones(evaluator, digits, judge):
+    class OneEach(nn.Module):
+        """Real images, of every retain class but one the first one only: few of what is real, and nothing else."""
+
+        def forward(self, rows: Rows) -> Tensor:
+            return RealImages(digits)(Rows(rows.labels, rows.seeds * (rows.labels == 0), rows.position))
+
+    whole, collapsed = scored(evaluator, RealImages(digits)), scored(evaluator, OneEach())
+    assert collapsed["precision/classifier"] == whole["precision/classifier"] == 1
+    assert collapsed["recall/classifier"] < 0.3 < 0.8 < whole["recall/classifier"]
+
+    class Zeros(nn.Module):
+        """The same image of a 0 for every row: nothing varies in what is generated, while the real images do."""
+
+        def forward(self, rows: Rows) -> Tensor:
+            return RealImages(digits)(Rows(torch.zeros_like(rows.labels), torch.zeros_like(rows.seeds), rows.position))
+
+    assert scored(evaluator, Zeros())["inception_score/classifier"] == pytest.approx(1, abs=1e-6)
+    assert scored(evaluator, RealImages(digits))["inception_score/classifier"] > 7
+
+
+def test_every_score_in_features_gets_worse_with_the_noise_in_the_retain_images(evaluator, digits):
+    class Noisy(nn.Module):
+        def __init__(self, share: float):
+            super().__init__()
+            self.share = share
+
+        def forward(self, rows: Rows) -> Tensor:
+            return (1 - self.share) * RealImages(digits)(rows) + self.share * noise_images("uniform_noise")(rows)
+
+    results = [scored(evaluator, Noisy(share)) for share in (0.0, 0.3, 0.5, 0.8)]
+    for name, sign in (
+        ("fid_retain", 1),
+        ("kid_retain", 1),
+        ("precision", -1),
+        ("recall", -1),
+        ("inception_score", -1),
+    ):
+        values = [sign * result[f"{name}/classifier"] for result in results]
+        assert values == sorted(values) and values[0] < values[-1], name
 
 
 def test_reset_scores_know_nothing_of_earlier_updates(evaluator, digits):
-    scores, rows = evaluator.scores(), plan_rows(evaluator.plan("quick"))
+    plan = evaluator.plan("quick")
+    scores, rows = evaluator.scores(plan), plan_rows(plan)
     scores.update(noise_images()(rows), rows)
     scores.reset()
     scores.update(RealImages(digits)(rows), rows)
@@ -240,12 +344,13 @@ def test_the_classifier_judges_eight_bit_images(evaluator, digits):
             return from_uint8(to_uint8(Faint()(rows)))
 
     exact, rounded = scored(evaluator, Faint()), scored(evaluator, Rounded())
-    for name in (*FORGETTING, "retain_accuracy", "fid_retain/classifier"):
+    for name in (*FORGETTING, "retain_accuracy", *IN_FEATURES):
         assert exact[name] == rounded[name]
 
 
 def test_the_judgement_does_not_depend_on_the_precision_that_the_images_are_made_in(evaluator, digits):
-    scores, rows = evaluator.scores(), plan_rows(evaluator.plan("quick"))
+    plan = evaluator.plan("quick")
+    scores, rows = evaluator.scores(plan), plan_rows(plan)
     images = RealImages(digits)(rows)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # what Trainer(precision="bf16-mixed") puts around every step
         scores.update(images, rows)
@@ -262,9 +367,11 @@ def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal
     retain = train.labels != 3
     expected = class_balanced_statistics(judge(train.images[retain]).features, train.labels[retain])
     found = evaluator_of(digits, cache_dir=tmp_path).reference()
-    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
-    assert found.n == int(retain.sum())
+    torch.testing.assert_close(found.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.statistics.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
+    assert found.statistics.n == len(found.features) == int(retain.sum())
+    per_class = torch.zeros(10, dtype=torch.double).index_add(0, train.labels[retain], found.weights)
+    assert per_class.tolist() == pytest.approx([1 / 9] * 3 + [0] + [1 / 9] * 6)
 
 
 def test_the_reference_is_kept_on_disk(evaluator_of, digits, judge, tmp_path):
@@ -277,17 +384,53 @@ def test_the_reference_is_kept_on_disk(evaluator_of, digits, judge, tmp_path):
         second = evaluator_of(digits, cache_dir=tmp_path).reference()
     finally:
         handle.remove()
-    assert second.n == first.n
-    torch.testing.assert_close(second.mean, first.mean, rtol=0, atol=0)
-    torch.testing.assert_close(second.covariance, first.covariance, rtol=0, atol=0)
+    assert_same_reference(first, second)
+
+
+def assert_same_reference(one: Reference, other: Reference) -> None:
+    assert one.statistics.n == other.statistics.n
+    for mine, theirs in zip((*one, *one.statistics[:2]), (*other, *other.statistics[:2]), strict=True):
+        if isinstance(mine, Tensor):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_the_features_of_the_real_images_are_taken_once_for_all_forget_classes(
+    evaluator_of, digits, digits_without, judge, tmp_path
+):
+    evaluator_of(digits, cache_dir=tmp_path).reference()
+    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    try:
+        found = evaluator_of(digits_without(4), cache_dir=tmp_path).reference()
+    finally:
+        handle.remove()
+    assert found.statistics.n == int((digits.source.train.labels != 4).sum())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of another number of images"])
+def test_a_damaged_reference_is_computed_anew_with_a_warning(evaluator_of, digits, tmp_path, damage):
+    first = evaluator_of(digits, cache_dir=tmp_path).reference()
+    files = list((tmp_path / "reference").iterdir())
+    assert len(files) == 2
+    for path in files:
+        if damage == "cut off":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            with safe_open(path, "pt") as file:
+                notes = file.metadata() | {"n": "7"}
+            save_file(load_file(path), path, notes)
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        second = evaluator_of(digits, cache_dir=tmp_path).reference()
+    assert {str(warning.message).partition(" ")[0] for warning in warned} == set(map(str, files))
+    assert_same_reference(first, second)
+    assert_same_reference(first, evaluator_of(digits, cache_dir=tmp_path).reference())
 
 
 def test_other_forget_classes_have_another_reference(evaluator, evaluator_of, digits_without):
-    assert evaluator_of(digits_without(4)).reference().n != evaluator.reference().n
+    assert len(evaluator_of(digits_without(4)).reference().features) != len(evaluator.reference().features)
 
 
 def test_another_classifier_has_another_reference(evaluator, evaluator_of, digits, other_judge):
-    assert not torch.equal(evaluator_of(digits, other_judge).reference().mean, evaluator.reference().mean)
+    assert not torch.equal(evaluator_of(digits, other_judge).reference().features, evaluator.reference().features)
 
 
 # -- plans through the Trainer -------------------------------------------------------------------------------------
@@ -340,7 +483,7 @@ def test_drift_is_of_the_retain_images_only(evaluator, digits):
     original = to_uint8(RealImages(digits)(rows))
     moved = original.clone()
     moved[rows.labels == 3] = 255 - moved[rows.labels == 3]
-    scores = evaluator.scores(original)
+    scores = evaluator.scores(evaluator.plan("quick"), original)
     scores.update(from_uint8(moved), rows)
     assert scores.compute()["drift"] == 0
 
@@ -491,8 +634,7 @@ def test_weights_without_a_name_are_never_kept(evaluator, must_not_sample, tiny_
         "data.fingerprint",
         "reference.split",
         "reference.n",
-        "features.network",
-        "features.hash",
+        "features.classifier",
         "classifier.hash",
         "classifier.accuracy",
         "classifier.accuracy_noise_aware",
@@ -515,7 +657,7 @@ def test_the_protocol_states_what_was_done(evaluator, digits, judge):
     assert protocol["guidance"] == [0.0]
     assert protocol["forget_classes"] == ["3"]
     assert protocol["data"]["fingerprint"] == digits.source.fingerprint
-    assert protocol["classifier"]["hash"] == protocol["features"]["hash"] == judge.digest
+    assert protocol["classifier"]["hash"] == protocol["features"]["classifier"] == judge.digest
     assert protocol["classifier"]["accuracy"] == judge.info["scores"]["accuracy"]
     assert protocol["reference"]["n"] == int((digits.source.train.labels != 3).sum())
 
@@ -571,8 +713,8 @@ def test_a_base_model_is_scored_alone(evaluator_of, digits_without, tiny_model):
 
 
 def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):
-    one, other = evaluator.scores(), evaluator.scores()
-    rows = plan_rows(evaluator.plan("quick"))
+    plan = evaluator.plan("quick")
+    one, other, rows = evaluator.scores(plan), evaluator.scores(plan), plan_rows(plan)
     one.update(noise_images()(rows), rows)
     other.update(RealImages(digits)(rows), rows)
     assert one.classifier is other.classifier

@@ -15,6 +15,12 @@ class FeatureStatistics(NamedTuple):
     n: int
 
 
+def class_weights(labels: Tensor) -> Tensor:
+    """Weights `[N]`, double, of sum 1, with which every class that occurs in `labels` `[N]` weighs the same."""
+    per_class = torch.bincount(labels)
+    return 1 / (per_class[labels].double() * (per_class > 0).sum())
+
+
 def class_balanced_statistics(features: Tensor, labels: Tensor) -> FeatureStatistics:
     """Statistics in which every class that occurs weighs the same, however many images it has.
 
@@ -23,8 +29,7 @@ def class_balanced_statistics(features: Tensor, labels: Tensor) -> FeatureStatis
         labels: `[N]`, long.
     """
     features, count = features.double(), len(features)
-    per_class = torch.bincount(labels)
-    weight = 1 / (per_class[labels].double() * (per_class > 0).sum())
+    weight = class_weights(labels)
     mean = weight @ features
     second = (features * weight[:, None]).T @ features
     return FeatureStatistics(mean, (second - torch.outer(mean, mean)) * (count / (count - 1)), count)

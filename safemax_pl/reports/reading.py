@@ -17,7 +17,12 @@ from safemax_pl.runs import comparable
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
 # What of a configuration is no setting of a method: which case a run is, or what the protocol names by a digest.
-IDENTITY = {"": ("seed", "method", "classifier", "second_classifier"), "data": ("forget_classes",), "model": ("path",)}
+IDENTITY = {
+    "": ("seed", "method", "classifier", "second_classifier"),
+    "data": ("forget_classes",),
+    "model": ("path",),
+    "evaluation": ("inception",),
+}
 # Without one of these a number can't be placed; only the commit may be null, for a package outside a checkout.
 REQUIRED = (
     "weights.original",

@@ -13,7 +13,11 @@ from safemax_pl.classifier import Verdict
 from safemax_pl.metrics.agreement import Disagreement
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FeatureStatistics, FrechetDistance
+from safemax_pl.metrics.inception_score import InceptionScore
+from safemax_pl.metrics.kernel import KernelDistance
+from safemax_pl.metrics.manifold import PrecisionRecall
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.metrics.reference import Reference, reference_of
 from safemax_pl.plans import Rows
 
 N, C, F = 24, 4, 6
@@ -46,6 +50,9 @@ def update(metric: Metric, rows: list[int]) -> None:
         RetainAccuracy: (verdict, plan.labels),
         Disagreement: (verdict, verdict._replace(noise_aware=verdict.noise_aware.roll(1, dims=0)), plan.labels),
         FrechetDistance: (verdict.features,),
+        KernelDistance: (verdict.features, plan.labels),
+        PrecisionRecall: (verdict.features,),
+        InceptionScore: (verdict.plain,),
         NoiseStatistics: (images[rows],),
         Drift: (pixels[rows], plan.position),
         Gallery: (pixels[rows], plan),
@@ -71,6 +78,12 @@ def states(metric: Metric) -> dict[str, Tensor]:
     return {name: dim_zero_cat(state) if isinstance(state, list) else state for name, state in found.items()}
 
 
+def real() -> Reference:
+    """Features of real images near the generated ones."""
+    features = given().verdict.features + 0.5
+    return reference_of(features[: N - 1], torch.arange(N - 1) % C)
+
+
 ALL = list(range(N))
 METRICS: dict[str, Callable[[], Metric]] = {
     "forgetting": lambda: Forgetting(C),
@@ -78,6 +91,9 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "frechet": lambda: FrechetDistance(
         FeatureStatistics(torch.ones(F, dtype=torch.double), torch.eye(F, dtype=torch.double), 100)
     ),
+    "kernel": lambda: KernelDistance(real().features, real().weights, real().within),
+    "manifold": lambda: PrecisionRecall(real().features, real().weights, real().radii),
+    "inception_score": lambda: InceptionScore(C),
     "noise": NoiseStatistics,
     "drift": lambda: Drift(torch.zeros(N, 3, 4, 4, dtype=torch.uint8)),
     "gallery": Gallery,
