@@ -1,7 +1,6 @@
 """torch-fidelity's InceptionV3, the network of the literature's FID (https://arxiv.org/abs/1706.08500)."""
 
 import importlib
-import pickle
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ class Inception(nn.Module):
             self.network = torch_fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", [str(FEATURES), "logits_unbiased"], str(path)
             )
-        except (RuntimeError, OSError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # on a file that is something else, unpickling fails in any way
             raise UserError(
                 f"evaluation.inception={weights} does not hold the weights of torch-fidelity's InceptionV3 "
                 f"({' '.join(str(error).split())[:200]}): give {Path(torch_fidelity.URL_INCEPTION_V3).name}"
