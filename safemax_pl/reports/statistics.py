@@ -46,6 +46,14 @@ COLUMNS = (
     Column("delta/retain_accuracy", "higher", "+.3f", ".3f"),
     Column("fid_retain/classifier", "lower", ".3g", ".3g"),
     Column(HARM, "lower", "+.3g", ".3g"),
+    Column("kid_retain/classifier", "lower", ".3g", ".3g"),
+    Column("precision/classifier", "higher", ".3f", ".3f"),
+    Column("recall/classifier", "higher", ".3f", ".3f"),
+    Column("fid_retain/inception", "lower", ".3g", ".3g"),
+    Column("delta/fid_retain/inception", "lower", "+.3g", ".3g"),
+    Column("kid_retain/inception", "lower", ".3g", ".3g"),
+    Column("precision/inception", "higher", ".3f", ".3f"),
+    Column("recall/inception", "higher", ".3f", ".3f"),
     Column("drift", "lower", ".3g", ".2g"),
     Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
     Column("prior_seconds", "", ".3g", ".3g", on_hardware=True),
@@ -145,6 +153,11 @@ def _row(label: str, kind: str, runs: list[FinishedRun], guidance: str, model: s
         for key, value in run.values(guidance, model).items():
             cells.setdefault(key, {}).setdefault(run.forget, []).append(value)
     return Row(label, kind, runs, {key: spread(values) for key, values in cells.items()})
+
+
+def columns(rows: list[Row]) -> list[Column]:
+    """Those of `COLUMNS` in which any row has a value."""
+    return [column for column in COLUMNS if any(column.key in row.cells for row in rows)]
 
 
 def best(rows: list[Row], column: Column) -> list[str]:

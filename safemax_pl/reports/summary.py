@@ -8,7 +8,7 @@ from typing import Any
 
 from safemax_pl.files import atomic
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import COLUMNS, LEAST_FORGETTING, Column, Row, Spread, best
+from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
 
 LEGEND = (
     "A cell is: mean ± sd over seeds (sd over forgotten classes). Bold: the best method. ↑ higher is better, ↓ lower "
@@ -53,12 +53,13 @@ def deviations(spread: Spread, column: Column) -> str:
 
 def markdown(rows: list[Row]) -> str:
     """One Markdown table, a row per `Row`."""
-    titles = ["", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in COLUMNS)]
-    bold = {column.key: best(rows, column) for column in COLUMNS}
-    lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * len(COLUMNS) + "|"]
+    shown = columns(rows)
+    titles = ["", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in shown)]
+    bold = {column.key: best(rows, column) for column in shown}
+    lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * len(shown) + "|"]
     for row in rows:
         cells = [row.name, row.count]
-        for column in COLUMNS:
+        for column in shown:
             spread = row.cells.get(column.key)
             text = "" if spread is None else format(spread.mean, column.form)
             text = f"**{text}**" if row.label in bold[column.key] else text
@@ -69,8 +70,9 @@ def markdown(rows: list[Row]) -> str:
 
 def html(rows: list[Row], caption: str) -> str:
     """One HTML table whose header buttons sort it."""
-    bold = {column.key: best(rows, column) for column in COLUMNS}
-    titles = ["model", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in COLUMNS)]
+    shown = columns(rows)
+    bold = {column.key: best(rows, column) for column in shown}
+    titles = ["model", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in shown)]
     head = "".join(f'<th scope="col"><button type="button">{_spoken(title)}</button></th>' for title in titles)
     body = []
     for row in rows:
@@ -78,7 +80,7 @@ def html(rows: list[Row], caption: str) -> str:
             f'<th scope="row" data-value="{escape(row.label)}">{_spoken(row.name)}</th>',
             f'<td data-value="{len(row.runs)}">{row.count}</td>',
         ]
-        for column in COLUMNS:
+        for column in shown:
             spread = row.cells.get(column.key)
             if spread is None:
                 cells.append("<td>–</td>")
@@ -163,12 +165,13 @@ def write_summary(path: Path, summaries: dict[str, list[Row]]) -> None:
     """One line per guidance weight and row: mean, both sd and "best" of every column of the table."""
     lines = []
     for guidance, rows in summaries.items():
-        bold = {column.key: best(rows, column) for column in COLUMNS}
+        shown = columns(rows)
+        bold = {column.key: best(rows, column) for column in shown}
         for row in rows:
             line: dict[str, Any] = {"guidance": guidance, "row": row.label, "kind": row.kind, "runs": len(row.runs)}
             line["seeds"] = len({run.seed for run in row.runs})
             line["forget_sets"] = len({run.forget for run in row.runs})
-            for key, spread in ((column.key, row.cells.get(column.key)) for column in COLUMNS):
+            for key, spread in ((column.key, row.cells.get(column.key)) for column in shown):
                 line[key] = line[f"{key}/sd_seeds"] = line[f"{key}/sd_classes"] = None
                 if spread is not None:
                     line |= {key: spread.mean, f"{key}/sd_seeds": spread.seeds, f"{key}/sd_classes": spread.classes}

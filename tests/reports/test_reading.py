@@ -108,6 +108,8 @@ def test_the_names_of_the_classes_are_needed(write_run, tmp_path):
         ({"data.fingerprint": "xyz"}, "data.fingerprint", ("'abc'", "'xyz'")),
         ({"torch": "2.12.0+cpu"}, "torch", (r"'2\.13\.0'", r"'2\.12\.0'")),
         ({"precision": "16-mixed"}, "precision", ("None", "'16-mixed'")),
+        ({"version": 1}, "version", ("2", "1")),
+        ({"features": {"inception": "abc"}}, "features.inception", ("None", "'abc'")),
     ],
 )
 def test_protocols_are_not_mixed(write_run, tmp_path, changes, key, values):
@@ -128,6 +130,11 @@ def test_what_follows_from_the_forgotten_classes_or_the_device_may_differ(write_
     write_run(forget="3")
     write_run(forget="8", protocol={"reference.n": 1300, "plan.rows": 41, "device": "H200", "torch": "2.13.0+cu130"})
     assert len(found(tmp_path)) == 2
+
+
+def test_where_the_inception_weights_lie_is_no_setting_of_a_method(write_run, tmp_path):
+    write_run(settings={"evaluation": {"inception": "/here/weights.pth", "batch_size": 250}})
+    assert {key for key in found(tmp_path)[0].settings if key.startswith("evaluation")} == {"evaluation.batch_size"}
 
 
 def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run, tmp_path):

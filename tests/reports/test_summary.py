@@ -5,7 +5,7 @@ import pytest
 from safemax_pl.reports import summary
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.reading import read
-from safemax_pl.reports.statistics import COLUMNS, Spread, summarise
+from safemax_pl.reports.statistics import COLUMNS, Spread, columns, summarise
 
 
 @pytest.fixture
@@ -22,14 +22,25 @@ def lines(path):
 
 
 def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
-    table = [line.strip("| ").split(" | ") for line in summary.markdown(summarise(groups, "w=0")).splitlines()]
+    rows = summarise(groups, "w=0")
+    table = [line.strip("| ").split(" | ") for line in summary.markdown(rows).splitlines()]
     header, _, *body = table
     assert header[:3] == ["seeds × classes", "ua_noise_aware ↑", "ua ↑"]
-    cells = dict(zip([column.key for column in COLUMNS], body[1][2:], strict=True))
+    cells = dict(zip([column.key for column in columns(rows)], body[1][2:], strict=True))
     assert body[1][:2] == ["a", "2 × 1"]
     assert cells["retain_accuracy"] == "**0.850** ± 0.071"
     assert cells["delta/retain_accuracy"] == "**-0.140** ± 0.071"
     assert body[2][5].startswith("0.700")
+
+
+def test_scores_in_the_features_of_a_network_have_columns_only_where_a_run_has_them(write_run, tmp_path, groups):
+    without = summary.markdown(summarise(groups, "w=0"))
+    assert "fid_retain/classifier ↓" in without and "inception" not in without and "precision" not in without
+    write_run("c", scores={"fid_retain/inception": 7.5, "precision/classifier": 0.8})
+    rows = summarise(group(read([tmp_path])[0]), "w=0")
+    assert "| fid_retain/classifier ↓ |" in summary.markdown(rows)
+    assert "| precision/classifier ↑ | fid_retain/inception ↓ |" in summary.markdown(rows)
+    assert "<span>7.5</span>" in summary.html(rows, "caption")
 
 
 def test_results_have_a_line_per_run_and_guidance(groups, tmp_path):
