@@ -134,7 +134,8 @@ def test_what_follows_from_the_forgotten_classes_or_the_device_may_differ(write_
 
 def test_where_the_inception_weights_lie_is_no_setting_of_a_method(write_run, tmp_path):
     write_run(settings={"evaluation": {"inception": "/here/weights.pth", "batch_size": 250}})
-    assert {key for key in found(tmp_path)[0].settings if key.startswith("evaluation")} == {"evaluation.batch_size"}
+    settings = read([tmp_path])[0][0].settings
+    assert {key for key in settings if key.startswith("evaluation")} == {"evaluation.batch_size"}
 
 
 def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run, tmp_path):
