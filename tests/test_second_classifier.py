@@ -22,6 +22,7 @@ from safemax_pl.scores import Scores
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 SECOND = PROJECT / "weights" / "digits" / "second_classifier"
 ADDED = {"ua_noise_aware/second", "retain_accuracy/second", "judge_disagreement"}
+PLAN = SamplingPlan([3], [0, 1, 2, 4, 5, 6, 7, 8, 9], 50, 90)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,13 @@ def real_test_images(data: ForgetRetainDataModule) -> tuple[Tensor, Rows]:
 
 
 def pure_noise() -> tuple[Tensor, Rows]:
-    plan = SamplingPlan([3], [0, 1, 2, 4, 5, 6, 7, 8, 9], 50, 90)
-    rows = Rows(plan.labels, plan.seeds, torch.arange(len(plan)))
+    rows = Rows(PLAN.labels, PLAN.seeds, torch.arange(len(PLAN)))
     return NoiseImages("normal_noise", (1, 8, 8))(rows), rows
+
+
+def judged_by(evaluator: Evaluator, second: Classifier) -> Scores:
+    references = {"classifier": evaluator.reference()}
+    return Scores(evaluator.classifier, evaluator.data, PLAN, references, second_classifier=second)
 
 
 def scored(scores: Scores, images: Tensor, rows: Rows) -> dict:
@@ -76,8 +81,8 @@ def scored(scores: Scores, images: Tensor, rows: Rows) -> dict:
 
 
 def test_without_a_second_judge_nothing_is_added_and_nothing_else_changes(digits, cache, evaluator):
-    alone = scored(evaluator_of(digits, cache, "second_classifier=null").scores(), *pure_noise())
-    both = scored(evaluator.scores(), *pure_noise())
+    alone = scored(evaluator_of(digits, cache, "second_classifier=null").scores(PLAN), *pure_noise())
+    both = scored(evaluator.scores(PLAN), *pure_noise())
     assert not ADDED & (alone.keys() | alone["per_class"].keys())
     assert both.keys() - alone.keys() == both["per_class"].keys() - alone["per_class"].keys() == ADDED
     assert {name: both[name] for name in alone if name != "per_class"} == {
@@ -86,24 +91,24 @@ def test_without_a_second_judge_nothing_is_added_and_nothing_else_changes(digits
 
 
 def test_the_shipped_judges_agree_on_pure_noise_and_on_real_images(digits, evaluator):
-    noise = scored(evaluator.scores(), *pure_noise())
+    noise = scored(evaluator.scores(PLAN), *pure_noise())
     assert (noise["ua_noise_aware"], noise["ua_noise_aware/second"]) == (1, 1)
     assert noise["judge_disagreement"] < 0.02
-    real = scored(evaluator.scores(), *real_test_images(digits))
+    real = scored(evaluator.scores(PLAN), *real_test_images(digits))
     assert real["ua_noise_aware/second"] < 0.12  # 37 images of a 3
     assert real["retain_accuracy/second"] > 0.97
     assert real["judge_disagreement"] < 0.05
 
 
 def test_a_second_judge_that_calls_everything_noise_is_seen(digits, evaluator):
-    fooled = Scores(evaluator.classifier, digits, evaluator.reference(), None, always(digits, 10))
+    fooled = judged_by(evaluator, always(digits, 10))
     found = scored(fooled, *real_test_images(digits))
     assert found["ua_noise_aware"] < 0.12 and found["ua_noise_aware/second"] == 1
     assert found["judge_disagreement"] == 1
 
 
 def test_a_second_judge_that_sees_the_forgotten_class_in_noise_is_seen(digits, evaluator):
-    fooled = Scores(evaluator.classifier, digits, evaluator.reference(), None, always(digits, 3))
+    fooled = judged_by(evaluator, always(digits, 3))
     found = scored(fooled, *pure_noise())
     assert found["ua_noise_aware"] == 1 and found["ua_noise_aware/second"] == 0
     assert found["judge_disagreement"] == 1
@@ -111,7 +116,7 @@ def test_a_second_judge_that_sees_the_forgotten_class_in_noise_is_seen(digits, e
 
 
 def test_disagreement_and_retain_accuracy_are_given_for_every_class(digits, evaluator):
-    first_says_2 = Scores(evaluator.classifier, digits, evaluator.reference(), None, always(digits, 2))
+    first_says_2 = judged_by(evaluator, always(digits, 2))
     per_class = scored(first_says_2, *real_test_images(digits))["per_class"]
     assert list(per_class["judge_disagreement"]) == list("0123456789")
     assert per_class["judge_disagreement"]["2"] < 0.1 < 0.9 < per_class["judge_disagreement"]["5"]
@@ -120,11 +125,11 @@ def test_disagreement_and_retain_accuracy_are_given_for_every_class(digits, eval
 
 
 def test_resetting_forgets_what_the_second_judge_said(digits, evaluator):
-    scores = evaluator.scores()
+    scores = evaluator.scores(PLAN)
     scored(scores, *real_test_images(digits))
     scores.reset()
     again = scored(scores, *pure_noise())
-    assert again == scored(evaluator.scores(), *pure_noise())
+    assert again == scored(evaluator.scores(PLAN), *pure_noise())
 
 
 def test_the_protocol_names_the_second_judge_and_its_accuracy(digits, cache, evaluator):
