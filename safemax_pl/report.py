@@ -7,7 +7,8 @@ Usage:
 
 Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table), per_class.csv (a
 line per run and class) and figures/ to DIR; without --out to report/ in the folder that holds the runs. Runs that were
-scored under different protocols are refused; unfinished runs and base models are named and left out.
+scored under different protocols are refused; unfinished runs and base models are named and left out. Runs that were
+attacked (python -m safemax_pl.attack) add a section on robustness and robustness.csv.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from safemax_pl.errors import clear_errors
 from safemax_pl.files import atomic
-from safemax_pl.reports import charts, curves, grids, page, summary
+from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.notes import notes
 from safemax_pl.reports.page import Report
@@ -47,16 +48,21 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
         }
         for guidance, rows in summaries.items()
     }
+    attacked, attack_notes = robustness.compare(groups, next(iter(summaries.values())))
     result = Report(
         title,
         groups,
         summaries,
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
-        [*notes(groups, summaries), *left_out],
+        [*notes(groups, summaries), *attack_notes, *left_out],
+        attacked,
+        robustness_pictures.draw(out / "figures", attacked) if attacked else {},
     )
     summary.write_results(out / "results.csv", groups)
     summary.write_summary(out / "summary.csv", summaries)
     summary.write_per_class(out / "per_class.csv", groups)
+    if attacked:
+        robustness.write_robustness(out / "robustness.csv", attacked)
     for name, text in (("report.md", page.markdown(result, out)), ("report.html", page.html(result))):
         with atomic(out / name) as part:
             part.write_text(text)

@@ -6,9 +6,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from safemax_pl.reports import summary
+from safemax_pl.reports import robustness, summary
 from safemax_pl.reports.charts import Picture
 from safemax_pl.reports.reading import FORGET_DEPENDENT, FinishedRun, flat
+from safemax_pl.reports.robustness import Robustness
 from safemax_pl.reports.statistics import Row
 
 HERE = Path(__file__).parent
@@ -25,6 +26,8 @@ class Report:
         summaries: guidance weight -> rows of its table.
         pictures: guidance weight -> heading -> pictures.
         notes: what a reader must know before comparing numbers.
+        robustness: attacks on the models; None if there were none.
+        attack_pictures: heading -> pictures of the attacks.
     """
 
     title: str
@@ -32,6 +35,8 @@ class Report:
     summaries: dict[str, list[Row]]
     pictures: dict[str, dict[str, list[Picture]]]
     notes: list[str]
+    robustness: Robustness | None
+    attack_pictures: dict[str, list[Picture]]
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -109,9 +114,11 @@ def html(report: Report) -> str:
     """The page; pictures, style and script are inside."""
     anchors = {guidance: guidance.replace("=", "") for guidance in report.summaries}
     targets = {anchor: guidance for guidance, anchor in anchors.items()}
+    targets |= {"robustness": "Robustness"} if report.robustness else {}
     targets |= {"reading": "Reading the tables", "training": "Training", "protocol": "Protocol", "runs": "Runs"}
     links = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name in targets.items())
     sections = "".join(_section(report, guidance, anchor) for guidance, anchor in anchors.items())
+    sections += _attacks(report.robustness, report.attack_pictures) if report.robustness else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -143,12 +150,31 @@ def html(report: Report) -> str:
 
 
 def _section(report: Report, guidance: str, anchor: str) -> str:
-    table = summary.html(report.summaries[guidance], f"Scores and cost at {guidance}")
+    table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}")
     parts = [f'<section id="{anchor}"><h2>Guidance {guidance}</h2>{table}<p class="small">{summary.LEGEND}</p>']
-    for heading, pictures in report.pictures[guidance].items():
-        figures = "".join(_figure(picture) for picture in pictures)
-        parts.append(f'<h3>{heading}</h3><div class="figures">{figures}</div>')
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([*parts, *_figures(report.pictures[guidance]), "</section>"])
+
+
+def _figures(by_heading: dict[str, list[Picture]]) -> list[str]:
+    return [
+        f'<h3>{heading}</h3><div class="figures">{"".join(_figure(picture) for picture in pictures)}</div>'
+        for heading, pictures in by_heading.items()
+    ]
+
+
+def _attacks(found: Robustness, pictures: dict[str, list[Picture]]) -> str:
+    """What does not depend on the guidance weight either: attacks have their own."""
+    table = summary.html(found.table, "Headline numbers of the attacks")
+    footnotes = "".join(f"<li>{escape(line)}</li>" for line in robustness.FOOTNOTES)
+    parts = [
+        f'<section id="robustness"><h2>Robustness</h2><p>{robustness.LEAD}</p>{table}',
+        f'<p class="small">{robustness.LEGEND}</p>',
+        summary.plain("What the number of every attack is", robustness.MEANINGS, found.meanings),
+        *_figures(pictures),
+        f'<h3>Reading the attacks</h3><ul class="small">{footnotes}</ul>',
+        summary.plain("Protocols of the attacks", robustness.PROTOCOLS, found.protocols),
+    ]
+    return "\n".join([*parts, f'<p class="small">{robustness.FILES}</p></section>'])
 
 
 def _facts(report: Report) -> str:
@@ -181,15 +207,27 @@ def markdown(report: Report, folder: Path) -> str:
     """The same without the script; pictures are linked relative to `folder`."""
     lines = [f"# {report.title}", "", report.lead, "", *(f"- **Note:** {note}" for note in report.notes), ""]
     for guidance, rows in report.summaries.items():
-        lines += [f"## Guidance {guidance}", "", summary.markdown(rows), "", summary.LEGEND, ""]
-        for heading, pictures in report.pictures[guidance].items():
-            lines += [f"### {heading}", ""]
-            for picture in pictures:
-                lines += [f"![{picture.alt}]({picture.path.relative_to(folder)})", "", picture.caption, ""]
+        lines += [f"## Guidance {guidance}", "", summary.markdown(summary.table(rows)), "", summary.LEGEND, ""]
+        lines += _markdown_figures(report.pictures[guidance], folder)
+    if report.robustness:
+        lines += ["## Robustness", "", robustness.LEAD, "", summary.markdown(report.robustness.table), ""]
+        lines += [robustness.LEGEND, "", *_markdown_table(robustness.MEANINGS, report.robustness.meanings), ""]
+        lines += _markdown_figures(report.attack_pictures, folder)
+        lines += ["### Reading the attacks", "", *(f"- {line}" for line in robustness.FOOTNOTES), ""]
+        lines += [*_markdown_table(robustness.PROTOCOLS, report.robustness.protocols), "", robustness.FILES, ""]
     lines += ["## Reading the tables", "", *(f"- {line}" for line in report.footnotes), "", FILES, ""]
     lines += ["## Training", "", *_markdown_table(TRAINING, report.training), ""]
     lines += ["## Protocol", "", *_markdown_table(["field", "value"], report.protocol), ""]
     return "\n".join([*lines, "## Runs", "", *_markdown_table(COMMANDS, report.commands), ""])
+
+
+def _markdown_figures(by_heading: dict[str, list[Picture]], folder: Path) -> list[str]:
+    lines = []
+    for heading, pictures in by_heading.items():
+        lines += [f"### {heading}", ""]
+        for picture in pictures:
+            lines += [f"![{picture.alt}]({picture.path.relative_to(folder)})", "", picture.caption, ""]
+    return lines
 
 
 def _markdown_table(titles: list[str], rows: list[list[Any]]) -> list[str]:

@@ -159,12 +159,11 @@ def _config(folder: Path) -> DictConfig:
 
 def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     leaves = flat(metrics) | {"scores": metrics.get("scores")}
-    for key in ("scores", *REQUIRED):
-        if key not in leaves or (leaves[key] in (None, {}, "") and key != "provenance.commit"):
-            raise UserError(
-                f"{folder}/metrics.json has no {key}, and a number without it is refused: make the run again, or "
-                "leave it out"
-            )
+    if key := lacking(leaves, ("scores", *REQUIRED)):
+        raise UserError(
+            f"{folder}/metrics.json has no {key}, and a number without it is refused: make the run again, or leave it "
+            "out"
+        )
     plain = comparable(_config(folder))
     for node, keys in IDENTITY.items():
         for key in keys:
@@ -177,6 +176,14 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     )
 
 
+def lacking(leaves: dict[str, Any], required: tuple[str, ...]) -> str | None:
+    """The first required key that is absent or empty."""
+    for key in required:
+        if key not in leaves or (leaves[key] in (None, {}, "") and key != "provenance.commit"):
+            return key
+    return None
+
+
 def flat(nested: Any, path: str = "") -> dict[str, Any]:
     """Dotted key -> leaf of nested dictionaries."""
     if not isinstance(nested, dict) or not nested:
@@ -186,17 +193,21 @@ def flat(nested: Any, path: str = "") -> dict[str, Any]:
     }
 
 
+def what_must_agree(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what numbers in one column have to share."""
+    agreed = {key: value for key, value in flat(protocol).items() if key not in (*FORGET_DEPENDENT, "device")}
+    return agreed | {"torch": protocol["torch"].partition("+")[0]}  # +cpu, +cu130: the device again
+
+
 def _refuse_mixtures(runs: list[FinishedRun]) -> None:
     """Raise for the first key of the protocol, or the base model, in which two runs differ."""
     for one, other in pairwise(runs):
         mine, theirs = (
-            flat(run.metrics["protocol"])
-            | {"weights.original": run.metrics["weights"]["original"], "device": None}
-            | {"torch": run.metrics["protocol"]["torch"].partition("+")[0]}  # +cpu, +cu130: the device again
+            what_must_agree(run.metrics["protocol"]) | {"weights.original": run.metrics["weights"]["original"]}
             for run in (one, other)
         )
         for key in dict.fromkeys([*mine, *theirs]):
-            if key not in FORGET_DEPENDENT and mine.get(key) != theirs.get(key):
+            if mine.get(key) != theirs.get(key):
                 raise UserError(
                     f"these runs can't stand in one table: {key} is {mine.get(key)!r} in {one.folder} and "
                     f"{theirs.get(key)!r} in {other.folder}; report them apart, or make one again with the other's "

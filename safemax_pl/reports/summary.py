@@ -4,7 +4,7 @@ import csv
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safemax_pl.files import atomic
 from safemax_pl.reports.reading import FinishedRun
@@ -51,43 +51,67 @@ def deviations(spread: Spread, column: Column) -> str:
     return " ".join(parts)
 
 
-def markdown(rows: list[Row]) -> str:
-    """One Markdown table, a row per `Row`."""
+class Shown(NamedTuple):
+    """What a cell shows: a number, what is said beside it, what it is sorted by (last if not finite), and if it is the
+    best."""
+
+    text: str
+    aside: str
+    value: float
+    best: bool
+
+
+class Table(NamedTuple):
+    """Titles of all columns but the first; rows with their names, how many runs they have, and their cells."""
+
+    titles: list[str]
+    rows: list[tuple[Row, str, list[Shown | None]]]
+
+
+def table(rows: list[Row]) -> Table:
+    """The summary."""
     shown = columns(rows)
-    titles = ["", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in shown)]
+    titles = ["seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in shown)]
     bold = {column.key: best(rows, column) for column in shown}
-    lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * len(shown) + "|"]
-    for row in rows:
-        cells = [row.name, row.count]
-        for column in shown:
-            spread = row.cells.get(column.key)
-            text = "" if spread is None else format(spread.mean, column.form)
-            text = f"**{text}**" if row.label in bold[column.key] else text
-            cells.append(f"{text} {deviations(spread, column)}".strip() if spread else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    return Table(titles, [(row, row.count, [_shown(row, one, bold[one.key]) for one in shown]) for row in rows])
+
+
+def _shown(row: Row, column: Column, bold: list[str]) -> Shown | None:
+    spread = row.cells.get(column.key)
+    if spread is None:
+        return None
+    return Shown(format(spread.mean, column.form), deviations(spread, column), spread.mean, row.label in bold)
+
+
+def markdown(content: Table) -> str:
+    """One Markdown table."""
+    titles = ["", *content.titles]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * (len(titles) - 2) + "|"]
+    for row, count, cells in content.rows:
+        texts = ["" if cell is None else f"**{cell.text}**" if cell.best else cell.text for cell in cells]
+        asides = [cell.aside if cell else "" for cell in cells]
+        joined = [f"{text} {aside}".strip() for text, aside in zip(texts, asides, strict=True)]
+        lines.append("| " + " | ".join([row.name, count, *joined]) + " |")
     return "\n".join(lines)
 
 
-def html(rows: list[Row], caption: str) -> str:
+def html(content: Table, caption: str) -> str:
     """One HTML table whose header buttons sort it."""
-    shown = columns(rows)
-    bold = {column.key: best(rows, column) for column in shown}
-    titles = ["model", "seeds × classes", *(f"{column.title} {column.arrow}".strip() for column in shown)]
+    titles = ["model", *content.titles]
     head = "".join(f'<th scope="col"><button type="button">{_spoken(title)}</button></th>' for title in titles)
     body = []
-    for row in rows:
+    for row, count, shown in content.rows:
         cells = [
             f'<th scope="row" data-value="{escape(row.label)}">{_spoken(row.name)}</th>',
-            f'<td data-value="{len(row.runs)}">{row.count}</td>',
+            f'<td data-value="{len(row.runs)}">{count}</td>',
         ]
-        for column in shown:
-            spread = row.cells.get(column.key)
-            if spread is None:
+        for cell in shown:
+            if cell is None:
                 cells.append("<td>–</td>")
                 continue
-            tag = "strong" if row.label in bold[column.key] else "span"
-            text = f"<{tag}>{spread.mean:{column.form}}</{tag}> <small>{deviations(spread, column)}</small>"
-            value = f' data-value="{spread.mean!r}"' if isfinite(spread.mean) else ""
+            tag = "strong" if cell.best else "span"
+            text = f"<{tag}>{escape(cell.text)}</{tag}> <small>{escape(cell.aside)}</small>"
+            value = f' data-value="{cell.value!r}"' if isfinite(cell.value) else ""
             cells.append(f"<td{value}>{text}</td>")
         body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
     return framed(caption, f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>", "sortable")
@@ -135,17 +159,17 @@ def write_results(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
     for label, runs in groups.items():
         for run in runs:
             for guidance in run.metrics["scores"]:
-                line = _identity(label, run) | {"guidance": guidance} | run.values(guidance, "unlearned")
+                line = identity(label, run) | {"guidance": guidance} | run.values(guidance, "unlearned")
                 original = run.values(guidance, "original")
                 line |= {f"original/{name}": value for name, value in original.items()}
                 lines.append(line | {"command": run.metrics["provenance"]["command"]})
-    _write_csv(path, lines)
+    write_csv(path, lines)
 
 
 def write_per_class(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
     """One line per run, guidance weight, model, metric and class."""
     lines = [
-        _identity(label, run) | {"guidance": guidance, "model": model, "metric": metric, "class": name, "value": value}
+        identity(label, run) | {"guidance": guidance, "model": model, "metric": metric, "class": name, "value": value}
         for label, runs in groups.items()
         for run in runs
         for guidance, models in run.metrics["scores"].items()
@@ -153,10 +177,11 @@ def write_per_class(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
         for metric, by_class in models[model].get("per_class", {}).items()
         for name, value in by_class.items()
     ]
-    _write_csv(path, lines)
+    write_csv(path, lines)
 
 
-def _identity(label: str, run: FinishedRun) -> dict[str, Any]:
+def identity(label: str, run: FinishedRun) -> dict[str, Any]:
+    """The first columns of every file that has lines per run."""
     names = {"run": run.folder.name, "method": run.method, "configuration": label}
     return names | {"seed": run.seed, "forget_classes": run.forget}
 
@@ -177,10 +202,11 @@ def write_summary(path: Path, summaries: dict[str, list[Row]]) -> None:
                     line |= {key: spread.mean, f"{key}/sd_seeds": spread.seeds, f"{key}/sd_classes": spread.classes}
                 line[f"{key}/best"] = row.label in bold[key]
             lines.append(line)
-    _write_csv(path, lines)
+    write_csv(path, lines)
 
 
-def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One column per key of any line."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     with atomic(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

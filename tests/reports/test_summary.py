@@ -23,7 +23,7 @@ def lines(path):
 
 def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
     rows = summarise(groups, "w=0")
-    table = [line.strip("| ").split(" | ") for line in summary.markdown(rows).splitlines()]
+    table = [line.strip("| ").split(" | ") for line in summary.markdown(summary.table(rows)).splitlines()]
     header, _, *body = table
     assert header[:3] == ["seeds × classes", "ua_noise_aware ↑", "ua ↑"]
     cells = dict(zip([column.key for column in columns(rows)], body[1][2:], strict=True))
@@ -34,13 +34,13 @@ def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
 
 
 def test_scores_in_the_features_of_a_network_have_columns_only_where_a_run_has_them(write_run, tmp_path, groups):
-    without = summary.markdown(summarise(groups, "w=0"))
+    without = summary.markdown(summary.table(summarise(groups, "w=0")))
     assert "fid_retain/classifier ↓" in without and "inception" not in without and "precision" not in without
     write_run("c", scores={"fid_retain/inception": 7.5, "precision/classifier": 0.8})
     rows = summarise(group(read([tmp_path])[0]), "w=0")
-    assert "| fid_retain/classifier ↓ |" in summary.markdown(rows)
-    assert "| precision/classifier ↑ | fid_retain/inception ↓ |" in summary.markdown(rows)
-    assert "<span>7.5</span>" in summary.html(rows, "caption")
+    assert "| fid_retain/classifier ↓ |" in summary.markdown(summary.table(rows))
+    assert "| precision/classifier ↑ | fid_retain/inception ↓ |" in summary.markdown(summary.table(rows))
+    assert "<span>7.5</span>" in summary.html(summary.table(rows), "caption")
 
 
 def test_results_have_a_line_per_run_and_guidance(groups, tmp_path):
@@ -111,7 +111,7 @@ def test_deviations_have_the_format_of_their_column(key, sd, text):
 
 def test_signs_are_words_for_a_screen_reader(write_run, tmp_path):
     write_run("idle", scores={"ua_noise_aware": 0.1, "drift": float("inf")})
-    table = summary.html(summarise(group(read([tmp_path])[0]), "w=0"), "caption")
+    table = summary.html(summary.table(summarise(group(read([tmp_path])[0]), "w=0")), "caption")
     for sign, words in (("↑", "higher is better"), ("↓", "lower is better"), ("†", "did not forget")):
         assert f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>' in table
     assert 'data-value="inf"' not in table and "<span>inf</span>" in table

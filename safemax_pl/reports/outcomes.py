@@ -1,0 +1,122 @@
+"""What attacks found on a run, from its metrics.json; refused where it is damaged or can't be placed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safemax_pl.reports.reading import FinishedRun, flat, lacking, what_must_agree
+
+# Without one of these the number of an attack can't be placed.
+REQUIRED = (
+    "protocol.attack.name",
+    "protocol.attack.images_per_class",
+    "protocol.original",
+    "protocol.forget_classes",
+    "protocol.classifier.hash",
+    "protocol.torch",
+    "weights.unlearned",
+    "provenance.command",
+    "provenance.hardware",
+    "provenance.commit",
+)
+Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack found on one run, and on its original, a retrained model and noise.
+
+    Attributes:
+        run: that was attacked.
+        attack: name of the attack's file in configs/attack.
+        block: as it is in metrics.json.
+        values: model or control -> headline number.
+        curves: model -> series -> points.
+        images: model -> uint8 `[≤ 8, C, H, W]` of the strongest point; empty where their file can't be read.
+    """
+
+    run: FinishedRun
+    attack: str
+    block: dict[str, Any]
+    values: dict[str, float]
+    curves: dict[str, dict[str, Curve]]
+    images: dict[str, Tensor]
+
+    @property
+    def agreed(self) -> dict[str, Any]:
+        """Dotted key -> value of all that numbers in one column have to share."""
+        headline = {f"headline.{key}": self.block["headline"][key] for key in ("name", "better", "limit")}
+        return what_must_agree(self.block["protocol"]) | headline
+
+    @property
+    def images_behind(self) -> int:
+        """How many images every score of the curves is a share of."""
+        protocol = self.block["protocol"]
+        return protocol["attack"]["images_per_class"] * len(protocol["forget_classes"])
+
+
+def outcomes(run: FinishedRun) -> tuple[list[Outcome], list[str]]:
+    """The outcomes of all attacks on a run, and a note for each that is left out or has no images."""
+    blocks, where = run.metrics.get("attacks", {}), f"{run.folder.name}/metrics.json"
+    if not isinstance(blocks, dict):
+        return [], [f"The attacks in {where} are damaged: attack again."]
+    found, notes = [], []
+    for name, block in blocks.items():
+        try:
+            reason = _refusal(run, block)
+            if reason is None:
+                found.append(_outcome(run, name, block))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"is damaged ({type(error).__name__}: {error})"
+        if reason is not None:
+            notes.append(f"The attack {name} in {where} {reason}: it is left out, attack again.")
+        elif not found[-1].images:
+            path = f"{run.folder.name}/{block['folder']}/images.safetensors"
+            notes.append(f"{path} is missing or damaged: it is not in the pictures.")
+    return found, notes
+
+
+def _refusal(run: FinishedRun, block: dict[str, Any]) -> str | None:
+    """Why the numbers of a block can't stand for the run."""
+    if key := lacking(flat(block), REQUIRED):
+        return f"has no {key}, and a number without it is refused"
+    attacked, forgotten = block["weights"]["unlearned"], "+".join(block["protocol"]["forget_classes"])
+    if attacked != (scored := run.metrics["weights"].get("unlearned")):
+        return f"was run on other weights ({attacked}) than those that were scored ({scored})"
+    if forgotten != run.forget:
+        return f"was run for the classes {forgotten}, the run forgot {run.forget}"
+    return None
+
+
+def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
+    """Raises KeyError, TypeError, ValueError or AttributeError when a part is missing or of another kind."""
+    headline = block["headline"]
+    if headline["better"] not in ("higher", "lower"):
+        raise ValueError(f"better is {headline['better']!r}")
+    values = {model: float(value) for model, value in headline["values"].items()}
+    curves = {
+        model: {series: [(float(x), float(y)) for x, y in points] for series, points in by.items()}
+        for model, by in block["curves"].items()
+    }
+    for model in ("unlearned", "original"):
+        if model not in values or not all(curves[model].values()) or not curves[model]:
+            raise ValueError(f"nothing of the {model} model")
+    if not set(curves) <= set(values) or not set(curves) <= set(block["weights"]):
+        raise ValueError("curves of models without a number or a digest")
+    for text in (block["title"], headline["name"], block["axis"], block["measure"], block["folder"]):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    limit = headline["limit"]
+    if limit is not None:
+        float(limit)
+    try:
+        images = load_file(run.folder / block["folder"] / "images.safetensors")
+    except (SafetensorError, OSError):
+        images = {}
+    if not set(curves) <= set(images) or any(one.dtype != torch.uint8 or one.ndim != 4 for one in images.values()):
+        images = {}
+    return Outcome(run, name, block, values, curves, images)
