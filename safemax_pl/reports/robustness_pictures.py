@@ -93,10 +93,11 @@ def _bars(axis: Any, attacked: Attacked, methods: list[Row], rows: list[Row]) ->
     for label, line in lines_of(rows).items():
         if label in attacked.members:
             among = attacked.cell(label).spread
-            value = among.mean if among else attacked.limit
-            if value is not None and isfinite(value):
+            value = among.mean if among else attacked.limit or 0.0
+            if isfinite(value):
                 axis.axvline(value, color=ORIGINAL, ls=line, lw=1.2)
-    axis.set_xlim(0, 1.05 * (attacked.limit or 1))
+    whole = attacked.limit or 1
+    axis.set_xlim(-0.03 * whole, 1.05 * whole)  # a line at 0 is seen
     axis.set_title(f"{fill(attacked.title, 26)} {attacked.column.arrow}", fontsize=8.5, pad=3)
     axis.set_xlabel(fill(attacked.agreed["headline.name"], 34), fontsize=7.5)
     axis.tick_params(labelsize=7.5)
@@ -137,7 +138,7 @@ def curves(folder: Path, attacked: Attacked, rows: list[Row]) -> Picture:
     ]
     if len(series) > 1:
         handles += [plt.Line2D([], [], lw=1.5, ms=4, label=name, **style(place)) for place, name in enumerate(series)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.supxlabel(block["axis"], fontsize=9)
     figure.supylabel(f"{block['measure']} (low: the class is back)", fontsize=9)
     alt = f"Line plots, {attacked.title}: {block['measure']} over {block['axis']}, a panel per method: "
@@ -151,7 +152,7 @@ def curves(folder: Path, attacked: Attacked, rows: list[Row]) -> Picture:
 
 def _curve(axis: Any, found: Middle, look: dict[str, Any]) -> None:
     xs, means = list(found), np.array([at.mean for at in found.values()])
-    axis.plot(xs, means, lw=1.5, ms=3.5, **look)
+    axis.plot(xs, means, lw=1.2, ms=2.5, **look)
     if all(at.seeds is not None for at in found.values()):
         sd = np.array([at.seeds for at in found.values()])
         axis.fill_between(xs, (means - sd).clip(0), (means + sd).clip(max=1), color=look["color"], alpha=0.2, lw=0)
