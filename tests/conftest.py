@@ -125,51 +125,55 @@ def write_run_to():
     return write
 
 
-def write_attack(
-    folder: Path,
-    name: str = "late_start",
-    value: float = 0.8,
-    original: float = 0.0,
-    limit: float | None = None,
-    better: str = "higher",
-    controls: dict[str, float] | None = None,
-    retrain: tuple[str, float] | None = None,
-    protocol: dict[str, Any] | None = None,
-    series: tuple[str, ...] = ("test images",),
-    xs: tuple[float, ...] = (0.2, 0.5, 0.8),
-) -> None:
+@pytest.fixture(scope="session")
+def write_attack():
     """Put the block of an attack into the metrics.json of a run of `write_run`, and write its images.
 
-    The curve of the unlearned model is `min(value, 1)` at every x; `retrain` is a digest of weights and a number.
+    The curves of a model are `min(its number, 1)` at every x; `retrain` is a digest of weights and a number.
     """
-    metrics = json.loads((folder / "metrics.json").read_text())
-    values = {"unlearned": value, "original": original}
-    weights = {"unlearned": metrics["weights"]["unlearned"], "original": "aaa"}
-    if retrain:
-        weights["retrain"], values["retrain"] = retrain
-    ours = {
-        key: metrics["protocol"][key] for key in ("sampler", "forget_classes", "data", "classifier", "torch", "device")
-    }
-    tree = {"attack": {"name": name.title(), "version": 1, "images_per_class": 10}, "original": "aaa"} | ours
-    for key, changed in (protocol or {}).items():
-        node, _, leaf = key.rpartition(".")
-        (tree[node] if node else tree)[leaf] = changed
-    where = f"attacks/{name}-{len(metrics.get('attacks', {}))}"
-    block = {
-        "title": name.replace("_", " ").capitalize(),
-        "headline": {"name": "a number", "better": better, "limit": limit, "values": values | (controls or {})},
-        "axis": "t_0 / T",
-        "measure": "ua_noise_aware",
-        "curves": {model: {one: [[x, min(values[model], 1.0)] for x in xs] for one in series} for model in weights},
-        "protocol": tree,
-        "weights": weights,
-        "seconds": 1.0,
-        "provenance": metrics["provenance"] | {"command": f"python -m safemax_pl.attack {name}"},
-        "folder": where,
-    }
-    (folder / where).mkdir(parents=True)
-    grey = {"unlearned": 40, "original": 200, "retrain": 120}
-    images = {model: torch.full((8, 1, 8, 8), grey[model], dtype=torch.uint8) for model in weights}
-    save_file(images, folder / where / "images.safetensors")
-    metrics.setdefault("attacks", {})[name] = block
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    def write(
+        folder: Path,
+        name: str = "late_start",
+        value: float = 0.8,
+        original: float = 0.0,
+        limit: float | None = None,
+        better: str = "higher",
+        controls: dict[str, float] | None = None,
+        retrain: tuple[str, float] | None = None,
+        protocol: dict[str, Any] | None = None,
+        series: tuple[str, ...] = ("test images",),
+        xs: tuple[float, ...] = (0.2, 0.5, 0.8),
+    ) -> None:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        values = {"unlearned": value, "original": original}
+        weights = {"unlearned": metrics["weights"]["unlearned"], "original": "aaa"}
+        if retrain:
+            weights["retrain"], values["retrain"] = retrain
+        kept = ("sampler", "forget_classes", "data", "classifier", "torch", "device")
+        ours = {key: metrics["protocol"][key] for key in kept}
+        tree = {"attack": {"name": name.title(), "version": 1, "images_per_class": 10}, "original": "aaa"} | ours
+        for key, changed in (protocol or {}).items():
+            node, _, leaf = key.rpartition(".")
+            (tree[node] if node else tree)[leaf] = changed
+        where = f"attacks/{name}-{len(metrics.get('attacks', {}))}"
+        block = {
+            "title": name.replace("_", " ").capitalize(),
+            "headline": {"name": "a number", "better": better, "limit": limit, "values": values | (controls or {})},
+            "axis": "t_0 / T",
+            "measure": "ua_noise_aware",
+            "curves": {model: {one: [[x, min(values[model], 1.0)] for x in xs] for one in series} for model in weights},
+            "protocol": tree,
+            "weights": weights,
+            "seconds": 1.0,
+            "provenance": metrics["provenance"] | {"command": f"python -m safemax_pl.attack {name}"},
+            "folder": where,
+        }
+        (folder / where).mkdir(parents=True)
+        grey = {"unlearned": 40, "original": 200, "retrain": 120}
+        images = {model: torch.full((8, 1, 8, 8), grey[model], dtype=torch.uint8) for model in weights}
+        save_file(images, folder / where / "images.safetensors")
+        metrics.setdefault("attacks", {})[name] = block
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    return write

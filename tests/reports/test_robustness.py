@@ -1,0 +1,295 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safemax_pl.report import report
+from safemax_pl.reports import robustness, robustness_pictures
+from safemax_pl.reports.grouping import group
+from safemax_pl.reports.reading import read
+from safemax_pl.reports.statistics import summarise
+
+NOISE = {"normal_noise": 1.0, "uniform_noise": 0.9}
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """The attacks on all runs and the notes."""
+
+    def found():
+        groups = group(read([tmp_path])[0])
+        return robustness.compare(groups, summarise(groups, "w=0"))
+
+    return found
+
+
+def change(folder, edit, name="late_start"):
+    """Rewrite the block of an attack."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["attacks"][name] = edit(metrics["attacks"][name])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def texts(found):
+    """Row -> text and aside of its cells."""
+    return {
+        row.label: [None if cell is None else (cell.text, cell.aside, cell.best) for cell in cells]
+        for row, _, cells in found.table.rows
+    }
+
+
+def test_rows_are_original_retrain_methods_and_noise(write_run, write_attack, compared):
+    for seed, value in ((0, 0.8), (1, 0.6)):
+        write_attack(write_run("a", seed), value=value, original=0.1, controls=NOISE, retrain=("new", 0.95))
+        write_attack(write_run("b", seed), value=0.5, original=0.1, controls=NOISE)
+    found, notes = compared()
+    assert notes == []
+    assert found.table.titles == ["runs", "Late start ↑"]
+    assert texts(found) == {
+        "Original": [("0.100", "", False)],
+        "Retrain": [("0.950", "", False)],
+        "a": [("0.700", "± 0.141", True)],
+        "b": [("0.500", "± 0.000", False)],
+        "normal_noise": [("1.000", "", False)],
+        "uniform_noise": [("0.900", "", False)],
+    }
+    assert [count for _, count, _ in found.table.rows] == ["1", "1", "2", "2", "1", "1"]
+
+
+def test_lower_is_best_where_the_block_says_so(write_run, write_attack, compared):
+    write_attack(write_run("a"), value=0.2, better="lower")
+    write_attack(write_run("b"), value=0.1, better="lower")
+    found, _ = compared()
+    assert found.table.titles[1] == "Late start ↓"
+    assert [cells[0][2] for cells in texts(found).values()] == [False, False, True]
+
+
+def test_what_did_not_forget_is_best_at_nothing(write_run, write_attack, compared):
+    write_attack(write_run("idle", scores={"ua_noise_aware": 0.1}), value=0.0, better="lower")
+    write_attack(write_run("a"), value=0.2, better="lower")
+    write_attack(write_run("b"), value=0.3, better="lower")
+    assert [label for label, cells in texts(compared()[0]).items() if cells[0][2]] == ["a"]
+
+
+def test_values_at_the_limit_are_counted_and_not_averaged(write_run, write_attack, compared):
+    for seed, value in enumerate((10.0, 20.0, 100.0)):
+        write_attack(write_run("some", seed), "relearning", value, limit=100.0)
+        write_attack(write_run("all", seed), "relearning", 100.0, limit=100.0)
+        write_attack(write_run("none", seed), "relearning", 90.0 + seed, limit=100.0)
+    found = texts(compared()[0])
+    assert found["some"] == [("15", "± 7.07 (> 100: 1 of 3)", False)]
+    assert found["all"] == [("> 100", "3 of 3", True)]
+    assert found["none"] == [("91", "± 1", False)]
+
+
+def test_where_only_some_runs_withstand_nothing_is_best(write_run, write_attack, compared):
+    for seed, value in enumerate((1.0, 100.0)):
+        write_attack(write_run("some", seed), "relearning", value, limit=100.0)
+        write_attack(write_run("none", seed), "relearning", 90.0, limit=100.0)
+    assert not any(cells[0][2] for cells in texts(compared()[0]).values())
+
+
+def test_different_protocols_have_a_column_each_and_are_named(write_run, write_attack, compared):
+    write_attack(write_run("a"), value=0.4)
+    write_attack(write_run("b"), value=0.9, protocol={"attack.images_per_class": 40})
+    write_attack(write_run("c"), value=0.5, protocol={"device": "H200", "torch": "2.13.0+cu130"})
+    found, notes = compared()
+    titles = [f"Late start, protocol {one.protocol}" for one in found.attacks]
+    assert [one.title for one in found.attacks] == titles and len(set(titles)) == 2
+    held = {
+        label: {one.agreed["attack.images_per_class"] for one in found.attacks if label in one.members}
+        for label in "abc"
+    }
+    assert held == {"a": {10}, "b": {40}, "c": {10}}
+    assert sorted(label for label, cells in texts(found).items() if any(cell and cell[2] for cell in cells)) == ["c"]
+    (note,) = notes
+    assert note.startswith("The attack late_start was run under 2 protocols: attack.images_per_class is ")
+    assert "10 (a, c)" in note and "40 (b)" in note
+
+
+def test_limits_that_differ_are_not_mixed(write_run, write_attack, compared):
+    write_attack(write_run("a"), "relearning", 50.0, limit=100.0)
+    write_attack(write_run("b"), "relearning", 50.0, limit=50.0)
+    found, notes = compared()
+    assert len(found.attacks) == 2 and "headline.limit is " in notes[0]
+
+
+def test_forgotten_classes_share_a_column(write_run, write_attack, compared):
+    write_attack(write_run("a", forget="3"), value=0.4)
+    write_attack(write_run("a", forget="8"), value=0.8)
+    found, notes = compared()
+    assert texts(found)["a"] == [("0.600", "(0.283)", False)] and notes == []
+
+
+def test_which_method_lacks_which_attack_is_noted(write_run, write_attack, compared):
+    for seed in (0, 1):
+        folder = write_run("a", seed)
+        write_attack(folder)
+        write_attack(folder, "null_leak")
+    write_attack(write_run("b", 0))
+    write_run("b", 1)
+    found, notes = compared()
+    assert texts(found)["b"][1] is None
+    assert notes == [
+        "b lacks the attack null_leak.",
+        "b lacks the attack late_start of seed 1 forgetting 3: its mean is over fewer cases.",
+    ]
+
+
+def test_a_retrained_model_that_is_a_run_of_the_report_is_one_row(write_run, write_attack, compared):
+    write_attack(write_run("a"), value=0.4, retrain=("goal", 0.9))
+    write_run("retrain", name="goal", from_scratch=True)
+    found, notes = compared()
+    assert list(texts(found)) == ["Original", "retrain", "a"] and notes == []
+    assert texts(found)["retrain"][0][0] == "0.900"
+
+
+@pytest.mark.parametrize("part", ["protocol", "weights", "provenance"])
+def test_a_number_without_its_protocol_is_refused(write_run, write_attack, compared, part):
+    folder = write_run("a")
+    write_attack(folder)
+    change(folder, lambda block: block | {part: {}})
+    found, (note,) = compared()
+    assert found is None
+    assert note.startswith(f"The attack late_start in a-0-3/metrics.json has no {part}.")
+    assert "a number without it is refused: it is left out, attack again." in note
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda block: None,
+        lambda block: "half",
+        lambda block: {key: block[key] for key in block if key != "curves"},
+        lambda block: block | {"curves": {"unlearned": {}}},
+        lambda block: block | {"curves": block["curves"] | {"unlearned": {"test images": [[0.2]]}}},
+        lambda block: block | {"headline": block["headline"] | {"values": {"unlearned": None}}},
+        lambda block: block | {"headline": block["headline"] | {"better": "up"}},
+        lambda block: block | {"headline": block["headline"] | {"limit": "x"}},
+        lambda block: block | {"title": None},
+        lambda block: block | {"protocol": block["protocol"] | {"forget_classes": 3}},
+    ],
+)
+def test_a_damaged_block_is_noted_and_the_others_stay(write_run, write_attack, compared, edit):
+    folder = write_run("a")
+    write_attack(folder)
+    write_attack(folder, "null_leak")
+    change(folder, edit)
+    found, notes = compared()
+    assert [one.title for one in found.attacks] == ["Null leak"]
+    assert notes[0].startswith("The attack late_start in a-0-3/metrics.json ")
+    assert notes[0].endswith(": it is left out, attack again.")
+
+
+def test_attacks_that_are_no_mapping_are_noted(write_run, compared):
+    folder = write_run("a")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"attacks": []}))
+    assert compared() == (None, ["The attacks in a-0-3/metrics.json are damaged: attack again."])
+
+
+def test_an_attack_on_other_weights_or_classes_does_not_stand_for_the_run(write_run, write_attack, compared):
+    for edit, reason in (
+        (lambda block: block | {"weights": block["weights"] | {"unlearned": "old"}}, r"other weights (old)"),
+        (lambda block: block | {"protocol": block["protocol"] | {"forget_classes": ["8"]}}, "the classes 8"),
+    ):
+        folder = write_run("a")
+        write_attack(folder)
+        change(folder, edit)
+        found, (note,) = compared()
+        assert found is None and reason in note
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"half"])
+def test_images_that_cannot_be_read_are_noted(write_run, write_attack, compared, content, tmp_path):
+    folder = write_run("a")
+    write_attack(folder)
+    path = folder / "attacks/late_start-0/images.safetensors"
+    path.write_bytes(content) if content else path.unlink()
+    found, notes = compared()
+    assert notes == ["a-0-3/attacks/late_start-0/images.safetensors is missing or damaged: it is not in the pictures."]
+    assert "Images at the strongest point" not in robustness_pictures.draw(tmp_path / "out", found)
+
+
+def test_every_number_is_in_the_file(write_run, write_attack, compared, tmp_path):
+    for seed, value in enumerate((10.0, 100.0)):
+        write_attack(write_run("a", seed), "relearning", value, limit=100.0)
+    found, _ = compared()
+    robustness.write_robustness(tmp_path / "robustness.csv", found)
+    with (tmp_path / "robustness.csv").open(newline="") as file:
+        original, *lines = csv.DictReader(file)
+    assert (original["method"], original["seed"], original["model"]) == ("Original", "", "original")
+    assert [(line["method"], line["seed"], line["value"], line["at_limit"]) for line in lines] == [
+        ("a", "0", "10.0", "False"),
+        ("a", "1", "100.0", "True"),
+    ]
+    assert {line["protocol"] for line in lines} == {found.attacks[0].protocol}
+    assert (lines[0]["attack"], lines[0]["limit"], lines[0]["better"], lines[0]["n"]) == (
+        "relearning",
+        "100.0",
+        "higher",
+        "10",
+    )
+
+
+def test_pictures_show_means_bands_and_images(write_run, write_attack, compared, tmp_path, monkeypatch):
+    kept = []
+    save = robustness_pictures.save
+    monkeypatch.setattr(
+        robustness_pictures, "save", lambda figure, *rest: (kept.append(figure), save(figure, *rest))[1]
+    )
+    for seed, value in ((0, 0.8), (1, 0.6)):
+        write_attack(write_run("a", seed), value=value, controls=NOISE)
+        write_attack(write_run("b", seed), value=float("nan") if seed else 0.4, controls=NOISE)
+    found, _ = compared()
+    pictures = [one for group in robustness_pictures.draw(tmp_path / "out", found).values() for one in group]
+    bars, curves, images = kept
+    assert [patch.get_width() for patch in bars.axes[0].patches] == [pytest.approx(0.7)]  # nan has no bar
+    assert sum(line.get_linestyle() != "None" and len(line.get_xdata()) == 2 for line in bars.axes[0].get_lines()) >= 3
+    panel = curves.axes[0]
+    assert list(panel.get_lines()[1].get_ydata()) == [pytest.approx(0.7)] * 3
+    band = panel.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (pytest.approx(0.7 - 0.2 / 2**0.5), pytest.approx(0.7 + 0.2 / 2**0.5))
+    assert curves.get_supxlabel() == "t_0 / T"
+    shown = np.asarray(images.axes[0].images[0].get_array())
+    assert set(np.unique(shown)) == {40, 200, 255} and shown[0, 0] == 200
+    for picture in pictures:
+        with Image.open(picture.path) as image:
+            assert min(image.size) > 150
+        assert len(picture.alt) > 60
+
+
+def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, compared):
+    write_attack(write_run("a", 0), value=0.2)
+    write_attack(write_run("a", 1), value=0.4, xs=(0.2, 0.9))
+    (attacked,) = compared()[0].attacks
+    found = robustness_pictures.middle(attacked, "a", "test images")
+    assert list(found) == [0.2] and found[0.2].mean == pytest.approx(0.3)
+
+
+def test_the_section_is_all_that_attacks_add(write_run, write_attack, tmp_path):
+    for method in ("a", "b"):
+        write_attack(write_run(method), controls=NOISE)
+    attacked = report([tmp_path / "runs"], tmp_path / "attacked")
+    for folder in (tmp_path / "runs").iterdir():
+        metrics = json.loads((folder / "metrics.json").read_text())
+        del metrics["attacks"]
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    plain = report([tmp_path / "runs"], tmp_path / "plain")
+    for name in ("results.csv", "summary.csv", "per_class.csv"):
+        assert (attacked / name).read_bytes() == (plain / name).read_bytes()
+    assert not (plain / "robustness.csv").exists()
+    for name, start, end in (
+        ("report.md", "## Robustness", "## Reading the tables"),
+        ("report.html", '<section id="robu', '\n<section id="reading'),
+    ):
+        text, without = (attacked / name).read_text(), (plain / name).read_text()
+        before, _, rest = text.partition(start)
+        section, _, after = rest.partition(end)
+        assert "Late start" in section and "robustness.csv" in section and "obustness" not in without
+        link = '<li><a href="#robustness">Robustness</a></li>'
+        assert before.replace(link, "") + end + after == without
