@@ -7,9 +7,10 @@ import torch
 from conftest import FORGOTTEN
 from torch import nn
 
-from safemax_pl import streams
+from safemax_pl import networks, streams
 from safemax_pl.attacks.base import Point
 from safemax_pl.errors import UserError
+from safemax_pl.files import PROJECT
 from safemax_pl.images import to_uint8
 from safemax_pl.targets import MaxEntropyTarget
 
@@ -146,16 +147,17 @@ def test_a_walk_finds_the_class_where_its_embedding_was_moved_away(make_attack, 
     assert start.y == 1 and old_place.y <= 0.1
 
 
-def test_relearning_brings_a_hidden_class_back_before_one_that_was_never_known(
-    make_attack, number_of, without_embedding, bench
-):
-    attack = make_attack(
-        "relearning", **FAST["relearning"] | {"budget__score_at": [0, 10, 20, 30], "budget__rate": 1e-3}
-    )
-    never = copy.deepcopy(without_embedding)
-    never.reset(seed=0)
-    hidden = number_of(attack, without_embedding)
-    assert 0 < hidden < 30 == attack.limit == number_of(attack, never)
+def test_relearning_is_slower_the_less_is_left(make_attack, number_of, original, bench):
+    """A class whose embedding was moved is back before one that Retrain never saw, an untrained network is last."""
+    retrain = networks.pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
+    untrained = copy.deepcopy(original)
+    untrained.reset(seed=0)
+    embeddings = original.class_embeddings
+    with torch.no_grad():
+        embeddings[FORGOTTEN] = torch.lerp(embeddings[FORGOTTEN], embeddings[0], 0.6)
+    attack = make_attack("relearning", **FAST["relearning"] | {"budget__score_at": [0, 2, 5, 10, 20]})
+    hidden, never, last = (number_of(attack, model) for model in (original, retrain, untrained))
+    assert 0 < hidden < never / 2 < never < last == 20 == attack.limit
 
 
 def test_relearning_sees_k_images_of_the_class_and_smaller_choices_are_part_of_larger_ones(bench):
