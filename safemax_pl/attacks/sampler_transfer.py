@@ -1,9 +1,11 @@
 """Other samplers, steps and guidance weights than those that the unlearning was scored with."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, final
 
 from safemax_pl.attacks.base import Attack, Bench, Point, ascending
+from safemax_pl.errors import UserError, unknown
 from safemax_pl.evaluation import ModelImages
 from safemax_pl.networks import Model
 from safemax_pl.sampler import Sampler
@@ -31,8 +33,15 @@ class SamplerTransfer(Attack):
     ):
         super().__init__(images_per_class, guidance_weights)
         self.samplers = [dict(settings) for settings in samplers]
+        where, legal = "attacks.sampler_transfer.samplers", sorted(inspect.signature(Sampler).parameters)
         for settings in self.samplers:
-            settings["steps"] = ascending("attacks.sampler_transfer.samplers.steps", settings.get("steps", []), 1)
+            for key in settings:
+                if key not in legal:
+                    raise unknown(f"key in {where}", key, legal)
+            settings["steps"] = ascending(f"{where}.steps", settings.get("steps", []), 1)
+        names = [settings.get("name") for settings in self.samplers]
+        if not names or None in names or len(set(names)) < len(names):
+            raise UserError(f"{where} has the names {names}: give at least one sampler, and each by its name, once")
 
     def check(self, model: Model, bench: Bench) -> None:
         super().check(model, bench)

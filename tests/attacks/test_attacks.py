@@ -224,6 +224,10 @@ def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, 
         ("relearning", {"budget__rate": 0.0}, "rate > 0"),
         ("embedding_interpolation", {"starts": 0}, "at least 1"),
         ("sampler_transfer", {"samplers": [{"name": "euler", "steps": [5]}]}, "unknown sampler"),
+        ("sampler_transfer", {"samplers": [{"name": "ddim", "step": [5]}]}, "did you mean 'steps'"),
+        ("sampler_transfer", {"samplers": [{"name:ddim": None, "steps": [5]}]}, "unknown key"),
+        ("sampler_transfer", {"samplers": [{"steps": [5]}]}, "each by its name"),
+        ("sampler_transfer", {"samplers": [{"name": "ddim", "steps": [5]}] * 2}, "once"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused(make_attack, bench, original, name, changes, message):
