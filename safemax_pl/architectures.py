@@ -1,9 +1,34 @@
 """What a judge can be made of: a residual network or a mixer, which share no kind of layer but the last one."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safemax_pl import ranks
 from safemax_pl.errors import UserError
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the whole batch, not of each rank's share, which are of equal size.
+
+    torch's own SyncBatchNorm does that on GPUs alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or ranks.count() == 1:
+            return super().forward(x)
+        mean = ranks.mean(x.mean(dim=(0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance = ranks.mean(centred.square().mean(dim=(0, 2, 3)))
+        n = x[:, 0].numel() * ranks.count()
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 class ResidualBlock(nn.Module):
@@ -12,9 +37,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
         self.conv_1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.norm_1 = nn.BatchNorm2d(outside)
+        self.norm_1 = BatchNorm(outside)
         self.conv_2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm_2 = nn.BatchNorm2d(outside)
+        self.norm_2 = BatchNorm(outside)
         same = inside == outside and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from safemax_pl import networks
+from safemax_pl import networks, ranks
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.config import CONFIGS, build, load_config, quiet
@@ -61,11 +61,14 @@ def attack(target: str, overrides: list[str]) -> Path:
     for one in attacks.values():
         for model in models.values():
             one.check(model, bench)
+    ranks.start(evaluator.make_trainer())
     for name, one in attacks.items():
-        block = run_attack(name, one, models, bench, subject.folder, show_progress)
-        remember(subject.folder / "metrics.json", name, block)
-        print_block(block)
-    print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
+        block = run_attack(name, one, models, bench, subject.folder, show_progress and ranks.is_first())
+        if ranks.is_first():
+            remember(subject.folder / "metrics.json", name, block)
+            print_block(block)
+    if ranks.is_first():
+        print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
 
 
@@ -108,7 +111,8 @@ def run_attack(
     numbers = {model: attack.number(by, classes) for model, by in curves.items()}
     numbers |= running.noise_numbers(attack, bench)
     out = folder / "attacks" / f"{name}-{digest(protocol)}"
-    write_files(out, attack, results, f"{attack.title}: {folder.name}")
+    if ranks.is_first():
+        write_files(out, attack, results, f"{attack.title}: {folder.name}")
     headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
     return {
         "title": attack.title,
@@ -172,7 +176,7 @@ def main() -> None:
         print(f"{__doc__}\nAttacks: {', '.join(NAMES)}")
         return
     quiet()
-    with clear_errors():
+    with clear_errors(), ranks.together():
         attack(arguments[0], arguments[1:])
 
 

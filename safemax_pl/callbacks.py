@@ -21,7 +21,7 @@ class Cost(Callback):
     Attributes:
         seconds, timed: wall-clock of the timed steps, device synchronised at both ends, and how many those are.
         prior_seconds, prior_flops: of what `Unlearner.prepare` needed, as the module knows it.
-        flops, counted: of all networks, forward and backward, in the counted steps, and how many those are.
+        flops, counted: of all networks and devices, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
         peak_bytes: most memory in use.
     """
@@ -58,7 +58,7 @@ class Cost(Callback):
             self.timed += 1
         else:
             self._counter.__exit__(None, None, None)
-            self.flops += self._counter.get_total_flops()
+            self.flops += self._counter.get_total_flops() * trainer.world_size
             self.counted += 1
             self._counter = None
 

@@ -50,7 +50,7 @@ class ClassifierModule(LightningModule):
         )
         images = torch.cat([faded, noise.mixture(real.keys, x)])
         aware = F.cross_entropy(self.classifier.noise_aware(images)[0], torch.cat([real.labels, nothing]))
-        self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True)
+        self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
         return plain + aware
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:

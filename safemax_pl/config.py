@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from safemax_pl import ranks
 from safemax_pl.config_keys import arguments_of, check_keys, flat_keys
 from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.files import PROJECT, digest
@@ -49,7 +50,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
 
     def clear_task(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
-        with clear_errors():
+        with clear_errors(), ranks.together():
             _name_method(cfg, hydra_cfg.runtime.choices)
             try:
                 task(cfg)
@@ -81,7 +82,8 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def quiet() -> None:
     """Silence what Lightning says in every run and what a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row

@@ -199,10 +199,11 @@ class ForgetRetainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Steps:
         assert self.trainer is not None
-        self._check_batch_sizes(self.trainer.world_size)
+        self.check_batch_sizes(self.trainer.world_size)
         return Steps(self.trainer.max_steps)
 
-    def _check_batch_sizes(self, world_size: int) -> None:
+    def check_batch_sizes(self, world_size: int) -> None:
+        """Raise `UserError` when a batch can't be shared equally by so many devices."""
         for part, size in self.batch_sizes.items():
             if size % world_size:
                 raise UserError(f"data.{part}_batch_size={size} does not divide by {world_size} devices")
@@ -221,12 +222,14 @@ class ForgetRetainDataModule(LightningDataModule):
     def draw(
         self, part: str, step: int, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> LabelledImages | None:
-        """The share of `rank` in the batch that `step` draws from `part`; None when that part is empty."""
+        """Every `world_size`-th row, from `rank` on, of the batch that `step` draws from `part`; None if that is empty.
+
+        Rows of both parts that have the same place, counted in turn through the smaller one, stay on the same rank.
+        """
         rows = self._rows[part]
-        size = self.batch_sizes[part] // world_size
-        if not len(rows) or not size:
+        if not len(rows) or not self.batch_sizes[part]:
             return None
-        row = torch.arange(rank * size, (rank + 1) * size, device=rows.device)
+        row = torch.arange(rank, self.batch_sizes[part], world_size, device=rows.device)
         keys = streams.combine(self.seed, PARTS[part], step, row, device=rows.device)
         return self.images_at(rows[streams.integers(keys, Stream.ROW, high=len(rows))], keys, device)
 

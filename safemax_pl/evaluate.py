@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import figures, networks, tables
+from safemax_pl import figures, networks, ranks, tables
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
@@ -166,10 +166,13 @@ def evaluate(target: str, overrides: list[str]) -> Path:
     """Score `target`; returns the folder that holds `metrics.json` and `samples.png`."""
     subject = load_subject(target, overrides)
     evaluator = make_evaluator(subject.cfg, subject.data)
+    ranks.start(evaluator.make_trainer())
     metrics, images = score(evaluator, subject.model, subject.original)
     metrics |= {"training": training(subject.cfg) if subject.is_run else None, "provenance": provenance()}
     same = subject.is_run and not overrides
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
+    if not ranks.is_first():
+        return out
     write_json(out / "metrics.json", metrics)
     draw_samples(out / "samples.png", evaluator, images, title=subject.name)
     tables.print_scores(metrics, subject.name)
@@ -182,7 +185,7 @@ def main() -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    with clear_errors():
+    with clear_errors(), ranks.together():
         evaluate(arguments[0], arguments[1:])
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from safemax_pl import noise, streams
+from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
@@ -170,12 +170,12 @@ class Evaluator:
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
         scores_path = path.with_suffix(".json")
-        if model.weights_digest and path.exists() and scores_path.exists():
+        if ranks.broadcast(model.weights_digest and path.exists() and scores_path.exists()):
             return json.loads(scores_path.read_text()), load_file(path)["images"]
         result, images = self.test(
             self.images_of(model, guidance), self.plan(plan_name), inception=plan_name == self.final
         )
-        if model.weights_digest:
+        if model.weights_digest and ranks.is_first():
             with atomic(path) as part:
                 save_file({"images": images}, part)
             write_json(scores_path, result)
@@ -266,6 +266,7 @@ def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Ten
         except (SafetensorError, OSError, ValueError) as error:
             warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
     tensors = compute()
-    with atomic(path) as part:
-        save_file(tensors, part, notes)
+    if ranks.is_first():
+        with atomic(path) as part:
+            save_file(tensors, part, notes)
     return tensors

@@ -22,7 +22,7 @@ from lightning import seed_everything
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-from safemax_pl import figures, networks, tables
+from safemax_pl import figures, networks, ranks, tables
 from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
@@ -33,6 +33,7 @@ from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
+from safemax_pl.plans import sharded_loader
 from safemax_pl.runs import Run, provenance, training
 from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
@@ -42,8 +43,9 @@ def fit(cfg: DictConfig, name: str) -> Path:
     """Build, fit, score and write one run; returns its folder."""
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
-        tables.print_scores(metrics, name)
-        print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+        if ranks.is_first():
+            tables.print_scores(metrics, name)
+            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
 
     seed_everything(cfg.seed, verbose=False)
@@ -53,6 +55,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
     check(run, data, unlearner, student, evaluator)
+    ranks.start(evaluator.make_trainer())
     run.begin()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
@@ -74,13 +77,17 @@ def fit(cfg: DictConfig, name: str) -> Path:
     )
     cost = Cost(sum(data.batch_sizes.values()))
     loggers = make_loggers(cfg.get("logger"), run.folder)
-    if original is not None and not run.checkpoint.exists():
+    if original is not None and not run.checkpoints:
         log_original(loggers, evaluator, original)
     train(cfg, run, module, data, loggers, [cost])
-    networks.save(student, data, run.folder)
-    student.weights_digest = networks.weights_digest(run.folder / "unet")
+    if ranks.is_first():
+        networks.save(student, data, run.folder)
+        student.weights_digest = networks.weights_digest(run.folder / "unet")
+    student.weights_digest = ranks.broadcast(student.weights_digest)
 
     metrics, images = score(evaluator, student.eval(), original)
+    if not ranks.is_first():
+        return run.folder
     metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance()}
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
@@ -110,8 +117,10 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         raise UserError(f"optimizer: {error}") from error
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
+    devices = evaluator.make_trainer().world_size
+    data.check_batch_sizes(devices)
     for plan in ("quick", evaluator.final):
-        evaluator.plan(plan)
+        sharded_loader(evaluator.plan(plan), evaluator.batch_size, world_size=devices)
     evaluator.sampler.check(student.diffusion)
     space = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     if (free := shutil.disk_usage(existing(run.folder)).free) < space:

@@ -20,10 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import TensorDataset
 
+from safemax_pl import ranks
 from safemax_pl.classifier import Classifier
 from safemax_pl.classifier_training import ClassifierModule, calibrate, score_classifier
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 from safemax_pl.train import make_loggers, train
@@ -33,8 +35,9 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     """Train, calibrate, score and write one classifier; returns the run's folder."""
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
-        print_scores(metrics["scores"], name)
-        print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+        if ranks.is_first():
+            print_scores(metrics["scores"], name)
+            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
     seed_everything(cfg.seed, verbose=False)
     data: ForgetRetainDataModule = build(
@@ -47,9 +50,15 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
     data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
     classifier = Classifier(data.class_names, data.image_shape, build(cfg.architecture, _convert_="all"))
     module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
+    trainer = build(cfg.trainer, logger=False, enable_checkpointing=False)
+    if cfg.batch_size % trainer.world_size:
+        raise UserError(f"batch_size={cfg.batch_size} does not divide by {trainer.world_size} devices")
+    ranks.start(trainer)
     run.begin()
     loggers = make_loggers(cfg.get("logger"), run.folder)
     train(cfg, run, module, data, loggers, [])
+    if not ranks.is_first():
+        return run.folder
     classifier.eval()
     calibrate(classifier, calibration)
     scores = score_classifier(classifier, data.source.test)

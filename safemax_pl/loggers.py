@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from safemax_pl import ranks
 from safemax_pl.files import atomic
 
 
@@ -63,28 +64,21 @@ class CSVHistory(Logger):
 
 
 def wandb_logger(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> WandbLogger:
-    """A Weights & Biases logger for the run in `folder`; the same run again when the fit resumes.
+    """A Weights & Biases logger for the run in `folder`; one for all ranks, and the same again when the fit resumes.
 
     Online with an API key, or as WANDB_MODE says; otherwise, or when the server can't be reached, offline, with one
     line that says so.
     """
-    settings = {
-        "project": project,
-        "entity": entity,
-        "group": group,
-        "name": folder.name,
-        "id": _wandb_id(folder),
-        "resume": "allow",
-        "dir": folder,
-    }
-    experiment = _start_wandb(settings) if rank_zero_only.rank == 0 else None  # type: ignore[attr-defined]
+    names = {"project": project, "entity": entity, "group": group, "name": folder.name}
+    experiment = _start_wandb(folder, names) if ranks.is_first() else None
     return WandbLogger(project=project, name=folder.name, save_dir=folder, experiment=experiment)
 
 
-def _start_wandb(settings: dict[str, Any]) -> Any:
+def _start_wandb(folder: Path, names: dict[str, Any]) -> Any:
     import wandb
 
     quiet = wandb.Settings(console="off", silent=True, init_timeout=30)
+    settings = {**names, "id": _wandb_id(folder), "resume": "allow", "dir": folder}
     mode: Any = os.environ.get("WANDB_MODE")
     reason = "no API key"
     if mode is None and wandb.login(prompt=False, verify=False):
@@ -93,7 +87,7 @@ def _start_wandb(settings: dict[str, Any]) -> Any:
         except (wandb.errors.CommError, wandb.errors.AuthenticationError, TimeoutError) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     if mode is None and wandb.run is None:
-        print(f"W&B: {reason}, logging offline; send it later with: wandb sync {settings['dir']}/wandb/offline-run-*")
+        print(f"W&B: {reason}, logging offline; send it later with: wandb sync {folder}/wandb/offline-run-*")
         mode = "offline"
     run = wandb.run or wandb.init(**settings, mode=mode, settings=quiet)
     run.define_metric("trainer/global_step")

@@ -8,7 +8,7 @@ from lightning import LightningModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from safemax_pl import streams
+from safemax_pl import ranks, streams
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator
@@ -25,7 +25,9 @@ Batch = dict[str, LabelledImages | None]
 class UnlearningModule(LightningModule):
     """Trains a student with an unlearner, and scores it on the quick plan during validation.
 
-    Optimisation is manual, so that a method may treat its two gradients apart.
+    Optimisation is manual, so that a method may treat its two gradients apart. On several ranks each has a share of
+    every batch and of every plan: losses, gradients and scores are those of one rank, up to the order of sums. Only
+    dropout is drawn for each rank apart, so with dropout the fits of different numbers of ranks differ as seeds do.
 
     Args:
         student: the model to train, in place.
@@ -35,7 +37,7 @@ class UnlearningModule(LightningModule):
         optimizer: a factory, parameters -> optimiser.
         lr_scheduler: a factory, optimiser -> scheduler that is stepped after every step; or None.
         gradient_clip: largest norm of the gradient; None does not clip.
-        seed: of dropout; everything else is drawn from the batches' own streams.
+        seed: of dropout, together with the step and the rank; everything else is drawn from the batches' own streams.
     """
 
     def __init__(
@@ -90,13 +92,9 @@ class UnlearningModule(LightningModule):
             for labels in (data.forget_labels, data.retain_labels)
         )
         assert isinstance(self.teacher.network, Model)
-        bar = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        bar = self.trainer.progress_bar_callback is not None and ranks.is_first()
         priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device, bar)
-        if not self.trainer.is_global_zero:  # rank 0 fills the cache, then the others read it
-            self.trainer.strategy.barrier()
         self.unlearner.prepare(self.task(), data, priors)
-        if self.trainer.is_global_zero:
-            self.trainer.strategy.barrier()
         self.prior_seconds, self.prior_flops = priors.seconds, priors.flops
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -113,7 +111,8 @@ class UnlearningModule(LightningModule):
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         self._all_finite &= torch.isfinite(losses.forget + losses.retain + norm)
-        self.log_dict({"loss/forget": losses.forget.detach(), "loss/retain": losses.retain.detach()}, prog_bar=True)
+        logged = {"loss/forget": losses.forget.detach(), "loss/retain": losses.retain.detach()}
+        self.log_dict(logged, prog_bar=True, sync_dist=True)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
 
@@ -142,8 +141,9 @@ class UnlearningModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for guidance, scores in zip(self.evaluator.guidance, self._scores, strict=True):
+            metrics = quick_metrics(guidance, scores.compute())
             for logger in self.loggers:
-                logger.log_metrics(quick_metrics(guidance, scores.compute()), step=self.global_step)
+                logger.log_metrics(metrics, step=self.global_step)
             scores.reset()
 
 

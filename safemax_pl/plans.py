@@ -43,5 +43,14 @@ class SamplingPlan(Dataset):
 
 
 def sharded_loader(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """The rows of one rank, each row on exactly one rank: nothing is padded, so nothing is counted twice."""
+    """The rows of one rank, each row on exactly one rank: nothing is padded, so nothing is counted twice.
+
+    Raises:
+        UserError: when there are fewer rows than ranks.
+    """
+    if len(dataset) < world_size:  # type: ignore[arg-type]
+        raise UserError(
+            f"{len(dataset)} images are too few for {world_size} devices: "  # type: ignore[arg-type]
+            "give a plan in evaluation.plans at least one per device, or take fewer trainer.devices"
+        )
     return DataLoader(Subset(dataset, range(rank, len(dataset), world_size)), batch_size=batch_size)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from safemax_pl import ranks
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.files import atomic, digest
 from safemax_pl.hardware import hardware
@@ -51,56 +52,72 @@ class Priors:
     ):
         self.folder, self.device, self.show_progress = folder, device, show_progress
         self.seconds, self.flops = 0.0, 0.0
-        self._context = digest(
+        context = digest(
             PRIORS_VERSION,
             base.weights_digest or base.unet.config,
             *([] if base.weights_digest else (value.cpu().numpy().tobytes() for value in base.state_dict().values())),
             base.diffusion.scheduler.config,
             [data.source.fingerprint, data.forget_labels, data.seed, data.flip, hardware(device)],
         )
+        self._context = ranks.broadcast(context)  # machines may differ
 
-    def fold(self, name: str, settings: Any, parts: int, part: Callable[[int, State], State]) -> State:
-        """The state after `parts` calls state = part(i, state), from an empty one; saved along the way.
+    def fold(
+        self, name: str, settings: Any, parts: int, part: Callable[[int], State], concatenate: bool = False
+    ) -> State:
+        """The sums of the tensors that `parts` calls of part(i) give, or the tensors joined along their rows.
+
+        The ranks take the parts in turn. What is done is saved along the way, by rank 0.
 
         Args:
             name: short name of the prior, for the file and the progress bar.
             settings: what it depends on besides the run; anything that JSON can hold.
             parts: how many calls; equal shares of the work.
             part: computes one share; the first is asked for twice.
+            concatenate: join the tensors instead of adding them.
 
         Returns:
             The final tensors, on the device.
         """
         path = self.folder / f"{name}-{digest(self._context, name, settings, parts)}.safetensors"
-        state, done, seconds, flops = self._load(path)
+        state, done, seconds, flops = ranks.broadcast(self._load(path) if ranks.is_first() else ([], 0, 0.0, 0.0))
+        state = [value.to(self.device) for value in state]
         saved = time.perf_counter()
-        remaining = range(done, parts)
-        silent = not self.show_progress or len(remaining) < 2
-        for i in track(remaining, description=f"prior: {name}", disable=silent):
-            if i == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
+        rounds = range(done, parts, ranks.count())
+        silent = not self.show_progress or len(rounds) < 2
+        for first in track(rounds, description=f"prior: {name}", disable=silent):
+            i = min(first + ranks.number(), parts - 1)
+            if first == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
                 with FlopCounterMode(display=False) as counter:
-                    part(i, state)
+                    part(i)
                 flops = float(counter.get_total_flops())
             start = time.perf_counter()
-            state = part(i, state)
+            more = part(i)
+            if first + ranks.number() >= parts:  # this rank has nothing left to do but to wait
+                more = [value[:0] if concatenate else torch.zeros_like(value) for value in more]
+            more = [ranks.concatenated(value) if concatenate else ranks.total(value) for value in more]
+            if state:
+                joined = zip(state, more, strict=True)
+                more = [torch.cat(pair) if concatenate else pair[0] + pair[1] for pair in joined]
+            state = more
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds += time.perf_counter() - start
-            if i + 1 == parts or time.perf_counter() - saved > SAVE_EVERY:
+            done = min(first + ranks.count(), parts)
+            if ranks.is_first() and (done == parts or time.perf_counter() - saved > SAVE_EVERY):
                 with atomic(path) as scratch:
-                    notes = {"done": str(i + 1), "seconds": str(seconds), "flops": str(flops)}
+                    notes = {"done": str(done), "seconds": str(seconds), "flops": str(flops)}
                     save_file({str(k): value.contiguous() for k, value in enumerate(state)}, scratch, notes)
                 saved = time.perf_counter()
         self.seconds += seconds
         self.flops += flops * parts
-        return [value.to(self.device) for value in state]
+        return state
 
     def _load(self, path: Path) -> tuple[State, int, float, float]:
         """(state, parts done, seconds, FLOPs of one part); nothing done if there is no such file, or a damaged one."""
         if not path.exists():
             return [], 0, 0.0, 0.0
         try:
-            with safe_open(path, "pt", str(self.device)) as file:
+            with safe_open(path, "pt") as file:
                 notes = file.metadata()
                 state = [file.get_tensor(str(k)) for k in range(len(file.keys()))]
             return state, int(notes["done"]), float(notes["seconds"]), float(notes["flops"])

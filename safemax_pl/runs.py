@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__
+from safemax_pl import __version__, ranks
 from safemax_pl.config import differing_keys, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, atomic, write_json
@@ -21,8 +22,11 @@ from safemax_pl.files import PROJECT, atomic, write_json
 LOCATIONS = {
     "": ("name", "runs_dir", "logger"),
     "data": ("path", "cache_dir"),
-    "trainer": ("accelerator", "devices", "num_nodes", "enable_progress_bar"),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }
+
+
+PREVIOUS = "previous.ckpt"  # the checkpoint before the last
 
 
 class Run:
@@ -43,7 +47,14 @@ class Run:
                 )
 
     def begin(self) -> None:
-        """Claim the folder for the configuration; to be called when all of it has been checked."""
+        """Claim the folder for the configuration; to be called when all of it has been checked.
+
+        What a killed process was writing there is removed.
+        """
+        if not ranks.is_first():
+            return
+        for scratch in self.folder.glob(".*"):
+            shutil.rmtree(scratch)
         if not (self.folder / "config.yaml").exists():
             with atomic(self.folder / "config.yaml") as part:
                 OmegaConf.save(self.cfg, part)
@@ -51,6 +62,11 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "last.ckpt"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that there are, the newest first."""
+        return [path for path in (self.checkpoint, self.folder / PREVIOUS) if path.exists()]
 
     @property
     def metrics(self) -> dict[str, Any] | None:

@@ -1,20 +1,25 @@
 """A Lightning fit inside a run's folder: what both `fit` and `fit_classifier` do between building and scoring."""
 
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from safemax_pl import ranks
 from safemax_pl.config import build
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.files import atomic
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.progress import progress_bars
-from safemax_pl.runs import Run
+from safemax_pl.runs import PREVIOUS, Run
 
 
 def train(
@@ -28,9 +33,9 @@ def train(
     """Run the training steps that are not done yet; afterwards the module holds the final (averaged) weights.
 
     Raises:
-        UserError: when the run's checkpoint is damaged.
+        UserError: when all of the run's checkpoints are damaged.
     """
-    checkpoint = load_checkpoint(run)
+    path, checkpoint = load_checkpoint(run)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
@@ -45,7 +50,9 @@ def train(
         run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
     )
     bars = progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)
-    trainer: Trainer = build(cfg.trainer, callbacks=[*callbacks, keeper, *bars], logger=loggers)
+    trainer: Trainer = build(
+        cfg.trainer, callbacks=[*callbacks, keeper, *bars], logger=loggers, plugins=[WholeCheckpoints(loggers)]
+    )
     if cfg.get("ema_decay") is not None:  # on the student's device: Lightning averages before it moves the student
         average = EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay)
         trainer.callbacks.append(average)  # type: ignore[attr-defined]
@@ -53,7 +60,7 @@ def train(
         trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=run.checkpoint if checkpoint else None,
+            ckpt_path=path,
             weights_only=False if checkpoint else None,
         )
     except SystemExit as exit_of_lightning:  # after Ctrl-C, about which it says nothing here
@@ -71,13 +78,38 @@ def make_loggers(node: Any, folder: Path) -> list[Logger]:
     return loggers
 
 
-def load_checkpoint(run: Run) -> dict[str, Any] | None:
-    """The content of the run's last.ckpt, which this program has written; None if there is none yet."""
-    if not run.checkpoint.exists():
-        return None
-    try:
-        return torch.load(run.checkpoint, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{run.checkpoint} is damaged ({error}): delete it and run again, the fit starts anew"
-        ) from error
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and keeps the one before; the loggers' files are never behind them.
+
+    Lightning's own goes through the system's folder for temporary files, from which a file may have to be copied.
+    """
+
+    def __init__(self, loggers: list[Logger]):
+        self.loggers = loggers
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        for logger in self.loggers:
+            logger.save()
+        path = Path(path)
+        with atomic(path) as part:
+            torch.save(checkpoint, part)
+            if path.exists():
+                path.replace(path.with_name(PREVIOUS))
+
+
+def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
+    """Path and content of the run's newest checkpoint that can be read, which this program has written; or Nones.
+
+    Raises:
+        UserError: when there are some, and none can be read.
+    """
+    for path in run.checkpoints:
+        try:
+            return path, torch.load(path, map_location="cpu", weights_only=False)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            damage = f"{path} is damaged ({' '.join(str(error).split())[:200]})"
+            if path == run.checkpoints[-1]:
+                raise UserError(f"{damage}: delete it and run again, the fit starts anew") from error
+            if ranks.is_first():
+                warnings.warn(f"{damage}: going on from the checkpoint before", stacklevel=2)
+    return None, None

@@ -184,7 +184,7 @@ def test_every_row_of_a_step_has_a_key_of_its_own(digits):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_the_shares_of_all_ranks_are_the_batch_of_one(digits, part, world_size):
     shares = [digits.draw(part, 5, CPU, rank, world_size) for rank in range(world_size)]
-    together = LabelledImages(*(torch.cat(fields) for fields in zip(*shares, strict=True)))
+    together = LabelledImages(*(torch.stack(fields, 1).flatten(0, 1) for fields in zip(*shares, strict=True)))
     assert_equal(together, digits.draw(part, 5, CPU))
 
 

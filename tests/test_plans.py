@@ -46,6 +46,6 @@ def test_the_ranks_cover_every_row_exactly_once(world_size):
     assert max(len(rows.labels) for loader in loaders for rows in loader) <= 3
 
 
-def test_more_ranks_than_rows_leave_some_without_work():
-    plan = SamplingPlan([], [0], 0, 2)
-    assert [len(sharded_loader(plan, 4, rank, 3)) for rank in range(3)] == [1, 1, 0]
+def test_more_ranks_than_rows_are_refused():
+    with pytest.raises(UserError, match="2 images are too few for 3 devices"):
+        sharded_loader(SamplingPlan([], [0], 0, 2), 4, 0, 3)

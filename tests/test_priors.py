@@ -32,17 +32,16 @@ def some_data(fingerprint="abc", forget_labels=(3,), seed=0, flip=False):
 
 
 class Squares:
-    """Sums squares and counts parts, and remembers which parts it was asked for."""
+    """Squares and ones, to be summed; remembers which parts it was asked for."""
 
     def __init__(self, fails_at=None):
         self.asked, self.fails_at = [], fails_at
 
-    def __call__(self, i, state):
+    def __call__(self, i):
         self.asked.append(i)
         if i == self.fails_at:
             raise RuntimeError("killed")
-        total, parts = state or (torch.zeros(2), torch.tensor(0))
-        return [total + i**2, parts + 1]
+        return [torch.full((2,), float(i**2)), torch.tensor(1)]
 
 
 @pytest.fixture
@@ -65,10 +64,25 @@ def save_always(monkeypatch):
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_parts_are_folded_in_their_order(ask):
+def test_the_parts_are_added_up(ask):
     state, asked, _ = ask()
     assert asked == FRESH
     assert state[0].tolist() == [14, 14] and state[1] == 4
+
+
+def test_the_parts_are_joined_in_their_order_also_after_an_interruption(tmp_path, save_always):
+    """Rows 0, 1 1, 2 2 2, ...: as many in each part as its number says, and one."""
+
+    def rows(i, fails_at=None):
+        if i == fails_at:
+            raise RuntimeError("killed")
+        return [torch.full((i + 1, 2), i)]
+
+    priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
+    with pytest.raises(RuntimeError, match="killed"):
+        priors.fold("rows", None, 4, lambda i: rows(i, fails_at=2), concatenate=True)
+    (joined,) = priors.fold("rows", None, 4, rows, concatenate=True)
+    assert joined[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3] and joined.shape == (10, 2)
 
 
 def test_what_was_computed_is_found_again(ask):
@@ -82,7 +96,7 @@ def test_many_tensors_come_back_in_their_order(tmp_path):
     """ "10" sorts before "2"."""
     for _ in range(2):
         priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
-        state = priors.fold("many", None, 1, lambda i, state: [torch.tensor(k) for k in range(12)])
+        state = priors.fold("many", None, 1, lambda i: [torch.tensor(k) for k in range(12)])
         assert [int(value) for value in state] == list(range(12))
 
 
@@ -193,7 +207,7 @@ def test_a_damaged_file_is_computed_anew_with_a_warning(ask, tmp_path, damage):
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-def multiply(i, state):
+def multiply(i):
     """2 · 3 · 4 · 5 operations."""
     return [torch.ones(3, 4) @ torch.ones(4, 5)]
 

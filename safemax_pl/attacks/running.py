@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from safemax_pl import ranks
 from safemax_pl.attacks.base import Attack, Bench, Point
 from safemax_pl.evaluation import NoiseImages
 from safemax_pl.files import atomic, digest
@@ -48,13 +49,14 @@ def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: b
             for series, count in attack.series().items():
                 progress.update(bar, description=f"{attack.title}: {name}, {series}")
                 path = bench.data.cache_dir / "attacks" / f"{digest(model.weights_digest, same, series)}.safetensors"
-                points = _load(path)
+                points = ranks.broadcast(_load(path) if ranks.is_first() else None)
                 if points is None:
                     points = []
                     for point in attack.curve(series, copy.deepcopy(model), bench):
                         points.append(point)
                         progress.advance(bar)
-                    _save(path, points)
+                    if ranks.is_first():
+                        _save(path, points)
                 else:
                     progress.advance(bar, count)
                 results[name][series] = points

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safemax_pl import streams
+from safemax_pl import ranks, streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.priors import Priors
@@ -80,7 +80,7 @@ class EraseDiff(Unlearner):
             loss = forget_loss(task.student, weights, x_t, t, labels, target)
             gradients = torch.autograd.grad(loss, list(weights.values()))
             weights = {
-                name: weight.detach() - self.inner_lr * gradient
+                name: weight.detach() - self.inner_lr * ranks.mean(gradient)
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
         with torch.no_grad():

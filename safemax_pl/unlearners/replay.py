@@ -26,13 +26,13 @@ class Replay:
         parts = -(-len(seeds) // 250)
         chunk = -(-len(seeds) // parts)
 
-        def generate(i: int, state: State) -> State:
+        def generate(i: int) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
             images = task.sampler.sample(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
-            return [torch.cat([*state, to_uint8(images)])]
+            return [to_uint8(images)]
 
         settings = [labels.tolist(), per_class, task.sampler.settings()]
-        (self.images,) = priors.fold("replay", settings, parts, generate)
+        (self.images,) = priors.fold("replay", settings, parts, generate, concatenate=True)
 
     def like(self, batch: LabelledImages) -> LabelledImages:
         """The batch with every image replaced by a generated one of its label."""

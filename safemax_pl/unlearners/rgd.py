@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from safemax_pl import ranks
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
@@ -33,10 +34,11 @@ class RGD(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        return Losses(
-            -denoising_loss(task, forget, forget.labels).clamp(max=self.bound),
-            denoising_loss(task, retain, self.drop_labels(task, retain)),
-        )
+        ascent = denoising_loss(task, forget, forget.labels)
+        ascent = torch.where(
+            ranks.mean(ascent.detach()) > self.bound, self.bound, ascent
+        )  # the bound is of the whole batch
+        return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def backward(self, task: Task, losses: Losses) -> None:
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safemax_pl import streams
+from safemax_pl import ranks, streams
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.gates import TimestepGate
@@ -120,5 +120,5 @@ class SAFEMax(Unlearner):
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
             gradients = torch.autograd.grad(loss, list(weights.values()))
             moved = zip(weights.items(), gradients, strict=True)
-            weights = {name: weight - self.inner_lr * gradient.sign() for (name, weight), gradient in moved}
+            weights = {name: weight - self.inner_lr * ranks.mean(gradient).sign() for (name, weight), gradient in moved}
         return weights

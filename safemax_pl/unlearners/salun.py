@@ -8,7 +8,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss, next_retain_labels, relabelling_loss
 
 
 @final
@@ -39,12 +39,11 @@ class SalUn(Unlearner):
         chunks, images = data.chunks("forget", 128), len(data.rows("train", "forget"))
         size, device = -(-images // chunks), task.forget_labels.device
 
-        def add(i: int, state: State) -> State:
+        def gradient(i: int) -> State:
             batch = data.chunk("forget", i, size, device)
-            gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
-            return added(state, gradients)
+            return base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
 
-        gradients = priors.fold("saliency", size, chunks, add)
+        gradients = priors.fold("saliency", size, chunks, gradient)
         sizes = torch.cat([gradient.abs().flatten() for gradient in gradients])
         mask = torch.zeros_like(sizes, dtype=torch.bool)
         mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = True

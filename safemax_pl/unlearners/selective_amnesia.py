@@ -62,7 +62,8 @@ class SelectiveAmnesia(Unlearner):
         parts = -(-count // 10)
         per_part = -(-count // parts)
 
-        def add(i: int, state: State) -> State:
+        def squares(i: int) -> State:
+            state: State = []
             for row in range(i * per_part, min((i + 1) * per_part, count)):  # F needs every image's own gradient
                 image = images.copies(row, self.fisher_timesteps)
                 gradients = base_gradients(task, lambda base, image=image: summed_loss(base, image))  # type: ignore[misc]
@@ -70,7 +71,7 @@ class SelectiveAmnesia(Unlearner):
             return state
 
         settings = [images.per_class, self.fisher_timesteps, task.sampler.settings()]
-        self.fisher = priors.fold("fisher", settings, parts, add)
+        self.fisher = priors.fold("fisher", settings, parts, squares)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

@@ -5,11 +5,12 @@ from typing import final
 
 from torch import Tensor
 
+from safemax_pl import ranks
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss
 
 
 @final
@@ -53,12 +54,12 @@ class SFROn(Unlearner):
         """The mean squared gradient over batches of `size` images of a part."""
         count, device = min(len(data.rows("train", part)) // size, self.fisher_batches), task.forget_labels.device
 
-        def add(i: int, state: State) -> State:
+        def squares(i: int) -> State:
             batch = data.chunk(part, i, size, device)
             gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
-            return added(state, [gradient.square() / count for gradient in gradients])
+            return [gradient.square() / count for gradient in gradients]
 
-        return priors.fold(f"fisher_{part}", [size, count], count, add)
+        return priors.fold(f"fisher_{part}", [size, count], count, squares)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
@@ -70,7 +71,7 @@ class SFROn(Unlearner):
         losses = (task.student(x_t, t, forget.labels) - target).square().mean(dim=(1, 2, 3))
         weights = (losses.detach() + 1e-8) ** -self.adaptivity
         decay = (1 + math.cos(math.pi * task.step / task.max_steps)) / 2
-        ascent = -decay * (weights / weights.mean() * losses).mean()
+        ascent = -decay * (weights / ranks.mean(weights.mean()) * losses).mean()
         return Losses(ascent, ascent.new_zeros(()))
 
     def before_step(self, task: Task) -> None:

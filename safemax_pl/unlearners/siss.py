@@ -66,10 +66,9 @@ class SISS(Unlearner):
 
 
 def paired(forget: LabelledImages, retain: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """Both batches with as many rows as the larger one, matched by the order of their keys."""
-    order_f, order_r = forget.keys.argsort(), retain.keys.argsort()
-    rows = torch.arange(max(len(order_f), len(order_r)), device=order_f.device)
-    pick_f, pick_r = order_f[rows % len(order_f)], order_r[rows % len(order_r)]
+    """Both batches with as many rows as the larger one, matched by their place: the same on any number of devices."""
+    rows = torch.arange(max(len(forget.keys), len(retain.keys)), device=forget.keys.device)
+    pick_f, pick_r = rows % len(forget.keys), rows % len(retain.keys)
     return LabelledImages(*(field[pick_f] for field in forget)), LabelledImages(*(field[pick_r] for field in retain))
 
 

@@ -212,6 +212,8 @@ def test_other_keys_give_another_step(one_step, method, situation, step):
 
 
 def test_the_order_of_the_batch_does_not_matter(one_step, method, situation, step):
+    if method == "siss":
+        pytest.skip("its rows are pairs, by their places")
     shuffled = one_step(method, situation, shuffle=True)
     torch.testing.assert_close(torch.stack(shuffled.losses), torch.stack(step.losses), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shuffled.gradients, step.gradients, rtol=1e-3, atol=1e-5 * step.gradients.norm().item())

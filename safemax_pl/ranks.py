@@ -1,0 +1,120 @@
+"""The processes of one job, one rank per device: started together, agreed about what is on disk, ended together."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from safemax_pl.errors import UserError
+
+T = TypeVar("T")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # how gloo says that a rank has ended
+
+_started: list[subprocess.Popen] = []
+
+
+def start(trainer: Trainer) -> None:
+    """Start and connect the ranks of the trainer's devices; nothing to do for one device.
+
+    Rank 0 runs its command once more for each other device, unless torchrun or SLURM has done so. What a command does
+    before, every rank does for itself: read and check. What it does after, the ranks do in step: rank 0 alone writes,
+    and decides what is on disk already.
+
+    Raises:
+        UserError: for several runs at once, and for a strategy that does not start the command again.
+    """
+    if trainer.world_size == 1 or dist.is_initialized():
+        return
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"one command with several runs got {trainer.world_size} devices for each: give trainer.devices=1, or "
+            "start the runs one by one"
+        )
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        raise UserError(f"trainer.strategy is {type(trainer.strategy).__name__}: give auto or ddp")
+    launcher.launch(trainer.strategy.setup_environment)
+    _started.extend(launcher.procs)
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def number() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which alone writes and prints."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def broadcast(value: T) -> T:
+    """The `value` that rank 0 has; the other ranks wait for it."""
+    if not dist.is_initialized():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder)
+    return holder[0]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, with gradients."""
+    return _Total.apply(value) if dist.is_initialized() else value
+
+
+class _Total(torch.autograd.Function):
+    """Every rank's loss depends on every rank's value: the gradients are summed as the values are."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        result = value.clone()
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, with gradients."""
+    return total(value) / count()
+
+
+def concatenated(value: Tensor) -> Tensor:
+    """The tensors of all ranks, which may differ in their numbers of rows, in the order of the ranks."""
+    if not dist.is_initialized():
+        return value
+    shares: list[Any] = [None] * count()
+    dist.all_gather_object(shares, value.cpu())
+    return torch.cat(shares).to(value.device)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """When this rank fails, end those that it has started, which may wait for it for ever; its error says its rank."""
+    try:
+        yield
+    except BaseException as error:
+        for process in _started:
+            process.kill()
+        if not dist.is_initialized():
+            raise
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST):
+            raise UserError(f"rank {number()} has lost another rank, whose error is the cause") from error
+        if isinstance(error, UserError):
+            raise UserError(f"rank {number()}: {error}") from error
+        raise
