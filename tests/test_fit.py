@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from safemax_pl.config import compose
+from safemax_pl.config import compose, run_name
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
@@ -238,6 +239,49 @@ def test_wandb_runs_offline_and_holds_config_scores_tables_and_picture(tmp_path,
     media = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
     assert any("samples" in path and path.endswith(".png") for path in media)
     assert any("per_class" in path and path.endswith(".table.json") for path in media)
+
+
+def test_a_requeued_job_goes_on_in_the_same_folder_and_wandb_run(tmp_path, monkeypatch):
+    """Neither starts anew at step 0."""
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    step = UnlearningModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    overrides = [
+        *TINY,
+        "logger=wandb",
+        "logger.group=study",
+        f"runs_dir={tmp_path}",
+        f"data.cache_dir={tmp_path}/cache",
+    ]
+    name = run_name(compose("fit", overrides), overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnlearningModule, "training_step", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(compose("fit", overrides), name)
+    wandb.teardown()
+    (first,) = (tmp_path / name).glob("wandb/offline-run-*")
+    folder = fit(compose("fit", overrides), run_name(compose("fit", overrides), overrides))
+    wandb.teardown()
+    assert [path.parent.name for path in tmp_path.glob("*/config.yaml")] == [folder.name]
+    (second,) = set(folder.glob("wandb/offline-run-*")) - {first}
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+    logged = []
+    for record in (first, second):
+        content = next(record.glob("*.wandb")).read_bytes()
+        assert b"study" in content
+        logged.append(
+            {int(found) for found in re.findall(rb"trainer/global_step\x12?.{0,4}?(\d+)", content, re.DOTALL)}
+        )
+    assert min(logged[0]) == 0 and min(logged[1]) > 2 and max(logged[1]) == 4, logged
 
 
 MISTAKES = {

@@ -1,0 +1,144 @@
+"""What `test_ddp.py` runs on one rank and on two: `python tests/ranks_job.py FOLDER RUN` or `... FOLDER fails`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+
+from safemax_pl import ranks
+from safemax_pl.attack import attack
+from safemax_pl.config import CONFIGS, compose, quiet
+from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.evaluate import evaluate, make_evaluator
+from safemax_pl.fit import fit
+from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.frozen import Frozen
+from safemax_pl.module import UnlearningModule
+
+METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
+TINY = [
+    "experiment=digits_forget1",
+    "logger=csv",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "sampler.steps=3",
+    "data.forget_batch_size=4",
+    "data.retain_batch_size=12",
+    "evaluation.batch_size=16",
+    "evaluation.plans.quick.forget_per_class=4",
+    "evaluation.plans.quick.retain_total=9",
+    "evaluation.plans.standard.forget_per_class=5",
+    "evaluation.plans.standard.retain_total=18",
+]
+CLASSIFIER = [
+    "experiment=digits_classifier",
+    "logger=csv",
+    "trainer.enable_progress_bar=false",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "batch_size=32",
+]
+SMALL = {  # what makes priors small and the inner parts of methods active
+    "selective_amnesia": ["unlearner.replay_per_class=3", "unlearner.fisher_images=50", "unlearner.fisher_timesteps=4"],
+    "esd": ["unlearner.replay_per_class=5"],
+    "sfr_on": ["unlearner.fisher_batches=3"],
+}
+
+
+def tiny(folder: Path, devices: int, *overrides: str) -> list[str]:
+    """The overrides of a fit of seconds."""
+    return [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder}/cache", f"trainer.devices={devices}", *overrides]
+
+
+class Log:
+    """The losses that a module logs, one after the other."""
+
+    def __init__(self, module: UnlearningModule):
+        self.module, self.losses = module, list[float]()
+        self.log_dict, module.log_dict = module.log_dict, self.keep  # type: ignore[method-assign]
+
+    def keep(self, values: dict[str, torch.Tensor], **arguments: Any) -> None:
+        self.losses += [ranks.mean(value).item() for value in values.values()]
+        self.log_dict(values, **arguments)
+
+
+def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: int | None = None) -> dict[str, Any]:
+    """Three steps of plain descent from the shipped model: the losses, all weights, and how far these have moved."""
+    overrides = (f"unlearner={method}", *SMALL.get(method, []), *overrides)
+    cfg = compose("fit", tiny(folder, devices, *overrides))
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    student = instantiate(cfg.model, data=data)
+    unlearner = instantiate(cfg.unlearner)
+    for part in ("forget", "retain"):
+        if not getattr(unlearner, f"needs_{part}"):
+            data.batch_sizes[part] = 0
+    evaluator = make_evaluator(cfg, data)
+    teacher = Frozen(instantiate(cfg.model, data=data))
+    start = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+    sgd = instantiate({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01})
+    module = UnlearningModule(student, teacher, unlearner, evaluator, sgd)
+    log = Log(module)
+    if fails_on == ranks.number():
+        losses = unlearner.losses
+        unlearner.losses = lambda *batch: type(losses(*batch))(*(loss * torch.nan for loss in losses(*batch)))
+    settings = {"logger": False, "enable_checkpointing": False, "max_steps": 3, "limit_val_batches": 0}
+    trainer: Trainer = instantiate(cfg.trainer, **settings)
+    trainer.fit(module, datamodule=data)
+    weights = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+    return {"losses": log.losses, "weights": weights, "moved": (weights - start).norm()}
+
+
+def job(folder: Path, run: Path, devices: int) -> dict[str, Any]:
+    """Every method, the scores of a run, an attack on it and a classifier."""
+    ranks.start(make_evaluator_of(folder, devices).make_trainer())
+    result: dict[str, Any] = {method: steps(folder, devices, method) for method in METHODS}
+    result["bounded"] = steps(folder, devices, "rgd", "unlearner.bound=0.001")
+    try:
+        steps(folder, devices, "safemax", fails_on=devices - 1)
+    except UserError as error:
+        result["nan"] = str(error)
+    evaluate(str(run), [f"trainer.devices={devices}", f"data.cache_dir={folder}/cache"])
+    small = {"images": "[10]", "budget.score_at": "[0,2]", "images_per_class": "5", "retain_total": "9"}
+    budget = [f"attacks.relearning.{name}={value}" for name, value in small.items()]
+    attack(str(run), ["attack=relearning", *budget, f"trainer.devices={devices}", f"data.cache_dir={folder}/cache"])
+    classifier = [*CLASSIFIER, f"runs_dir={folder}", f"data.cache_dir={folder}/cache", f"trainer.devices={devices}"]
+    fit_classifier(compose("fit_classifier", classifier), "classifier")
+    return result
+
+
+def make_evaluator_of(folder: Path, devices: int) -> Any:
+    cfg = compose("fit", tiny(folder, devices))
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    return make_evaluator(cfg, data)
+
+
+def fails(folder: Path) -> None:
+    """A fit whose rank 1 fails in the second step, while rank 0 goes on to wait for it."""
+    step = UnlearningModule.training_step
+
+    def broken(self: UnlearningModule, *arguments: Any) -> None:
+        if self.global_rank == 1 and self.global_step == 1:
+            raise UserError("the disk of this machine is gone")
+        step(self, *arguments)
+
+    UnlearningModule.training_step = broken  # type: ignore[method-assign]
+    with clear_errors(), ranks.together():
+        fit(compose("fit", tiny(folder, 2)), "fails")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    quiet()
+    where, what = Path(sys.argv[1]), sys.argv[2]
+    if what == "fails":
+        fails(where)
+    else:
+        torch.save(job(where, Path(what), 2), where / f"rank{ranks.number()}.pt")
