@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+SCRATCH = ".part"  # ends the name of what is being written
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it takes the place of `path` by a rename.
 
-    Works for a file and for a folder (create the yielded path as one). A crash leaves the old content.
+    Works for a file and for a folder (create the yielded path as one). A crash leaves the old content, or of a folder
+    perhaps nothing, and `remove_scratch` cleans up.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(SCRATCH, f".{path.name}.", path.parent))
     try:
         part = scratch / path.name
         yield part
@@ -29,6 +31,12 @@ def atomic(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove what a killed process was writing in `folder`; nobody else may be writing there."""
+    for scratch in folder.glob(f".*{SCRATCH}"):
+        shutil.rmtree(scratch)
 
 
 def write_json(path: Path, content: Any) -> None:

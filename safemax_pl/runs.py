@@ -3,7 +3,6 @@
 import json
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl import __version__, ranks
 from safemax_pl.config import differing_keys, load_config
 from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT, atomic, write_json
+from safemax_pl.files import PROJECT, atomic, remove_scratch, write_json
 
 # What may differ when a run is resumed or shown: where things are, what they run on and who listens.
 LOCATIONS = {
@@ -53,8 +52,7 @@ class Run:
         """
         if not ranks.is_first():
             return
-        for scratch in self.folder.glob(".*"):
-            shutil.rmtree(scratch)
+        remove_scratch(self.folder)
         if not (self.folder / "config.yaml").exists():
             with atomic(self.folder / "config.yaml") as part:
                 OmegaConf.save(self.cfg, part)

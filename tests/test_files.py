@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from safemax_pl.files import atomic, digest, file_digest, write_json
+from safemax_pl import files
+from safemax_pl.files import atomic, digest, file_digest, remove_scratch, write_json
 
 
 def write_folder(folder: Path, **files: str) -> None:
@@ -99,6 +100,20 @@ def test_a_block_that_writes_nothing_leaves_the_old_folder(tmp_path):
     with pytest.raises(FileNotFoundError), atomic(target):
         pass
     assert contents(target) == {"a": "old"}
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path, monkeypatch):
+    write_folder(tmp_path / "unet", a="old")
+    (tmp_path / ".other").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing
+        with pytest.raises(ZeroDivisionError), atomic(tmp_path / "unet") as part:
+            write_folder(part, a="half")
+            raise ZeroDivisionError
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_scratch(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"unet", ".other"}
+    assert contents(tmp_path / "unet") == {"a": "old"}
 
 
 def test_two_threads_that_write_one_target_always_show_a_whole_file(tmp_path):
