@@ -9,8 +9,8 @@ Usage:
 
 Every attack is described in configs/attack/<name>.yaml; its settings are the attacker's budget, equal for all models.
 The original, the model of `retrain` and pure noise get the same. Results go to <run>/attacks/<name>-<protocol>/
-(curve.csv, figure.png, images.safetensors) and into the block "attacks" of the run's metrics.json. The same command
-again resumes: finished curves are kept in the cache.
+(curve.csv, figure.png, images.safetensors, result.json) and into the block "attacks" of the run's metrics.json. The
+same command again resumes: finished curves are kept in the cache.
 """
 
 import csv
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -41,12 +42,14 @@ NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
 def attack(target: str, overrides: list[str]) -> Path:
     """Run attacks on `target`; returns the folder whose `metrics.json` holds the results."""
+    if bare := [item for item in overrides if "=" not in item]:
+        raise UserError(f"{bare[0]} is no key=value: give attack=all, attack=NAME, or changes of the configuration")
     own = dict(item.split("=", 1) for item in overrides if item.partition("=")[0] in ("attack", "retrain"))
     names = chosen(own.get("attack"))
     nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
     rest = [item for item in overrides if item.partition("=")[0] not in own]
     subject = load_subject(target, rest, {"attacks": nodes})
-    if subject.original is None or not subject.data.num_classes or not subject.data.forget_labels:
+    if subject.original is None or not subject.data.forget_labels:
         raise UserError(
             f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
         )
@@ -73,15 +76,18 @@ def attack(target: str, overrides: list[str]) -> Path:
 
 
 def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
-    """The model that never knew the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder."""
+    """The model that never knew the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder.
+
+    What such a folder has been trained on can't be checked.
+    """
     config = Path(target) / "config.yaml"
     if config.exists():
-        theirs = build(load_config(config).data)
-        theirs.prepare_data()
-        if known := sorted(set(data.forget_labels) - set(theirs.forget_labels)):
+        cfg = load_config(config)
+        without = data.labels_of(build(cfg.data).forget_classes) if cfg.unlearner.get("from_scratch") else []
+        if known := sorted(set(data.forget_labels) - set(without)):
             raise UserError(
-                f"retrain={target} was trained without {theirs.forget_labels}, so it knows {known}: "
-                f"give a run of unlearner=retrain with data.forget_classes={data.forget_labels}"
+                f"retrain={target} ({cfg.method}) has seen images of {known}: give a run of unlearner=retrain with "
+                f"data.forget_classes={data.forget_labels}"
             )
     return networks.pretrained(data, target)
 
@@ -110,7 +116,8 @@ def run_attack(
     classes = len(bench.data.forget_labels)
     numbers = {model: attack.number(by, classes) for model, by in curves.items()}
     numbers |= running.noise_numbers(attack, bench)
-    out = folder / "attacks" / f"{name}-{digest(protocol)}"
+    weights = {model: network.weights_digest for model, network in models.items()}
+    out = folder / "attacks" / f"{name}-{digest(protocol, weights)}"
     if ranks.is_first():
         write_files(out, attack, results, f"{attack.title}: {folder.name}")
     headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
@@ -121,7 +128,7 @@ def run_attack(
         "measure": MEASURE,
         "curves": curves,
         "protocol": protocol,
-        "weights": {model: network.weights_digest for model, network in models.items()},
+        "weights": weights,
         "seconds": time.perf_counter() - start,
         "provenance": provenance(),
         "folder": str(out.relative_to(folder)),
@@ -129,10 +136,11 @@ def run_attack(
 
 
 def write_files(out: Path, attack: Attack, results: running.Results, title: str) -> None:
-    """Write curve.csv (every score of every point), figure.png and images.safetensors (the strongest point's)."""
+    """Write curve.csv (every score of every point), figure.png and images.safetensors (of `Attack.shown`)."""
     rows = [
-        {"model": model, "series": series, "x": point.x}
+        {"model": model, "series": series, "x": point.x, "y": point.y}
         | {key: value for key, value in point.scores.items() if key != "per_class"}
+        | {f"{MEASURE} of {name}": value for name, value in point.scores["per_class"][MEASURE].items()}
         for model, by in results.items()
         for series, points in by.items()
         for point in points
@@ -141,20 +149,22 @@ def write_files(out: Path, attack: Attack, results: running.Results, title: str)
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    strongest = {
-        model: min((point for points in by.values() for point in points), key=lambda point: point.y).images
-        for model, by in results.items()
-    }
+    shown = {model: attack.shown([p for points in by.values() for p in points]) for model, by in results.items()}
     with atomic(out / "images.safetensors") as part:
-        save_file({model: images.contiguous() for model, images in strongest.items()}, part)
+        save_file({model: point.images.contiguous() for model, point in shown.items()}, part)
     pictures.draw(out / "figure.png", attack, results, title)
 
 
 def remember(path: Path, name: str, block: dict[str, Any]) -> None:
-    """Put an attack's block into a `metrics.json`, which is made if there is none; other keys stay."""
-    metrics = json.loads(path.read_text()) if path.exists() else {}
-    metrics.setdefault("attacks", {})[name] = block
-    write_json(path, metrics)
+    """Put an attack's block into a `metrics.json`, which is made if there is none; other keys stay.
+
+    It takes the place of the attack's block before, which also stays in the result.json of its own folder.
+    """
+    write_json(path.parent / block["folder"] / "result.json", block)
+    with FileLock(f"{path}.lock"):  # others may be attacking the run as well
+        metrics = json.loads(path.read_text()) if path.exists() else {}
+        metrics.setdefault("attacks", {})[name] = block
+        write_json(path, metrics)
 
 
 def print_block(block: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class ForgetRetainDataModule(LightningDataModule):
         """Both splits and their names; decoded on first use."""
         if self._source is None:
             source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
-            self.forget_labels = self._resolve(self.forget_classes, source)
+            self.forget_labels = _resolve(self.forget_classes, source, self.name)
             classes = range(len(source.class_names))
             self.retain_labels = [label for label in classes if label not in self.forget_labels]
             if not self.retain_labels:
@@ -135,30 +135,9 @@ class ForgetRetainDataModule(LightningDataModule):
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def _resolve(self, wanted: list[int | str], source: sources.Source) -> list[int]:
+    def labels_of(self, classes: list[int | str]) -> list[int]:
         """Indices, class names and superclass names to sorted class indices."""
-        names, superclasses = source.class_names, source.superclass_names
-        found: set[int] = set()
-        for item in wanted:
-            if isinstance(item, int) and not isinstance(item, bool):
-                if not 0 <= item < len(names):
-                    raise UserError(
-                        f"data.forget_classes: got class index {item}, {self.name} has 0 to {len(names) - 1}"
-                    )
-                if str(item) in names and names.index(str(item)) != item:
-                    raise UserError(
-                        f"data.forget_classes: {item} is both an index (of {names[item]}) and the name of class "
-                        f"{names.index(str(item))}: give the index of the one you mean, or rename the classes"
-                    )
-                found.add(item)
-            elif item in names:
-                found.add(names.index(str(item)))
-            elif item in superclasses:
-                split = source.train
-                found.update(split.labels[split.superclasses == superclasses.index(str(item))].tolist())
-            else:
-                raise unknown(f"class of {self.name} in data.forget_classes", item, names + superclasses)
-        return sorted(found)
+        return _resolve(classes, self.source, self.name)
 
     def rows(self, split: str, part: str) -> Tensor:
         """Row numbers of `part` ("forget" or "retain") in `split` ("train" or "test"), ascending."""
@@ -251,3 +230,27 @@ class ForgetRetainDataModule(LightningDataModule):
         if self.flip:
             x_0 = torch.where(streams.uniform(keys, Stream.FLIP, (1, 1, 1)) < 0.5, x_0.flip(-1), x_0)
         return LabelledImages(x_0, labels, keys)
+
+
+def _resolve(wanted: list[int | str], source: sources.Source, name: str) -> list[int]:
+    """Indices, class names and superclass names to sorted class indices."""
+    names, superclasses = source.class_names, source.superclass_names
+    found: set[int] = set()
+    for item in wanted:
+        if isinstance(item, int) and not isinstance(item, bool):
+            if not 0 <= item < len(names):
+                raise UserError(f"data.forget_classes: got class index {item}, {name} has 0 to {len(names) - 1}")
+            if str(item) in names and names.index(str(item)) != item:
+                raise UserError(
+                    f"data.forget_classes: {item} is both an index (of {names[item]}) and the name of class "
+                    f"{names.index(str(item))}: give the index of the one you mean, or rename the classes"
+                )
+            found.add(item)
+        elif item in names:
+            found.add(names.index(str(item)))
+        elif item in superclasses:
+            split = source.train
+            found.update(split.labels[split.superclasses == superclasses.index(str(item))].tolist())
+        else:
+            raise unknown(f"class of {name} in data.forget_classes", item, names + superclasses)
+    return sorted(found)

@@ -158,7 +158,7 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     data = build(cfg.data)
     model = networks.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None
-    where = folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}"
+    where = folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}-{model.weights_digest}"
     return Subject(folder.name, where, cfg, is_run, data, model, original)
 
 

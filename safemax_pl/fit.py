@@ -82,8 +82,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     train(cfg, run, module, data, loggers, [cost])
     if ranks.is_first():
         networks.save(student, data, run.folder)
-        student.weights_digest = networks.weights_digest(run.folder / "unet")
-    student.weights_digest = ranks.broadcast(student.weights_digest)
+    student.weights_digest = ranks.broadcast(networks.weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
     if not ranks.is_first():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, digest, file_digest, write_json
+from safemax_pl.files import atomic, digest, write_json
 
 
 class Model(nn.Module):
@@ -22,7 +22,7 @@ class Model(nn.Module):
         unet: predicts `[B, C, H, W]` from (x_t, t, labels).
         diffusion: the process that it was trained for.
         null_label: ∅, or None if there is none.
-        weights_digest: names the weights it was loaded from; None for random weights.
+        weights_digest: names the weights that were loaded, and the process; None for random weights.
     """
 
     def __init__(self, unet: UNet2DModel, diffusion: Diffusion, num_classes: int, weights_digest: str | None = None):
@@ -124,10 +124,9 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
             f"the base model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy it again, or {hint}"
         ) from error
-    found = (
-        weights_digest(folder) if local else digest(*(value.numpy().tobytes() for value in unet.state_dict().values()))
-    )
-    return Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes, found)
+    model = Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes)
+    model.weights_digest = weights_digest(model)
+    return model
 
 
 def _scheduler(path: Path | str) -> DDPMScheduler:
@@ -170,9 +169,12 @@ def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None
         )
 
 
-def weights_digest(folder: Path) -> str:
-    """Names the network in a local `unet/` folder: its weights and its configuration."""
-    return digest([file_digest(file) for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]])
+def weights_digest(model: Model) -> str:
+    """Names what a model computes: its weights, its network's configuration and its process."""
+    configs = (model.unet.config, model.diffusion.scheduler.config)
+    settings = [{key: value for key, value in config.items() if not key.startswith("_")} for config in configs]
+    tensors = sorted(model.unet.state_dict().items())
+    return digest(*settings, *(part for name, value in tensors for part in (name, value.cpu().numpy().tobytes())))
 
 
 def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from safemax_pl.errors import UserError
 
@@ -68,6 +68,13 @@ def broadcast(value: T) -> T:
     holder = [value]
     dist.broadcast_object_list(holder)
     return holder[0]
+
+
+def same(module: nn.Module) -> None:
+    """Give every rank the parameters of rank 0, in place."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            dist.broadcast(parameter.data, 0)
 
 
 def total(value: Tensor) -> Tensor:

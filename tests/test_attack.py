@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from test_fit import tiny
@@ -54,6 +55,8 @@ def theirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("theirs") / "theirs"
     for part in ("unet", "scheduler"):
         shutil.copytree(PROJECT / "weights/digits" / part, folder / part)
+    config = folder / "scheduler" / "scheduler_config.json"  # another digest, so that no curve is shared by the cache
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"clip_sample_range": 2.0}))
     return folder
 
 
@@ -82,15 +85,17 @@ def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attack
         assert all(images.shape == (4, 1, 8, 8) for images in load_file(folder / "images.safetensors").values())
 
 
-def test_the_original_given_as_retrain_has_the_original_s_numbers(attacked):
+def test_retrain_is_attacked_as_a_model_of_its_own(attacked):
     for block in attacked.values():
+        assert len(set(block["weights"].values())) == 3
         assert block["headline"]["values"]["retrain"] == block["headline"]["values"]["original"]
-        assert block["weights"]["retrain"] == block["weights"]["original"] != block["weights"]["unlearned"]
 
 
 def test_an_attack_says_what_it_was_worth_and_how_it_was_judged(attacked):
     protocol = attacked["relearning"]["protocol"]
-    assert protocol["attack"]["images"] == [1, 10] and protocol["attack"]["budget"]["score_at"] == [0, 2]
+    assert protocol["attack"]["images"] == {"1 image": 1, "10 images": 10} and protocol["attack"]["budget"][
+        "score_at"
+    ] == [0, 2]
     assert protocol["sampler"]["steps"] == 4 and protocol["classifier"] and protocol["original"]
     assert attacked["relearning"]["headline"]["limit"] == 2
 
@@ -127,7 +132,7 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
     ours += [f"data.cache_dir={tmp_path}/cache", "trainer.enable_progress_bar=false"]
     folder = attack.attack(str(theirs), ["attack=late_start", *ours, *small("late_start")])
     values = json.loads((folder / "metrics.json").read_text())["attacks"]["late_start"]["headline"]["values"]
-    assert folder == tmp_path / "runs" / "evaluate_theirs"
+    assert folder.parent == tmp_path / "runs" and folder.name.startswith("evaluate_theirs-")
     assert values["unlearned"] == values["original"] < 0.3  # it is the base model itself
 
 
@@ -135,6 +140,7 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
     ("arguments", "message"),
     [
         ([], "which attack"),
+        (["attack"], "no key=value"),
         (["attack=relearn"], "did you mean 'relearning'"),
         (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
         (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),
@@ -148,11 +154,26 @@ def test_mistakes_are_named(run, arguments, message):
 
 
 def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"\(safemax\) has seen images of \[3\]"):
+        attack.attack(str(run), ["attack=null_leak", f"retrain={run}"])
     shutil.copytree(run, tmp_path / "other")
     config = tmp_path / "other" / "config.yaml"
-    config.write_text(config.read_text().replace("- 3\n", "- 5\n"))
-    with pytest.raises(UserError, match=r"without \[5\], so it knows \[3\]"):
+    retrain = OmegaConf.load(config)
+    retrain.unlearner = OmegaConf.load(PROJECT / "configs/unlearner/retrain.yaml")
+    retrain.data.forget_classes = [5]
+    OmegaConf.save(retrain, config)
+    with pytest.raises(UserError, match=r"has seen images of \[3\]"):
         attack.attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}"])
+    retrain.data.forget_classes = 3
+    OmegaConf.save(retrain, config)
+    attack.attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}", *small("null_leak")])
+
+
+def test_an_earlier_result_of_an_attack_stays(run, attacked):
+    attack.attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=3"])
+    kept = json.loads((run / attacked["null_leak"]["folder"] / "result.json").read_text())
+    assert kept["curves"] == attacked["null_leak"]["curves"]
+    assert json.loads((run / "metrics.json").read_text())["attacks"]["null_leak"]["folder"] != kept["folder"]
 
 
 def test_the_command_explains_itself():

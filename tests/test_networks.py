@@ -1,6 +1,7 @@
 """Networks and their folders: sizes, plain diffusers can read them, and what is refused."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +222,22 @@ def test_the_digest_names_the_weights(saved):
         model.unet.conv_out.bias += 1e-3
     networks.save(model, data, saved)
     assert networks.pretrained(data, str(saved)).weights_digest != first
+
+
+def test_the_digest_names_the_process_and_weights_of_any_format(saved):
+    data = toy_data()
+    first = networks.pretrained(data, str(saved))
+    config = saved / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"v_prediction"'))
+    assert networks.pretrained(data, str(saved)).weights_digest != first.weights_digest
+    found = set()
+    for bias in (0.0, 1.0):
+        with torch.no_grad():
+            first.unet.conv_out.bias.fill_(bias)
+        shutil.rmtree(saved / "unet")
+        first.unet.save_pretrained(saved / "unet", safe_serialization=False)
+        found.add(networks.pretrained(data, str(saved)).weights_digest)
+    assert len(found) == 2
 
 
 def test_a_folder_that_plain_diffusers_saved_loads_without_data_json(tmp_path):

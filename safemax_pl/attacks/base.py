@@ -20,16 +20,19 @@ Curves = dict[str, list[tuple[float, float]]]  # series -> [(x, MEASURE), ...]
 
 
 class Point(NamedTuple):
-    """One point of a curve: `x` on the attack's axis, all scores there, and `images` uint8 `[≤ 8, C, H, W]`."""
+    """One point of a curve.
+
+    Attributes:
+        x: on the attack's axis.
+        y: `MEASURE` of the forget class that is most visible: one class that comes back is not hidden by the others.
+        scores: all of them, means over classes and `per_class`.
+        images: uint8 `[≤ 8, C, H, W]`, of every forget class in turn.
+    """
 
     x: float
+    y: float
     scores: dict[str, Any]
     images: Tensor
-
-    @property
-    def y(self) -> float:
-        """`MEASURE` here."""
-        return self.scores[MEASURE]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class Bench:
         retain = self.data.retain_labels if retain_total else []
         plan = SamplingPlan(self.data.forget_labels, retain, images_per_class, retain_total)
         scores, images = self.evaluator.test(make_images, plan)
-        return Point(x, scores, images[:SHOWN])
+        forget = len(self.data.forget_labels) * images_per_class  # the first rows of the plan
+        in_turn = plan.seeds[:forget].argsort(stable=True)
+        worst = min(scores["per_class"][MEASURE].values())
+        return Point(x, worst, scores, images[in_turn[:SHOWN]])
 
 
 class Attack(ABC):
@@ -94,8 +100,12 @@ class Attack(ABC):
 
     def check(self, model: Model, bench: Bench) -> None:
         """Raise `UserError` when the settings don't fit the model; called before any compute."""
-        for guidance in self.guidance_weights:
-            bench.evaluator.images_of(model, guidance)
+        bench.evaluator.sampler.check(model.diffusion)
+        if model.null_label is None and any(self.guidance_weights):
+            raise UserError(
+                f"{self.title} generates with guidance {self.guidance_weights}, which needs a null label, and a model "
+                "has none: leave this attack out, or set its guidance weights to 0"
+            )
 
     @abstractmethod
     def series(self) -> dict[str, int]:
@@ -104,6 +114,10 @@ class Attack(ABC):
     @abstractmethod
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         """The points of one curve. The model may be changed: it is a copy."""
+
+    def shown(self, points: list[Point]) -> Point:
+        """The point of all curves whose images show best what the attack has reached."""
+        return min(points, key=lambda point: point.y)
 
     def number(self, curves: Curves, classes: int) -> float:
         """The headline number, when so many classes were forgotten; here the lowest `ua_noise_aware` of all curves."""

@@ -50,7 +50,7 @@ class EmbeddingInterpolation(Attack):
         forget, retain = torch.tensor(bench.data.forget_labels), torch.tensor(bench.data.retain_labels)
         original = bench.original.class_embeddings.detach().cpu()
         nearest = retain[torch.cdist(original[forget], original[retain]).argsort(dim=1)[:, place]]
-        embeddings = model.class_embeddings.detach().cpu()
+        embeddings = model.class_embeddings.detach()
         for weight in self.weights:
             walked = copy.deepcopy(model)
             with torch.no_grad():

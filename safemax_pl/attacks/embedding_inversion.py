@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from safemax_pl.attacks.base import Bench
-from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, draw_from, forget_images
-from safemax_pl.errors import UserError
+from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
 from safemax_pl.networks import Model
 
 
@@ -27,18 +26,14 @@ class EmbeddingInversion(TrainingAttack):
 
     def __init__(self, images: list[int | None], budget: Budget, guidance: float, images_per_class: int):
         super().__init__(budget, guidance, images_per_class, retain_total=0)
-        if not images or any(k is not None and k < 1 for k in images):
-            raise UserError(f"attacks.embedding_inversion.images={list(images)}: give numbers from 1, or null for all")
-        self.images = list(images)
+        self.images = choices_of_images("attacks.embedding_inversion.images", images)
 
     def series(self) -> dict[str, int]:
-        names = ("all images" if k is None else f"{k} images" for k in self.images)
-        return dict.fromkeys(names, len(self.budget.score_at))
+        return dict.fromkeys(self.images, len(self.budget.score_at))
 
     def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
-        per_class = dict(zip(self.series(), self.images, strict=True))[series]
         embeddings = model.class_embeddings
         with torch.no_grad():
             embeddings[bench.data.forget_labels] = embeddings[bench.data.retain_labels].mean(dim=0)
-        images, labels = forget_images(bench.data, per_class, self.budget.seed)
+        images, labels = forget_images(bench.data, self.images[series], self.budget.seed)
         return [embeddings], draw_from(images, labels, bench.device)  # other rows get no gradient, so Adam leaves them

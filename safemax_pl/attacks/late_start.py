@@ -24,7 +24,7 @@ class LateStart(Attack):
     the original.
 
     Args:
-        starts: t_0 as shares of T, ascending.
+        starts: t_0 as shares of T, ascending; x of the curve is the latest timestep ≤ t_0 that the sampler visits.
         guidance: w.
         images_per_class: see `Attack`; test images are reused in turn.
     """
@@ -42,14 +42,23 @@ class LateStart(Attack):
         present = set(bench.data.source.test.labels.tolist())
         if missing := [bench.data.class_names[label] for label in bench.data.forget_labels if label not in present]:
             raise UserError(f"late_start needs test images of the forgotten classes, there are none of {missing}")
+        visited = [late.t_0 for late in self._late(model, bench)]
+        if len(set(visited)) < len(visited):
+            raise UserError(
+                f"attacks.late_start.starts={self.starts}: the sampler's {bench.evaluator.sampler.steps} steps "
+                f"start them at t = {visited}, some of them the same: give fewer, or more sampler.steps"
+            )
 
     def series(self) -> dict[str, int]:
         return {"test images": len(self.starts)}
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
-        for start in self.starts:
-            late = LateImages(bench.evaluator.images_of(model, self.guidance_weights[0]), start, bench)
-            yield bench.point(start, late, self.images_per_class)
+        for late in self._late(model, bench):
+            yield bench.point(late.t_0 / model.diffusion.num_timesteps, late, self.images_per_class)
+
+    def _late(self, model: Model, bench: Bench) -> list["LateImages"]:
+        generated = bench.evaluator.images_of(model, self.guidance_weights[0])
+        return [LateImages(generated, start, bench) for start in self.starts]
 
     def number(self, curves: Curves, classes: int) -> float:
         (points,) = curves.values()

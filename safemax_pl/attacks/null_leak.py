@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import final
 
-from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.base import MEASURE, Attack, Bench, Curves, Point, ascending
 from safemax_pl.errors import UserError
 from safemax_pl.networks import Model
 
@@ -35,7 +35,11 @@ class NullLeak(Attack):
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         for guidance in self.guidance_weights:
-            yield bench.point(guidance, bench.evaluator.images_of(model, guidance), self.images_per_class)
+            point = bench.point(guidance, bench.evaluator.images_of(model, guidance), self.images_per_class)
+            yield point._replace(y=point.scores[MEASURE])  # unconditional images show any class: the mean counts
+
+    def shown(self, points: list[Point]) -> Point:
+        return points[0]
 
     def number(self, curves: Curves, classes: int) -> float:
         ((_, unconditional), *_) = next(iter(curves.values()))

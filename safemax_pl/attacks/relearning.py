@@ -5,7 +5,7 @@ from typing import final
 from torch import nn
 
 from safemax_pl.attacks.base import Bench, Curves
-from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, draw_from, forget_images
+from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
 from safemax_pl.errors import UserError
 from safemax_pl.networks import Model
 
@@ -25,7 +25,6 @@ class Relearning(TrainingAttack):
     """
 
     title = "Relearning from forget images"
-    against_noise = False
 
     def __init__(
         self,
@@ -37,37 +36,34 @@ class Relearning(TrainingAttack):
         retain_total: int,
     ):
         super().__init__(budget, guidance, images_per_class, retain_total)
-        if headline_images not in images or any(k is not None and k < 1 for k in images):
+        self.images = choices_of_images("attacks.relearning.images", images)
+        headlines = [name for name, k in self.images.items() if k == headline_images]
+        if not headlines:
             raise UserError(
-                f"attacks.relearning.images={list(images)}, headline_images={headline_images}: give numbers from 1, or "
-                "null for all images, and one of them for the headline"
+                f"attacks.relearning.images={list(images)}, headline_images={headline_images}: give one of the former "
+                "for the headline"
             )
-        self.images, self.headline_images = list(images), headline_images
+        self.headline_series = headlines[0]
 
     @property
     def headline(self) -> str:  # type: ignore[override]
-        return f"steps until ua_noise_aware < {THRESHOLD}, {_name(self.headline_images)}"
+        return f"steps until ua_noise_aware < {THRESHOLD}, {self.headline_series}"
 
     @property
     def limit(self) -> float:  # type: ignore[override]
         return float(self.budget.score_at[-1])
 
     def series(self) -> dict[str, int]:
-        return {_name(k): len(self.budget.score_at) for k in self.images}
+        return dict.fromkeys(self.images, len(self.budget.score_at))
 
     def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
-        per_class = next(k for k in self.images if _name(k) == series)
-        images, labels = forget_images(bench.data, per_class, self.budget.seed)
+        images, labels = forget_images(bench.data, self.images[series], self.budget.seed)
         return list(model.parameters()), draw_from(images, labels, bench.device)
 
     def number(self, curves: Curves, classes: int) -> float:
         """Where the curve first falls below the threshold, interpolated; the budget if it never does."""
-        points = curves[_name(self.headline_images)]
+        points = curves[self.headline_series]
         for (x, y), (before, above) in zip(points, [points[0], *points], strict=False):
             if y < THRESHOLD:
                 return x if x == before else x - (x - before) * (THRESHOLD - y) / (above - y)
         return self.limit
-
-
-def _name(images: int | None) -> str:
-    return "all images" if images is None else f"{images} image{'s' * (images > 1)}"

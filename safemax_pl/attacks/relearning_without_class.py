@@ -1,5 +1,6 @@
 """Relearning without ever showing the class: fine-tuning on other classes alone (DiMRA, https://arxiv.org/abs/2512.03564)."""
 
+import copy
 from typing import final
 
 import torch
@@ -32,7 +33,6 @@ class RelearningWithoutClass(TrainingAttack):
 
     title = "Relearning without the class"
     headline = "lowest ua_noise_aware"
-    against_noise = False
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class RelearningWithoutClass(TrainingAttack):
 
     def _samples(self, bench: Bench) -> tuple[Tensor, Tensor]:
         """Images of the original, w = 0, whose seeds no plan uses; every rank generates the same."""
-        generate = bench.evaluator.images_of(bench.original.to(bench.device), 0.0)
+        generate = bench.evaluator.images_of(copy.deepcopy(bench.original).to(bench.device), 0.0)
         labels = torch.tensor(bench.data.retain_labels, device=bench.device).repeat_interleave(self.samples_per_class)
         row = torch.arange(len(labels), device=bench.device)
         seeds = streams.combine(Stream.ATTACK, self.budget.seed, row, device=bench.device)

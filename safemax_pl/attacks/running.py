@@ -18,7 +18,7 @@ from safemax_pl.files import atomic, digest
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 
-ATTACKS_VERSION = 1  # raise it when the code of an attack changes a number
+ATTACKS_VERSION = 2  # raise it when the code of an attack changes a number
 Results = dict[str, dict[str, list[Point]]]  # model -> series -> points
 
 
@@ -64,7 +64,7 @@ def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: b
 
 
 def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
-    """The headline number of a model that generated pure noise, by kind of noise; empty where there is none."""
+    """The headline number of pure noise, one draw for all points, by kind of noise; empty where there is none."""
     if not attack.against_noise:
         return {}
     numbers = {}
@@ -76,7 +76,7 @@ def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
 
 
 def _save(path: Path, points: list[Point]) -> None:
-    notes = {"points": json.dumps([[point.x, point.scores] for point in points])}
+    notes = {"points": json.dumps([[point.x, point.y, point.scores] for point in points])}
     with atomic(path) as part:
         save_file({"images": torch.stack([point.images for point in points])}, part, notes)
 
@@ -90,4 +90,4 @@ def _load(path: Path) -> list[Point] | None:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"{path} is damaged ({error}): attacking anew", stacklevel=3)
         return None
-    return [Point(x, scores, shown) for (x, scores), shown in zip(notes, images, strict=True)]
+    return [Point(*note, shown) for note, shown in zip(notes, images, strict=True)]

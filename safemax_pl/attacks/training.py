@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safemax_pl import streams
+from safemax_pl import ranks, streams
 from safemax_pl.attacks.base import Attack, Bench, Point, ascending
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
@@ -31,8 +31,8 @@ class Budget:
     """
 
     def __init__(self, score_at: list[int], rate: float, batch_size: int, seed: int):
-        self.score_at = [int(steps) for steps in ascending("budget.score_at", score_at, 0)]
-        if self.score_at[0] != 0 or len(self.score_at) < 2:
+        self.score_at = list(map(int, ascending("budget.score_at", score_at, 0)))
+        if self.score_at[0] != 0 or len(self.score_at) < 2 or any(steps != int(steps) for steps in score_at):
             raise UserError(f"budget.score_at={self.score_at}: give at least two numbers of steps, the first 0")
         if rate <= 0 or batch_size < 1:
             raise UserError(f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate > 0, at least 1 image")
@@ -42,7 +42,7 @@ class Budget:
 class TrainingAttack(Attack):
     """Trains weights on E ‖ε − ε_θ(x_t, t, c)‖² with Adam, and scores the model after some numbers of steps.
 
-    Every rank takes the same steps on the same batches: they hold the same weights without talking to each other.
+    Every rank takes the same steps on the same batches; before images are generated all get the weights of rank 0.
 
     Args:
         budget: of the training.
@@ -52,6 +52,7 @@ class TrainingAttack(Attack):
     """
 
     axis = "attacker's steps"
+    against_noise = False
 
     def __init__(self, budget: Budget, guidance: float, images_per_class: int, retain_total: int):
         super().__init__(images_per_class, [guidance])
@@ -77,6 +78,7 @@ class TrainingAttack(Attack):
         optimizer = torch.optim.Adam(parameters, lr=budget.rate)
         for step in range(last + 1):
             if step in budget.score_at:
+                ranks.same(model)
                 images = bench.evaluator.images_of(model, self.guidance_weights[0])
                 yield bench.point(step, images, self.images_per_class, self.retain_total)
                 model.to(bench.device)  # scoring may have moved it
@@ -111,3 +113,10 @@ def forget_images(data: ForgetRetainDataModule, per_class: int | None, seed: int
     rows = rows[streams.uniform(streams.combine(Stream.ATTACK, seed, rows), Stream.ROW).argsort()]
     rows = torch.cat([rows[train.labels[rows] == label][:per_class] for label in data.forget_labels])
     return train.images[rows], train.labels[rows]
+
+
+def choices_of_images(setting: str, images: list[int | None]) -> dict[str, int | None]:
+    """Names of curves -> images per class, None for all."""
+    if not images or len(set(images)) < len(images) or any(k is not None and k < 1 for k in images):
+        raise UserError(f"{setting}={list(images)}: give different numbers from 1, or null for all images")
+    return {"all images" if k is None else f"{k} image{'s' * (k > 1)}": k for k in images}

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
-from conftest import FORGOTTEN
+from conftest import FORGOTTEN, SMALL
 from torch import nn
 
 from safemax_pl import networks, streams
-from safemax_pl.attacks.base import Point
+from safemax_pl.attacks.base import Bench, Point
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
+from safemax_pl.evaluate import make_evaluator
 from safemax_pl.files import PROJECT
 from safemax_pl.images import to_uint8
 from safemax_pl.targets import MaxEntropyTarget
@@ -102,6 +105,14 @@ def test_every_setting_of_the_sampler_grid_is_sampled(make_attack, bench, origin
         list(attack.curve(series, original, bench))
     assert list(attack.series()) == ["ddim, w=0", "ddim, w=2", "ddpm, w=0", "ddpm, w=2"]
     assert [size for size, _ in calls] == [7] * 9 + [14] * 9 + [7] * 3 + [14] * 3
+
+
+def test_late_start_says_where_it_started(make_attack, bench, original):
+    points = list(make_attack("late_start", starts=[0.5, 0.9], images_per_class=1).curve("", original, bench))
+    timesteps = bench.evaluator.sampler.timesteps(1000)
+    assert [p.x for p in points] == [int(timesteps[timesteps <= t].max()) / 1000 for t in (500, 900)]
+    with pytest.raises(UserError, match="some of them the same"):
+        make_attack("late_start", starts=[0.5, 0.51]).check(original, bench)
 
 
 def test_late_start_begins_with_the_noised_test_images(make_attack, bench, original):
@@ -202,6 +213,18 @@ def test_relearning_number_is_where_the_curve_crosses_a_half(make_attack):
     assert "10 images" in attack.headline
 
 
+def test_one_class_that_comes_back_is_not_hidden_by_others(bench, make_attack, original):
+    cfg = compose("fit", [*SMALL, "data.forget_classes=[3,5]", f"data.cache_dir={bench.data.cache_dir}"])
+    data = build(cfg.data)
+    two = Bench(make_evaluator(cfg, data), original, torch.device("cpu"))
+    attack = make_attack("embedding_interpolation", weights=[1], starts=1)
+    (point,) = attack.curve("from the nearest class 1", Halting(original, [5]), two)
+    assert point.scores["per_class"]["ua_noise_aware"]["5"] == 1 and point.y <= 0.1
+    assert point.scores["ua_noise_aware"] >= 0.45
+    noisy = [Classifier.load(cfg.classifier, data)(image[None]).noise_aware.argmax().item() for image in point.images]
+    assert noisy[1::2] == [10] * 4 and 10 not in noisy[::2]  # classes in turn
+
+
 def test_a_leak_counts_all_forgotten_classes(make_attack):
     assert make_attack("null_leak").number({"": [(-1.0, 0.9), (0.0, 1.0)]}, 3) == pytest.approx(0.3)
 
@@ -219,9 +242,12 @@ def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, 
         ("late_start", {"starts": []}, "ascending"),
         ("null_leak", {"guidance_weights": [0, 1]}, "the first must be -1"),
         ("null_leak", {"images_per_class": 0}, "at least 1"),
-        ("relearning", {"headline_images": 7}, "one of them for the headline"),
+        ("relearning", {"headline_images": 7}, "one of the former for the headline"),
         ("relearning", {"budget__score_at": [5, 10]}, "the first 0"),
         ("relearning", {"budget__rate": 0.0}, "rate > 0"),
+        ("relearning", {"budget__score_at": [0, 2.5]}, "numbers of steps"),
+        ("relearning", {"images": [10, 10]}, "different numbers"),
+        ("embedding_inversion", {"images": [10, 10]}, "different numbers"),
         ("embedding_interpolation", {"starts": 0}, "at least 1"),
         ("sampler_transfer", {"samplers": [{"name": "euler", "steps": [5]}]}, "unknown sampler"),
         ("sampler_transfer", {"samplers": [{"name": "ddim", "step": [5]}]}, "did you mean 'steps'"),
@@ -233,3 +259,17 @@ def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, 
 def test_budgets_that_make_no_sense_are_refused(make_attack, bench, original, name, changes, message):
     with pytest.raises(UserError, match=message):
         make_attack(name, **changes).check(original, bench)
+
+
+def test_a_model_without_a_null_label_is_told_which_setting_needs_one(make_attack, bench, original):
+    original.null_label = None
+    make_attack("relearning").check(original, bench)
+    with pytest.raises(UserError, match=r"Null-label leak .* leave this attack out"):
+        make_attack("null_leak").check(original, bench)
+
+
+def test_an_attack_with_the_original_leaves_it_where_it_is(make_attack, bench):
+    attack = make_attack("relearning_without_class", samples_per_class=1, images_per_class=1, budget__score_at=[0, 1])
+    before = {name: value.clone() for name, value in bench.original.state_dict().items()}
+    list(attack.curve("original's samples", copy.deepcopy(bench.original), bench))
+    assert all(torch.equal(value, before[name]) for name, value in bench.original.state_dict().items())
