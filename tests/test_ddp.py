@@ -177,9 +177,10 @@ def test_a_method_takes_the_same_steps(jobs, method):
     """Priors included; plain descent, as Adam would turn the sign of rounding errors into steps."""
     one, (first, second) = jobs.one[method], [result[method] for result in jobs.two]
     assert torch.equal(first["weights"], second["weights"]), "the ranks drift apart"
-    assert first["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-6)
+    tolerance = 1e-2 if method == "safemax_robust" else 1e-3  # it steps along signs of gradients itself
+    assert first["losses"] == pytest.approx(one["losses"], rel=tolerance, abs=1e-6)
     assert one["moved"] > 0
-    assert (first["weights"] - one["weights"]).norm() < 1e-2 * one["moved"]
+    assert (first["weights"] - one["weights"]).norm() < 10 * tolerance * one["moved"]
 
 
 def test_a_loss_that_is_nan_on_one_rank_stops_all_with_the_same_words(jobs):
