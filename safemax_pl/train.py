@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,11 @@ def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
     """
     for path in run.checkpoints:
         try:
+            with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             return path, torch.load(path, map_location="cpu", weights_only=False)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             damage = f"{path} is damaged ({' '.join(str(error).split())[:200]})"
             if path == run.checkpoints[-1]:
                 raise UserError(f"{damage}: delete it and run again, the fit starts anew") from error

@@ -43,11 +43,12 @@ CLASSIFIER = [
     "trainer.val_check_interval=4",
     "trainer.log_every_n_steps=1",
     "batch_size=32",
+    "optimizer._target_=torch.optim.SGD",
 ]
 SMALL = {  # what makes priors small and the inner parts of methods active
     "selective_amnesia": ["unlearner.replay_per_class=3", "unlearner.fisher_images=20", "unlearner.fisher_timesteps=4"],
     "esd": ["unlearner.replay_per_class=5"],
-    "sfr_on": ["unlearner.fisher_batches=3"],
+    "sfr_on": ["unlearner.fisher_batches=2"],
 }
 
 
@@ -69,7 +70,7 @@ class Log:
 
 
 def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: int | None = None) -> dict[str, Any]:
-    """Three steps of plain descent from the shipped model: the losses, all weights, and how far these have moved."""
+    """Two steps of plain descent from the shipped model: the losses, all weights, and how far these have moved."""
     overrides = (f"unlearner={method}", *SMALL.get(method, []), *overrides)
     cfg = compose("fit", tiny(folder, devices, *overrides))
     data = instantiate(cfg.data)
@@ -88,7 +89,7 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
     if fails_on == ranks.number():
         losses = unlearner.losses
         unlearner.losses = lambda *batch: type(losses(*batch))(*(loss * torch.nan for loss in losses(*batch)))
-    settings = {"logger": False, "enable_checkpointing": False, "max_steps": 3, "limit_val_batches": 0}
+    settings = {"logger": False, "enable_checkpointing": False, "max_steps": 2, "limit_val_batches": 0}
     trainer: Trainer = instantiate(cfg.trainer, **settings)
     trainer.fit(module, datamodule=data)
     weights = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])

@@ -206,7 +206,7 @@ def test_a_classifier_with_batch_norm_learns_the_same(jobs, folder):
     one, two = (load_file(folder / f"job{count}/classifier/classifier/model.safetensors") for count in (1, 2))
     assert one.keys() == two.keys() and any(name.endswith("running_var") for name in one)
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
