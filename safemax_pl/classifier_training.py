@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
-from safemax_pl import noise, streams
+from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import LabelledImages
 from safemax_pl.images import to_uint8
@@ -28,9 +29,13 @@ class ClassifierModule(LightningModule):
         shift: training images are moved by up to so many pixels.
     """
 
+    accuracies: dict[str, MeanMetric]
+
     def __init__(self, classifier: Classifier, optimizer: Callable[..., Optimizer], shift: int):
         super().__init__()
         self.classifier, self.make_optimizer, self.shift = classifier, optimizer, shift
+        metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
+        self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.classifier.parameters())
@@ -48,7 +53,7 @@ class ClassifierModule(LightningModule):
         faded = torch.where(
             streams.uniform(real.keys, streams.Stream.TARGET, (1, 1, 1)) < 0.5, x, noise.faded(real.keys, x)
         )
-        images = torch.cat([faded, noise.mixture(real.keys, x)])
+        images = torch.cat([faded, noise.mixture(real.keys, x, ranks.number(), ranks.count())])
         aware = F.cross_entropy(self.classifier.noise_aware(images)[0], torch.cat([real.labels, nothing]))
         self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
         return plain + aware
@@ -57,8 +62,8 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         verdict = self.classifier(images)
         for name, logits in (("plain", verdict.plain), ("noise_aware", verdict.noise_aware)):
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            self.log(f"calibration/{name}", accuracy, batch_size=len(labels), sync_dist=True, prog_bar=True)
+            self.accuracies[name].update((logits.argmax(1) == labels).float())
+            self.log(f"calibration/{name}", self.accuracies[name], prog_bar=True)
 
 
 def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:

@@ -164,12 +164,19 @@ HELD_OUT: dict[str, Corruption] = {
 CONTROLS: dict[str, Corruption] = {"normal_noise": unit_normal, "uniform_noise": unit_uniform}
 
 
-def mixture(keys: Tensor, real: Tensor) -> Tensor:
-    """The training noise: every row is one of `TRAINED_ON`, in equal shares."""
+def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tensor:
+    """The training noise: every row is one of `TRAINED_ON`, in equal shares.
+
+    Args:
+        keys, real: as everywhere.
+        first, stride: where in the whole batch the first of these rows is, and how far the others are from each other.
+    """
     kinds = list(TRAINED_ON.values())
+    kind = (first + stride * torch.arange(len(keys), device=keys.device)) % len(kinds)
     images = torch.empty_like(real)
     for i, corrupt in enumerate(kinds):
-        images[i :: len(kinds)] = corrupt(keys[i :: len(kinds)], real[i :: len(kinds)])
+        rows = kind == i
+        images[rows] = corrupt(keys[rows], real[rows])
     return images
 
 

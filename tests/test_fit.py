@@ -16,7 +16,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from safemax_pl.config import compose, run_name
+from safemax_pl.config import compose
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
@@ -241,49 +241,6 @@ def test_wandb_runs_offline_and_holds_config_scores_tables_and_picture(tmp_path,
     assert any("per_class" in path and path.endswith(".table.json") for path in media)
 
 
-def test_a_requeued_job_goes_on_in_the_same_folder_and_wandb_run(tmp_path, monkeypatch):
-    """Neither starts anew at step 0."""
-    import wandb
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    step = UnlearningModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 3:
-            raise RuntimeError("killed")
-        return step(self, batch, batch_idx)
-
-    overrides = [
-        *TINY,
-        "logger=wandb",
-        "logger.group=study",
-        f"runs_dir={tmp_path}",
-        f"data.cache_dir={tmp_path}/cache",
-    ]
-    name = run_name(compose("fit", overrides), overrides)
-    with monkeypatch.context() as patch:
-        patch.setattr(UnlearningModule, "training_step", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            fit(compose("fit", overrides), name)
-    wandb.teardown()
-    (first,) = (tmp_path / name).glob("wandb/offline-run-*")
-    folder = fit(compose("fit", overrides), run_name(compose("fit", overrides), overrides))
-    wandb.teardown()
-    assert [path.parent.name for path in tmp_path.glob("*/config.yaml")] == [folder.name]
-    (second,) = set(folder.glob("wandb/offline-run-*")) - {first}
-    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
-    logged = []
-    for record in (first, second):
-        content = next(record.glob("*.wandb")).read_bytes()
-        assert b"study" in content
-        logged.append(
-            {int(found) for found in re.findall(rb"trainer/global_step\x12?.{0,4}?(\d+)", content, re.DOTALL)}
-        )
-    assert min(logged[0]) == 0 and min(logged[1]) > 2 and max(logged[1]) == 4, logged
-
-
 MISTAKES = {
     "experiment=digits_forgt1": "did you mean 'digits_forget1'",
     "seeed=1": "did you mean 'seed'",
@@ -317,28 +274,36 @@ def test_the_command_prints_one_line_for_a_mistake_and_no_traceback(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_a_killed_command_resumes_by_the_same_command(tmp_path):
-    arguments = [
-        *TINY,
-        "logger=csv",
-        f"runs_dir={tmp_path}",
-        f"data.cache_dir={tmp_path}/cache",
-        "name=run",
-        "trainer.max_steps=40",
-    ]
-    command = [sys.executable, "-m", "safemax_pl.fit", *arguments]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_command_goes_on_by_the_same_command_in_the_same_folder_and_wandb_run(tmp_path):
+    """As a requeued job does; the run has no name of its own."""
+    arguments = [*TINY, "logger=wandb", "logger.group=study", f"runs_dir={tmp_path}", "trainer.max_steps=40"]
+    command = [sys.executable, "-m", "safemax_pl.fit", *arguments, f"data.cache_dir={tmp_path}/cache"]
+    outside = ("WANDB", "NETRC")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+    environment["HOME"] = str(tmp_path / "home")
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run/last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None:
+    while not list(tmp_path.glob("*/last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "run/metrics.json").exists()
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    (run,) = (path.parent for path in tmp_path.glob("*/last.ckpt"))
+    assert not (run / "metrics.json").exists()
+    (first,) = run.glob("wandb/offline-run-*")
+    time.sleep(max(0, int(first.stat().st_ctime) + 1 - time.time()))  # W&B names its folders by the second
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/metrics.json").exists()
-    steps = [int(row.split(",")[0]) for row in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
-    assert steps == sorted(set(steps)) and 0 in steps and 40 in steps
+    assert (run / "metrics.json").exists() and len(list(tmp_path.glob("*/config.yaml"))) == 1
+    steps = [int(row.split(",")[0]) for row in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == list(range(41))
+
+    (second,) = set(run.glob("wandb/offline-run-*")) - {first}
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == (run / "wandb_id").read_text()
+    content = next(second.glob("*.wandb")).read_bytes()
+    logged = {int(step) for step in re.findall(rb"trainer/global_step[^0-9a-z]{1,8}(\d+)", content)}
+    assert b"study" in content and min(logged) > 0 and max(logged) == 40, logged
 
 
 def test_ctrl_c_in_training_says_how_to_go_on(tmp_path, monkeypatch):
