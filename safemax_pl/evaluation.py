@@ -5,13 +5,13 @@ import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule, Trainer
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,7 @@ from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.files import atomic, digest
 from safemax_pl.images import from_uint8
 from safemax_pl.inception import Inception
 from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
@@ -29,6 +29,7 @@ from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.scores import Result, Scores
 
+T = TypeVar("T")
 PROTOCOL_VERSION = 2  # raise it when the code of sampling or scoring changes a number
 
 
@@ -150,7 +151,8 @@ class Evaluator:
         """Fresh metrics for a plan; `original` as in `Scores`, `inception` whether its features count too."""
         network = self.inception if inception else None
         names = ["classifier"] if network is None else ["classifier", "inception"]
-        references = {name: self.reference(name) for name in names}
+        retains = bool(torch.isin(plan.labels, torch.tensor(self.data.retain_labels, dtype=torch.long)).any())
+        references = {name: self.reference(name) for name in names} if retains else {}
         return Scores(self.classifier, self.data, plan, references, network, original, self.second_classifier)
 
     def test(
@@ -169,16 +171,15 @@ class Evaluator:
             self.protocol(plan_name) | {"guidance": guidance},
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
-        scores_path = path.with_suffix(".json")
-        if ranks.broadcast(model.weights_digest and path.exists() and scores_path.exists()):
-            return json.loads(scores_path.read_text()), load_file(path)["images"]
+        kept = ranks.broadcast(_read(path, _scores_and_images) if model.weights_digest and ranks.is_first() else None)
+        if kept is not None:
+            return kept
         result, images = self.test(
             self.images_of(model, guidance), self.plan(plan_name), inception=plan_name == self.final
         )
         if model.weights_digest and ranks.is_first():
             with atomic(path) as part:
-                save_file({"images": images}, part)
-            write_json(scores_path, result)
+                save_file({"images": images}, part, {"scores": json.dumps(result)})
         return result, images
 
     def reference(self, network: str = "classifier") -> Reference:
@@ -189,7 +190,7 @@ class Evaluator:
 
     def _load_reference(self, network: str) -> Reference:
         """The statistics are kept for every set of retain classes, the features once for all of them."""
-        rows, device = self.data.rows("train", "retain"), "cuda" if torch.cuda.is_available() else "cpu"
+        rows, device = self.data.rows("train", "retain"), self.make_trainer().strategy.root_device
         labels = self.data.source.train.labels[rows]
         features = self._features(network, device)[rows]
 
@@ -205,7 +206,7 @@ class Evaluator:
         gaussian = FeatureStatistics(found["mean"], found["covariance"], len(rows))
         return Reference(features, class_weights(labels), gaussian, found["within"], found["radii"])
 
-    def _features(self, network: str, device: str) -> Tensor:
+    def _features(self, network: str, device: torch.device) -> Tensor:
         """Features `[N, F]` of all images of the training split, on the CPU."""
         images = self.data.source.train.images
 
@@ -225,8 +226,9 @@ class Evaluator:
         return _kept(path, notes, features)["features"]
 
     def _notes(self, network: str) -> dict[str, str]:
-        """What features of real images depend on, besides which images."""
-        return {"network": self.hashes()[network], "fingerprint": self.data.source.fingerprint}
+        """What features of real images and their statistics depend on, besides which images."""
+        network_and_data = {"network": self.hashes()[network], "fingerprint": self.data.source.fingerprint}
+        return network_and_data | {"version": str(PROTOCOL_VERSION)}
 
     def hashes(self) -> dict[str, str]:
         """Hash of every network whose features are scored."""
@@ -256,17 +258,39 @@ class Evaluator:
 
 
 def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a file in the cache; computed and written if it is missing, damaged or not of these `notes`."""
-    if path.exists():
-        try:
-            with safe_open(path, "pt") as file:
-                if file.metadata() != notes:
-                    raise ValueError(f"it says {file.metadata()}")
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
-    tensors = compute()
+    """The tensors of a file in the cache; computed and written if it is missing, damaged or not of these `notes`.
+
+    Rank 0 alone reads or computes, and the others wait for what it has.
+    """
+
+    def tensors(file: Any) -> dict[str, Tensor]:
+        if file.metadata() != notes:
+            raise ValueError(f"it says {file.metadata()}")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    found = None
     if ranks.is_first():
-        with atomic(path) as part:
-            save_file(tensors, part, notes)
-    return tensors
+        found = _read(path, tensors)
+        if found is None:
+            found = compute()
+            with atomic(path) as part:
+                save_file(found, part, notes)
+    found = ranks.broadcast(found)
+    assert found is not None
+    return found
+
+
+def _scores_and_images(file: Any) -> tuple[Result, Tensor]:
+    return json.loads(file.metadata()["scores"]), file.get_tensor("images")
+
+
+def _read(path: Path, unpack: Callable[[Any], T]) -> T | None:
+    """What `unpack` makes of a file in the cache; None if it is missing or, with a warning, damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return unpack(file)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
+        return None

@@ -15,7 +15,7 @@ from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FrechetDistance
 from safemax_pl.metrics.inception_score import InceptionScore
 from safemax_pl.metrics.kernel import KernelDistance
-from safemax_pl.metrics.manifold import PrecisionRecall
+from safemax_pl.metrics.manifold import NEIGHBOURS, PrecisionRecall
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
 from safemax_pl.metrics.reference import Reference
 from safemax_pl.plans import Rows, SamplingPlan
@@ -26,13 +26,19 @@ Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class n
 class FeatureScores(nn.Module):
     """How near generated retain images come to the real ones, in the features of one network.
 
+    There is no kernel distance where a class has a single image, nor precision and recall where there are no more
+    images than neighbours.
+
     Args:
         reference: of the real retain images, in the same features.
         num_classes: of the network's logits.
+        labels: `[N]`, of all images that will be generated.
     """
 
-    def __init__(self, reference: Reference, num_classes: int):
+    def __init__(self, reference: Reference, num_classes: int, labels: Tensor):
         super().__init__()
+        self.has_pairs = bool((labels.unique(return_counts=True)[1] > 1).all())
+        self.has_neighbours = len(labels) > NEIGHBOURS
         self.frechet = FrechetDistance(reference.statistics)
         self.kernel = KernelDistance(reference.features, reference.weights, reference.within)
         self.manifold = PrecisionRecall(reference.features, reference.weights, reference.radii)
@@ -41,17 +47,19 @@ class FeatureScores(nn.Module):
     def update(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add features `[B, F]` and logits `[B, num_classes]` of images generated for `labels` `[B]`."""
         self.frechet.update(features)
-        self.kernel.update(features, labels)
-        self.manifold.update(features)
+        if self.has_pairs:
+            self.kernel.update(features, labels)
+        if self.has_neighbours:
+            self.manifold.update(features)
         self.inception_score.update(logits)
 
     def compute(self) -> dict[str, Tensor]:
-        return {
-            "fid_retain": self.frechet.compute(),
-            "kid_retain": self.kernel.compute(),
-            **self.manifold.compute(),
-            "inception_score": self.inception_score.compute(),
-        }
+        found = {"fid_retain": self.frechet.compute()}
+        if self.has_pairs:
+            found["kid_retain"] = self.kernel.compute()
+        if self.has_neighbours:
+            found |= self.manifold.compute()
+        return found | {"inception_score": self.inception_score.compute()}
 
 
 class Scores(nn.Module):
@@ -64,7 +72,8 @@ class Scores(nn.Module):
         classifier: the judge.
         data: names the classes and says which are forgotten.
         plan: what is generated.
-        references: network, "classifier" or "inception" -> the real retain images in its features.
+        references: network, "classifier" or "inception" -> the real retain images in its features; empty for a plan
+            without rows of retain classes.
         inception: the network, where `references` has it.
         original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
         second_classifier: another judge, for `ua_noise_aware/second`, `retain_accuracy/second` and
@@ -93,7 +102,7 @@ class Scores(nn.Module):
         self.retain_accuracy = RetainAccuracy(data.num_classes)
         classes = {"classifier": data.num_classes, "inception": LOGITS}
         self.features = nn.ModuleDict(  # type: ignore[assignment]
-            {name: FeatureScores(reference, classes[name]) for name, reference in references.items()}
+            {name: FeatureScores(one, classes[name], plan.labels[~forget]) for name, one in references.items()}
         )
         self.noise = NoiseStatistics()
         self.drift = Drift(original) if original is not None else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from safemax_pl import networks
+from safemax_pl import evaluation, networks, ranks
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import compose
 from safemax_pl.data import ForgetRetainDataModule
@@ -247,6 +247,29 @@ def test_a_plan_of_retain_labels_only_has_no_scores_of_forgetting(evaluator, dig
     assert set(result["per_class"]) == {"retain_accuracy"}
 
 
+def test_a_plan_of_forget_labels_only_needs_no_features_of_real_images(evaluator_of, digits, tmp_path):
+    evaluator = evaluator_of(digits, cache_dir=tmp_path)
+    scores = evaluator.scores(SamplingPlan([3], [], 8, 0))
+    assert not list(tmp_path.iterdir()) and not scores.features
+
+
+@pytest.mark.parametrize(
+    ("retain_total", "missing"),
+    [(9, {"kid_retain"}), (18, set()), (27, set())],
+)
+def test_one_image_per_class_has_no_kernel_distance(evaluator, digits, retain_total, missing):
+    result = scored_plan(evaluator, RealImages(digits), SamplingPlan([3], digits.retain_labels, 8, retain_total))
+    assert set(IN_FEATURES) - set(result) == {f"{name}/classifier" for name in missing}
+    assert all(value == value for name, value in result.items() if name != "per_class")
+
+
+@pytest.mark.parametrize(("count", "missing"), [(3, {"precision", "recall"}), (4, set())])
+def test_no_more_images_than_neighbours_have_no_precision_and_recall(evaluator, digits, count, missing):
+    result = scored_plan(evaluator, RealImages(digits), SamplingPlan([3], [7], 8, count))
+    assert set(IN_FEATURES) - set(result) == {f"{name}/classifier" for name in missing}
+    assert all(value == value for name, value in result.items() if name != "per_class")
+
+
 def ranks_of(evaluator: Evaluator, plan: SamplingPlan, shards: list[Tensor], make_images: nn.Module) -> list[Scores]:
     """The scores of two ranks that have seen their rows, and get the other's states when they sync."""
     ranks = [evaluator.scores(plan) for _ in shards]
@@ -420,9 +443,38 @@ def test_a_damaged_reference_is_computed_anew_with_a_warning(evaluator_of, digit
             save_file(load_file(path), path, notes)
     with pytest.warns(UserWarning, match="is damaged") as warned:
         second = evaluator_of(digits, cache_dir=tmp_path).reference()
-    assert {str(warning.message).partition(" ")[0] for warning in warned} == set(map(str, files))
+    messages = [str(warning.message) for warning in warned]
+    assert {text.partition(" ")[0] for text in messages if "is damaged" in text} == set(map(str, files))
     assert_same_reference(first, second)
     assert_same_reference(first, evaluator_of(digits, cache_dir=tmp_path).reference())
+
+
+def test_another_version_of_the_code_has_another_reference(evaluator_of, digits, tmp_path, monkeypatch):
+    evaluator_of(digits, cache_dir=tmp_path).reference()
+    before = set((tmp_path / "reference").iterdir())
+    monkeypatch.setattr(evaluation, "PROTOCOL_VERSION", evaluation.PROTOCOL_VERSION + 1)
+    evaluator_of(digits, cache_dir=tmp_path).reference()
+    assert len(before) == 2 and len(set((tmp_path / "reference").iterdir()) - before) == 2
+
+
+def test_the_reference_is_computed_on_the_device_of_the_trainer(evaluator_of, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    evaluator_of(digits, cache_dir=tmp_path).reference()  # there is no GPU here: an error if one was used
+
+
+def test_other_ranks_wait_for_the_reference_of_the_first(evaluator_of, digits, judge, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(ranks, "broadcast", lambda value: sent.append(value) or value)
+    first = evaluator_of(digits, cache_dir=tmp_path / "first").reference()
+    monkeypatch.setattr(ranks, "is_first", lambda: False)
+    monkeypatch.setattr(ranks, "broadcast", lambda value: sent.pop(0))
+    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    try:
+        second = evaluator_of(digits, cache_dir=tmp_path / "second").reference()
+    finally:
+        handle.remove()
+    assert_same_reference(first, second)
+    assert not sent and not (tmp_path / "second").exists()
 
 
 def test_other_forget_classes_have_another_reference(evaluator, evaluator_of, digits_without):
@@ -555,6 +607,22 @@ def test_the_originals_scores_and_images_are_kept(first, must_not_sample):
     result, images = must_not_sample()
     assert result == first[0]
     torch.testing.assert_close(images, first[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "without scores", "scores that are no JSON"])
+def test_a_damaged_original_is_sampled_anew_with_a_warning(evaluator_of, digits, tiny_model, tmp_path, damage):
+    small = {"cache_dir": tmp_path, "plans": {"quick": {"forget_per_class": 4, "retain_total": 18}}}
+    result, images = evaluator_of(digits, **small).test_original(tiny_model, 0.0, "quick")
+    (path,) = (tmp_path / "original").iterdir()
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        save_file(load_file(path), path, {} if damage == "without scores" else {"scores": "{"})
+    with pytest.warns(UserWarning, match=f"{path} is damaged"):
+        again, same = evaluator_of(digits, **small).test_original(tiny_model, 0.0, "quick")
+    assert_same_result(again, result)
+    assert torch.equal(images, same)
+    assert evaluator_of(digits, **small).test_original(tiny_model, 0.0, "quick")[0] == again
 
 
 def test_another_plan_is_sampled_anew(first, must_not_sample):
