@@ -79,7 +79,7 @@ def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def judge(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def logits_of(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of both networks for uint8 images of any number, on the classifier's device; returned on the CPU."""
     device = next(classifier.parameters()).device
     training = classifier.training
@@ -92,13 +92,13 @@ def judge(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
     """Accuracy of the plain and of the noise-aware network on real images."""
-    plain, aware = judge(classifier, split.images)
+    plain, aware = logits_of(classifier, split.images)
     return tuple((logits.argmax(1) == split.labels).double().mean().item() for logits in (plain, aware))  # type: ignore[return-value]
 
 
 def calibrate(classifier: Classifier, split: Split) -> None:
     """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599)."""
-    logits, _ = judge(classifier, split.images)
+    logits, _ = logits_of(classifier, split.images)
     logits = logits * classifier.temperature.cpu()
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
@@ -126,7 +126,7 @@ def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
     confusion = {}
     for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
         for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):
-            said_plain, said_aware = judge(classifier, to_uint8(corrupt(keys, real)))
+            said_plain, said_aware = logits_of(classifier, to_uint8(corrupt(keys, real)))
             shares = torch.bincount(said_plain.argmax(1), minlength=said_plain.shape[1]) / len(keys)
             confusion[kind] = {
                 "group": group,

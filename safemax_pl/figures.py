@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from safemax_pl.files import atomic
+from safemax_pl.noise import MOST_FADED, MOST_TRACE
 from safemax_pl.operating import Operation
 from safemax_pl.plans import SamplingPlan
 
@@ -152,8 +153,8 @@ def blend_curve(path: Path, operation: Operation, title: str) -> None:
     for name, style in (("called_noise", "-o"), ("called_its_class", "--s")):
         shares = [getattr(blend, name) for blend in operation.blends]
         axis.plot(weights, shares, style, ms=4, label=name.replace("_", " "))
-    axis.axvspan(0, 0.4, color="#0072b2", alpha=0.08, lw=0, label="trained to keep its class")
-    axis.axvspan(0.8, 1, color="#d55e00", alpha=0.08, lw=0, label="trained to be noise")
+    axis.axvspan(0, MOST_FADED, color="#0072b2", alpha=0.08, lw=0, label="trained to keep its class")
+    axis.axvspan(1 - MOST_TRACE, 1, color="#d55e00", alpha=0.08, lw=0, label="trained to be noise")
     axis.set(
         xlabel="share of N(0, 1) noise in a real image", ylabel="share of the images", xlim=(0, 1), ylim=(-0.02, 1.02)
     )

@@ -11,6 +11,8 @@ from safemax_pl.streams import Stream
 
 # (keys [B], real images [B, C, H, W] in [-1, 1]) -> images [B, C, H, W] in [-1, 1]
 Corruption = Callable[[Tensor, Tensor], Tensor]
+MOST_FADED = 0.4  # share of noise up to which a real image keeps its label
+MOST_TRACE = 0.2  # share of a real image up to which noise is noise
 
 
 def _spread(keys: Tensor, low: float, high: float) -> Tensor:
@@ -60,8 +62,8 @@ def shuffled(keys: Tensor, real: Tensor) -> Tensor:
 
 
 def blended(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise with a trace, at most a fifth, of a real image."""
-    trace = _spread(keys, 0.0, 0.2)
+    """Gaussian noise with a trace, at most `MOST_TRACE`, of a real image."""
+    trace = _spread(keys, 0.0, MOST_TRACE)
     return ((1 - trace) * 0.8 * _normal(keys, real) + trace * real).clamp(-1, 1)
 
 
@@ -181,6 +183,6 @@ def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tens
 
 
 def faded(keys: Tensor, real: Tensor) -> Tensor:
-    """Real images under at most 40 % of noise: they still show their class, and must keep its label."""
-    weight = _spread(keys, 0.0, 0.4)
+    """Real images under at most `MOST_FADED` of noise: they still show their class, and must keep its label."""
+    weight = _spread(keys, 0.0, MOST_FADED)
     return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import judge
+from safemax_pl.classifier_training import logits_of
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.sources import Split
 
@@ -81,11 +81,11 @@ def measure(classifier: Classifier, test: Split, count: int, seed: int) -> Opera
     classes = len(classifier.class_names)
     rows = torch.arange(count) % len(test.images)
     keys, real, labels = streams.combine(torch.arange(count), seed), from_uint8(test.images[rows]), test.labels[rows]
-    on_real = margin(judge(classifier, test.images)[1])
+    on_real = margin(logits_of(classifier, test.images)[1])
     detections: dict[str, Detection] = {}
     controls: list[Control] = []
     for kind, corrupt in (noise.CONTROLS | noise.HELD_OUT).items():
-        plain, aware = judge(classifier, to_uint8(corrupt(keys, real)))
+        plain, aware = logits_of(classifier, to_uint8(corrupt(keys, real)))
         shares = [logits.argmax(1).bincount(minlength=classes + 1) / count for logits in (plain, aware)]
         controls += [
             Control(kind, name, *(1 - share[label].item() for share in shares))
@@ -95,7 +95,7 @@ def measure(classifier: Classifier, test: Split, count: int, seed: int) -> Opera
             detections[kind] = _detection(on_real, margin(aware))
     blends = []
     for weight in BLEND_WEIGHTS:
-        said = judge(classifier, to_uint8(noise.blend(keys, real, weight)))[1].argmax(1)
+        said = logits_of(classifier, to_uint8(noise.blend(keys, real, weight)))[1].argmax(1)
         blends.append(Blend(weight, *((said == wanted).double().mean().item() for wanted in (classes, labels))))
     return Operation((on_real > 0).double().mean().item(), len(on_real), detections, blends, controls)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from safemax_pl import noise, streams
 from safemax_pl.architectures import Mixer, ResNet
 from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import ClassifierModule, calibrate, judge, score_classifier, shifted
+from safemax_pl.classifier_training import ClassifierModule, calibrate, logits_of, score_classifier, shifted
 from safemax_pl.config import compose
 from safemax_pl.errors import UserError
 from safemax_pl.fit_classifier import fit_classifier
@@ -91,7 +91,7 @@ def test_the_shift_of_an_image_depends_on_its_key_only():
 
 def test_judging_in_chunks_gives_the_logits_of_one_batch():
     classifier = confident(1)
-    plain, aware = judge(classifier, images(1001))
+    plain, aware = logits_of(classifier, images(1001))
     verdict = classifier(images(1001))
     torch.testing.assert_close(plain, verdict.plain)
     torch.testing.assert_close(aware, verdict.noise_aware)
@@ -102,7 +102,7 @@ def test_judging_uses_and_keeps_the_running_statistics_and_restores_the_mode(tra
     classifier = confident(1)
     expected, state = classifier(images(50)).plain, {k: v.clone() for k, v in classifier.state_dict().items()}
     classifier.train(training)
-    torch.testing.assert_close(judge(classifier, images(50))[0], expected)
+    torch.testing.assert_close(logits_of(classifier, images(50))[0], expected)
     assert classifier.training == training
     assert all(torch.equal(state[name], tensor) for name, tensor in classifier.state_dict().items())
 
@@ -256,7 +256,7 @@ def test_a_run_writes_its_record_beside_the_weights_and_as_metrics(finished):
 def test_the_recorded_accuracy_is_that_of_the_written_weights(finished):
     data = instantiate(config(finished.parent).data)
     loaded = Classifier.load(finished / "classifier", data)
-    accuracy = (judge(loaded, data.source.test.images)[0].argmax(1) == data.source.test.labels).double().mean()
+    accuracy = (logits_of(loaded, data.source.test.images)[0].argmax(1) == data.source.test.labels).double().mean()
     assert loaded.info["scores"]["accuracy"] == pytest.approx(accuracy.item())
 
 

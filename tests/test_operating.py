@@ -1,15 +1,17 @@
 """Do the figures of a judge show a judge that is good, fooled, or has no opinion?"""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from safemax_pl import noise
-from safemax_pl.architectures import Mixer
+from safemax_pl import noise, streams
 from safemax_pl.classifier import Classifier, Verdict
+from safemax_pl.config import compose
+from safemax_pl.files import PROJECT
+from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.operating import BLEND_WEIGHTS, Operation, margin, measure, tables
 from safemax_pl.sources import Split
 
@@ -147,7 +149,15 @@ def test_the_tables_hold_every_kind_every_weight_and_every_class(good):
     assert len(found["control"]) == len(CLASSES) * len(noise.CONTROLS | noise.HELD_OUT)
 
 
-def test_a_real_classifier_is_measured():
-    classifier = Classifier(CLASSES, (1, 8, 8), partial(Mixer, patch=4, width=4, blocks=1)).eval().requires_grad_(False)
-    operation = measure(classifier, flat_images(), 10, seed=0)
-    assert all(0 <= found.auroc <= 1 for found in operation.detections.values())
+def test_the_shipped_judge_has_the_area_under_the_curve_that_sklearn_finds_in_its_logits(tmp_path):
+    data = instantiate(compose("fit", ["experiment=digits_forget1"]).data, cache_dir=str(tmp_path))
+    data.setup("fit")
+    classifier, test, count = Classifier.load(PROJECT / "weights/digits/classifier", data), data.source.test, 50
+    operation = measure(classifier, test, count, seed=0)
+    keys, real = streams.combine(torch.arange(count), 0), from_uint8(test.images[:count])
+    for kind, corrupt in noise.HELD_OUT.items():
+        said = classifier(torch.cat([test.images, to_uint8(corrupt(keys, real))])).noise_aware
+        margins = [(row[-1] - max(row[:-1])) for row in said.tolist()]
+        expected = roc_auc_score([0] * len(test.images) + [1] * count, margins)
+        assert operation.detections[kind].auroc == pytest.approx(expected, abs=1e-6), kind
+        assert expected > 0.9
