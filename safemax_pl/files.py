@@ -1,5 +1,6 @@
 """Files and folders that are either whole or absent, and hashes that name them."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -43,6 +44,15 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a table, atomically: one column per key of any line."""
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    with atomic(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def digest(*contents: Any) -> str:

@@ -10,7 +10,6 @@ the control table (what plain `ua` would report for the same noise, for every cl
 setting is in configs/judge.yaml.
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose, quiet
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.files import digest, write_csv, write_json
 from safemax_pl.noise import CONTROLS
 from safemax_pl.operating import Operation, measure, tables
 from safemax_pl.runs import provenance
@@ -40,10 +39,7 @@ def judge(target: str, overrides: list[str]) -> Path:
     out = Path(cfg.runs_dir) / f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}"
     sizes = {"n": cfg.images, "seed": cfg.seed}
     for name, rows in tables(operation).items():
-        with atomic(out / f"{name}.csv") as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *sizes])
-            writer.writeheader()
-            writer.writerows(row | sizes for row in rows)
+        write_csv(out / f"{name}.csv", [row | sizes for row in rows])
     subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
     figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
     figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from safemax_pl import ranks
-from safemax_pl.files import atomic
+from safemax_pl.files import atomic, write_csv
 
 
 class CSVHistory(Logger):
@@ -51,11 +51,7 @@ class CSVHistory(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
-        with atomic(self.path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows[step] for step in sorted(self.rows))
+        write_csv(self.path, [self.rows[step] for step in sorted(self.rows)])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

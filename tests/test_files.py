@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from safemax_pl import files
-from safemax_pl.files import atomic, digest, file_digest, remove_scratch, write_json
+from safemax_pl.files import atomic, digest, file_digest, remove_scratch, write_csv, write_json
 
 
 def write_folder(folder: Path, **files: str) -> None:
@@ -149,6 +149,11 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "metrics.json", {"a": object()})
     assert contents(tmp_path) == {"metrics.json": "1\n"}
+
+
+def test_a_table_has_a_column_per_key_of_any_line(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"a": 1, "b": None}, {"c": "x,y", "a": 2.5}])
+    assert (tmp_path / "a.csv").read_bytes() == b'a,b,c\r\n1,,\r\n2.5,,"x,y"\r\n'
 
 
 def test_a_digest_is_the_start_of_the_sha256_of_bytes_and_json():

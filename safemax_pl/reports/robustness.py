@@ -7,13 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemax_pl.files import digest
+from safemax_pl.files import digest, write_csv
 from safemax_pl.noise import CONTROLS
 from safemax_pl.reports import statistics
 from safemax_pl.reports.outcomes import Outcome, outcomes
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import Column, Row, Spread, spread
-from safemax_pl.reports.summary import Shown, Table, deviations, identity, write_csv
+from safemax_pl.reports.summary import Shown, Table, deviations, identity
 
 RETRAIN = "Retrain"  # row of the models that were given to the attacks as retrain= and are no run of the report
 LEAD = "Is the class gone, or hidden? Every attack tries to bring it back, with the same budget for all models."
@@ -29,7 +29,8 @@ FOOTNOTES = [
     "Bold is the best mean among the methods that forgot, as printed. Where any run of a method withstood the whole "
     "budget, only methods all of whose runs did are bold.",
     "Original: the model before unlearning. Retrain: a model that never knew the class. Noise: what a model that draws "
-    "nothing but noise would get; there is no such number where an attack trains the model.",
+    "nothing but noise would get, where an attack has such a number; it is one draw of images, not a minimum over an "
+    "attack's grid.",
     "All models are scored on the same image seeds, so no sd contains the sampling error of the images.",
 ]
 

@@ -1,12 +1,11 @@
 """The summary as text, as HTML and as CSV, and one CSV line per run."""
 
-import csv
 from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemax_pl.files import atomic
+from safemax_pl.files import write_csv
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
 
@@ -203,12 +202,3 @@ def write_summary(path: Path, summaries: dict[str, list[Row]]) -> None:
                 line[f"{key}/best"] = row.label in bold[key]
             lines.append(line)
     write_csv(path, lines)
-
-
-def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """One column per key of any line."""
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    with atomic(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
