@@ -150,7 +150,7 @@ def write_attack():
         weights = {"unlearned": metrics["weights"]["unlearned"], "original": "aaa"}
         if retrain:
             weights["retrain"], values["retrain"] = retrain
-        kept = ("sampler", "forget_classes", "data", "classifier", "torch", "device")
+        kept = ("version", "sampler", "forget_classes", "data", "classifier", "torch", "device")
         ours = {key: metrics["protocol"][key] for key in kept}
         tree = {"attack": {"name": name.title(), "version": 1, "images_per_class": 10}, "original": "aaa"} | ours
         for key, changed in (protocol or {}).items():

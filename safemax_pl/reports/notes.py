@@ -5,12 +5,13 @@ from itertools import chain
 from math import isfinite
 
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import COLUMNS, Row, same_hardware
+from safemax_pl.reports.statistics import COLUMNS, MOST_DISAGREEMENT, Row, same_hardware
 
 
 def notes(groups: dict[str, list[FinishedRun]], summaries: dict[str, list[Row]]) -> list[str]:
     """All that apply, the gravest first."""
-    return [*_not_finite(summaries), *_mixtures(groups, next(iter(summaries.values()))), *_gaps(groups)]
+    mixtures = _mixtures(groups, next(iter(summaries.values())))
+    return [*_not_finite(summaries), *_disagreements(summaries), *mixtures, *_gaps(groups)]
 
 
 def _not_finite(summaries: dict[str, list[Row]]) -> list[str]:
@@ -20,6 +21,20 @@ def _not_finite(summaries: dict[str, list[Row]]) -> list[str]:
             if column.key in row.cells and not isfinite(row.cells[column.key].mean):
                 found.setdefault(row.label, {})[column.key] = None
     return [f"{label} has values that are not finite: {', '.join(keys)}." for label, keys in found.items()]
+
+
+def _disagreements(summaries: dict[str, list[Row]]) -> list[str]:
+    found = [
+        row.name
+        for row in chain.from_iterable(summaries.values())
+        if "judge_disagreement" in row.cells and row.cells["judge_disagreement"].mean > MOST_DISAGREEMENT
+    ]
+    if not found:
+        return []
+    return [
+        f"The two judges disagree on more than {MOST_DISAGREEMENT * 100:g} % of the images of: "
+        f"{_some(list(dict.fromkeys(found)))}. What they say of these may be the judge's error."
+    ]
 
 
 def _mixtures(groups: dict[str, list[FinishedRun]], rows: list[Row]) -> list[str]:
@@ -54,6 +69,9 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
     seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
     if few := [label for label, count in seeds.items() if count < 3]:
         found.append(f"Fewer than three seeds: {', '.join(few)}. Differences may be chance.")
+    without = [run.folder.name for run in runs if not run.judged_twice]
+    if 0 < len(without) < len(runs):
+        found.append(f"Without a second judge, which others had: {_some(without)}. They are † by the first alone.")
     for name, use in (("samples.safetensors", "pictures"), ("metrics.csv", "curves")):
         if without := [run.folder.name for run in runs if not (run.folder / name).exists()]:
             found.append(f"Without {name}, so not in the {use}: {_some(without)}.")

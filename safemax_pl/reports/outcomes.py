@@ -12,13 +12,19 @@ from safemax_pl.reports.reading import FinishedRun, flat, lacking, what_must_agr
 
 # Without one of these the number of an attack can't be placed.
 REQUIRED = (
+    "protocol.version",
     "protocol.attack.name",
+    "protocol.attack.version",
     "protocol.attack.images_per_class",
     "protocol.original",
+    "protocol.sampler.name",
+    "protocol.sampler.steps",
+    "protocol.data.fingerprint",
     "protocol.forget_classes",
     "protocol.classifier.hash",
     "protocol.torch",
     "weights.unlearned",
+    "weights.original",
     "provenance.command",
     "provenance.hardware",
     "provenance.commit",
@@ -87,6 +93,8 @@ def _refusal(run: FinishedRun, block: dict[str, Any]) -> str | None:
     attacked, forgotten = block["weights"]["unlearned"], "+".join(block["protocol"]["forget_classes"])
     if attacked != (scored := run.metrics["weights"].get("unlearned")):
         return f"was run on other weights ({attacked}) than those that were scored ({scored})"
+    if (before := block["weights"]["original"]) != (scored := run.metrics["weights"]["original"]):
+        return f"was compared with another original ({before}) than that of the scores ({scored})"
     if forgotten != run.forget:
         return f"was run for the classes {forgotten}, the run forgot {run.forget}"
     return None

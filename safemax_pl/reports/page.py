@@ -60,7 +60,8 @@ class Report:
 
     @property
     def footnotes(self) -> list[str]:
-        return summary.footnotes(self.runs[0].metrics["protocol"]["plan"])
+        judged_twice = any(run.judged_twice for run in self.runs)
+        return summary.footnotes(self.runs[0].metrics["protocol"]["plan"], judged_twice)
 
     @property
     def protocol(self) -> list[list[Any]]:

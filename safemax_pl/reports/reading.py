@@ -73,6 +73,11 @@ class FinishedRun:
         return self.settings.get("unlearner.from_scratch") is True
 
     @property
+    def judged_twice(self) -> bool:
+        """Whether a second judge was asked."""
+        return bool(self.metrics["protocol"].get("second_classifier"))
+
+    @property
     def commit(self) -> str:
         return self.metrics["provenance"]["commit"] or "unknown"
 
@@ -200,13 +205,18 @@ def what_must_agree(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_mixtures(runs: list[FinishedRun]) -> None:
-    """Raise for the first key of the protocol, or the base model, in which two runs differ."""
-    for one, other in pairwise(runs):
+    """Raise for the first key of the protocol, or the base model, in which two runs differ.
+
+    Runs without a second judge, which add no number to its columns, may stand beside those that have the same one.
+    """
+    for one, other in [*pairwise(runs), *pairwise(run for run in runs if run.judged_twice)]:
         mine, theirs = (
             what_must_agree(run.metrics["protocol"]) | {"weights.original": run.metrics["weights"]["original"]}
             for run in (one, other)
         )
         for key in dict.fromkeys([*mine, *theirs]):
+            if key.startswith("second_classifier") and not (one.judged_twice and other.judged_twice):
+                continue
             if mine.get(key) != theirs.get(key):
                 raise UserError(
                     f"these runs can't stand in one table: {key} is {mine.get(key)!r} in {one.folder} and "

@@ -9,6 +9,7 @@ from safemax_pl.noise import CONTROLS
 from safemax_pl.reports.reading import FinishedRun
 
 LEAST_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
+MOST_DISAGREEMENT = 0.1  # of the two judges; above it, which of them is asked may decide who forgot
 HARM = "delta/fid_retain/classifier"
 
 
@@ -40,9 +41,11 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("ua_noise_aware", "higher", ".3f", ".3f"),
+    Column("ua_noise_aware/second", "higher", ".3f", ".3f"),
     Column("ua", "higher", ".3f", ".3f"),
     Column("noise_rate", "", ".3f", ".3f"),
     Column("retain_accuracy", "higher", ".3f", ".3f"),
+    Column("retain_accuracy/second", "higher", ".3f", ".3f"),
     Column("delta/retain_accuracy", "higher", "+.3f", ".3f"),
     Column("fid_retain/classifier", "lower", ".3g", ".3g"),
     Column(HARM, "lower", "+.3g", ".3g"),
@@ -55,6 +58,7 @@ COLUMNS = (
     Column("precision/inception", "higher", ".3f", ".3f"),
     Column("recall/inception", "higher", ".3f", ".3f"),
     Column("drift", "lower", ".3g", ".2g"),
+    Column("judge_disagreement", "", ".3f", ".3f"),
     Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
     Column("prior_seconds", "", ".3g", ".3g", on_hardware=True),
     Column("unlearn_seconds", "", ".3g", ".3g", on_hardware=True),
@@ -63,7 +67,8 @@ COLUMNS = (
     Column("unlearn_flops", "", ".3g", ".3g"),
     Column("peak_memory_mb", "lower", ".4g", ".3g", on_hardware=True),
 )
-FORGETTING = ("ua_noise_aware", "ua")  # the columns in which every method may be best
+JUDGES = ("ua_noise_aware", "ua_noise_aware/second")
+FORGETTING = (*JUDGES, "ua")  # the columns in which every method may be best
 
 
 class Spread(NamedTuple):
@@ -187,8 +192,11 @@ def best(rows: list[Row], column: Column) -> list[str]:
 
 
 def forgets(row: Row) -> bool:
-    """Whether every set of forgotten classes is gone, so that what else a method does well counts."""
-    return row.cells["ua_noise_aware"].least >= LEAST_FORGETTING
+    """Whether every set of forgotten classes is gone, so that what else a method does well counts.
+
+    Both judges have to say so, where there are two.
+    """
+    return all(row.cells[key].least >= LEAST_FORGETTING for key in JUDGES if key in row.cells)
 
 
 def same_hardware(rows: list[Row]) -> bool:

@@ -16,8 +16,17 @@ LEGEND = (
 SPOKEN = {"↑": "higher is better", "↓": "lower is better", "†": "did not forget"}
 
 
-def footnotes(plan: dict[str, Any]) -> list[str]:
-    """How the numbers of a table are formed; `plan` is that of the protocol."""
+def footnotes(plan: dict[str, Any], judged_twice: bool = False) -> list[str]:
+    """How the numbers of a table are formed.
+
+    Args:
+        plan: that of the protocol.
+        judged_twice: whether any run has a second judge.
+    """
+    second = (
+        "The columns /second are of the second judge, and judge_disagreement is the share of images that the two see "
+        "differently. A method forgot only if both judges say so, and competes in ua_noise_aware/second always."
+    )
     return [
         "The mean gives every set of forgotten classes the same weight. The sd over seeds is taken at fixed forgotten "
         "classes and averaged over them; the sd over classes is that of the means over seeds. Both are with n − 1, and "
@@ -30,6 +39,7 @@ def footnotes(plan: dict[str, Any]) -> list[str]:
         f"A method did not forget (†) when ua_noise_aware, the mean over seeds, is below {LEAST_FORGETTING} on any set "
         "of forgotten classes. It competes in ua_noise_aware and ua only: doing nothing costs nothing and keeps every "
         "retained class.",
+        *([second] if judged_twice else []),
         "Order: the original, references (retrained without the forgotten classes; they do not compete), methods that "
         "forgot by Δ fid_retain/classifier, those that did not by ua_noise_aware, both at the first guidance weight, "
         "noise controls.",

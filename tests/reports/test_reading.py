@@ -119,6 +119,17 @@ def test_protocols_are_not_mixed(write_run, tmp_path, changes, key, values):
         read([tmp_path])
 
 
+def test_a_second_judge_may_be_absent_and_not_another_one(write_run, tmp_path):
+    """Absent or null, as in runs from before there was one: what it adds is marked by a note."""
+    write_run("a", protocol={"second_classifier": {"hash": "x", "accuracy": 0.9}})
+    write_run("b", protocol={"second_classifier": None})
+    write_run("c")
+    assert [run.judged_twice for run in read([tmp_path])[0]] == [True, False, False]
+    write_run("d", protocol={"second_classifier": {"hash": "y", "accuracy": 0.9}})
+    with pytest.raises(UserError, match=r"second_classifier\.hash is 'x' in .*a-0-3 and 'y' in .*d-0-3"):
+        read([tmp_path])
+
+
 def test_different_base_models_are_not_mixed(write_run, tmp_path):
     write_run(seed=0)
     change(write_run(seed=1), lambda metrics: metrics["weights"].update(original="bbb"))

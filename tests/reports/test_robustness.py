@@ -158,6 +158,16 @@ def test_a_number_without_its_protocol_is_refused(write_run, write_attack, compa
     assert "a number without it is refused: it is left out, attack again." in note
 
 
+@pytest.mark.parametrize("key", ["sampler", "version", "data", "attack"])
+def test_a_number_whose_protocol_is_incomplete_is_refused(write_run, write_attack, compared, key):
+    folder = write_run("a")
+    write_attack(folder)
+    change(folder, lambda block: block | {"protocol": {k: v for k, v in block["protocol"].items() if k != key}})
+    found, (note,) = compared()
+    assert found is None
+    assert note.startswith(f"The attack late_start in a-0-3/metrics.json has no protocol.{key}")
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -194,6 +204,7 @@ def test_attacks_that_are_no_mapping_are_noted(write_run, compared):
 def test_an_attack_on_other_weights_or_classes_does_not_stand_for_the_run(write_run, write_attack, compared):
     for edit, reason in (
         (lambda block: block | {"weights": block["weights"] | {"unlearned": "old"}}, r"other weights (old)"),
+        (lambda block: block | {"weights": block["weights"] | {"original": "old"}}, r"another original (old)"),
         (lambda block: block | {"protocol": block["protocol"] | {"forget_classes": ["8"]}}, "the classes 8"),
     ):
         folder = write_run("a")

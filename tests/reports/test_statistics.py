@@ -1,10 +1,11 @@
 from math import inf, isnan, nan, sqrt
+from typing import Any
 
 import pytest
 
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.reading import read
-from safemax_pl.reports.statistics import COLUMNS, Column, best, forgets, ordered, spread, summarise
+from safemax_pl.reports.statistics import COLUMNS, Column, best, columns, forgets, ordered, spread, summarise
 
 
 def column(key: str) -> Column:
@@ -180,3 +181,27 @@ def test_methods_that_forgot_different_classes_have_no_best(write_run, tmp_path)
     for method, forget in (("a", "3"), ("b", "3"), ("c", "8")):
         write_run(method=method, forget=forget, scores={"ua_noise_aware": 1.0})
     assert best(rows_of(tmp_path), column("ua_noise_aware")) == []
+
+
+def judged(second: float, disagreement: float = 0.01) -> dict[str, Any]:
+    """What a second judge adds to a run."""
+    scores = {"ua_noise_aware/second": second, "retain_accuracy/second": 0.98, "judge_disagreement": disagreement}
+    return {"scores": scores, "protocol": {"second_classifier": {"hash": "other"}}}
+
+
+def test_the_second_judge_has_columns_only_where_a_run_has_one(write_run, tmp_path):
+    added = {"ua_noise_aware/second", "retain_accuracy/second", "judge_disagreement"}
+    write_run("a")
+    assert not added & {one.key for one in columns(rows_of(tmp_path))}
+    write_run("b", **judged(0.95))
+    assert added < {one.key for one in columns(rows_of(tmp_path))}
+
+
+def test_both_judges_have_to_see_the_class_gone(write_run, tmp_path):
+    write_run("a")
+    write_run("b", **judged(0.95))
+    write_run("c", **judged(0.85))
+    rows = [row for row in rows_of(tmp_path) if row.kind == "method"]
+    assert [row.name for row in rows] == ["a", "b", "c †"]
+    assert best(rows, column("total_seconds")) == ["a", "b"]
+    assert best(rows, column("ua_noise_aware/second")) == ["b"]

@@ -117,6 +117,13 @@ def test_signs_are_words_for_a_screen_reader(write_run, tmp_path):
     assert 'data-value="inf"' not in table and "<span>inf</span>" in table
 
 
+def test_footnotes_say_what_the_second_judge_does_only_where_there_is_one():
+    plan = {"forget_per_class": 4, "retain_total": 36}
+    alone, both = summary.footnotes(plan), summary.footnotes(plan, judged_twice=True)
+    assert "second" not in " ".join(alone)
+    assert set(alone) < set(both) and "both judges" in " ".join(both)
+
+
 def test_footnotes_say_what_is_scored_and_what_does_not_compete():
     text = " ".join(summary.footnotes({"forget_per_class": 4, "retain_total": 36}))
     for part in (
