@@ -196,7 +196,9 @@ def forgets(row: Row) -> bool:
 
     Both judges have to say so, where there are two.
     """
-    return all(row.cells[key].least >= LEAST_FORGETTING for key in JUDGES if key in row.cells)
+    first, second = (row.cells.get(key) for key in JUDGES)
+    said = [first, second] if second is not None else [first]
+    return all(spread is not None and spread.least >= LEAST_FORGETTING for spread in said)
 
 
 def same_hardware(rows: list[Row]) -> bool:
