@@ -85,6 +85,7 @@ class Cost(Callback):
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
+        self._stop()  # the writing of a checkpoint is not timed, and the steps before it are
         return {name: getattr(self, name) for name in SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
                 print(f"error: {error}", file=sys.stderr)
 
     quiet()
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as Ctrl-C; otherwise Lightning requeues SLURM jobs
     with clear_errors():
         check_command_line(config_name, overrides)
     sys.argv[1:] = [*overrides, *flags]
@@ -204,6 +206,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     if cfg.name is not None:
         return str(cfg.name)
     ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar")
+    ignored += ("trainer.accelerator", "trainer.devices", "trainer.num_nodes")  # resumed on other hardware: the same run
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")

@@ -19,6 +19,7 @@ from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.files import atomic
 from safemax_pl.loggers import CSVHistory
+from safemax_pl.preemption import Preemption
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import PREVIOUS, Run
 
@@ -52,11 +53,16 @@ def train(
     )
     bars = progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)
     trainer: Trainer = build(
-        cfg.trainer, callbacks=[*callbacks, keeper, *bars], logger=loggers, plugins=[WholeCheckpoints(loggers)]
+        cfg.trainer,
+        callbacks=[*callbacks, keeper, *bars],
+        logger=loggers,
+        plugins=[WholeCheckpoints(loggers)],
+        default_root_dir=run.folder,
     )
     if cfg.get("ema_decay") is not None:  # on the student's device: Lightning averages before it moves the student
         average = EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay)
         trainer.callbacks.append(average)  # type: ignore[attr-defined]
+    trainer.callbacks.append(Preemption(run.checkpoint))  # type: ignore[attr-defined]  # when all others have seen the step
     try:
         trainer.fit(
             module,
@@ -64,7 +70,7 @@ def train(
             ckpt_path=path,
             weights_only=False if checkpoint else None,
         )
-    except SystemExit as exit_of_lightning:  # after Ctrl-C, about which it says nothing here
+    except SystemExit as exit_of_lightning:  # after Ctrl-C or pre-emption, about which it says nothing here
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt from exit_of_lightning

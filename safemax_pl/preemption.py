@@ -1,0 +1,44 @@
+"""A fit that is asked to stop, by a cluster or by hand, goes on later from the very step."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+ASKS_TO_STOP = (signal.SIGUSR1, signal.SIGTERM)  # the batch script's word that the time is nearly up; the system's
+
+
+class Preemption(Callback):
+    """Ends a fit at SIGUSR1 or SIGTERM: after the step in progress, with a checkpoint, as Ctrl-C ends it without one.
+
+    All ranks stop after the same step, however far apart the signal reaches them. Lightning's own answer to SIGUSR1
+    saves wherever the signal finds each rank: between the optimizer's step and its being counted, or in a collective.
+    A signal during a validation waits for its end; one outside of the training is left to the command.
+    """
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint, self.asked = checkpoint, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; Lightning has noted who listened before, and puts them back when the fit ends."""
+        for number in ASKS_TO_STOP:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.val_check_batch:  # otherwise a validation follows, which a resumed fit skips
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            trainer.save_checkpoint(self.checkpoint)
+            raise KeyboardInterrupt
