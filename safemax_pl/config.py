@@ -206,7 +206,11 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     if cfg.name is not None:
         return str(cfg.name)
     ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar")
-    ignored += ("trainer.accelerator", "trainer.devices", "trainer.num_nodes")  # resumed on other hardware: the same run
+    ignored += (
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+    )  # resumed on other hardware: the same run
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")

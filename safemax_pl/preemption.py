@@ -1,5 +1,6 @@
 """A fit that is asked to stop, by a cluster or by hand, goes on later from the very step."""
 
+import math
 import signal
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ class Preemption(Callback):
     """
 
     def __init__(self, checkpoint: Path):
-        self.checkpoint, self.asked = checkpoint, False
+        self.checkpoint, self.asked, self.saved = checkpoint, False, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen; Lightning has noted who listened before, and puts them back when the fit ends."""
@@ -32,13 +33,25 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.val_check_batch:  # otherwise a validation follows, which a resumed fit skips
-            self._stop_if_asked(trainer)
+        if trainer.global_step % (
+            trainer.val_check_batch or math.inf
+        ):  # else a validation follows: a resumed fit skips it
+            self._save_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_asked(trainer)
+        self._save_if_asked(trainer)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _save_if_asked(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stop_if_saved()  # and not earlier: the step's losses are logged in between
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_saved()
+
+    def _stop_if_saved(self) -> None:
+        if self.saved:
             raise KeyboardInterrupt

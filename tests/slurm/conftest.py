@@ -1,0 +1,173 @@
+"""A real SLURM of one node, started for the tests and stopped after them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from safemax_pl.files import PROJECT
+
+NEEDED = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin"])  # where Debian keeps daemons
+
+# cred_expire is also how long a requeued job waits before it starts again, 120 s by default
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CryptoType=crypto/munge
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1
+KillWait=20
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+PartitionName=all Nodes=localhost Default=YES PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=localhost PriorityTier=2 PreemptMode=OFF
+"""
+
+
+class Cluster:
+    """The clients of one cluster, and what its jobs print."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "WANDB"))}
+        self.environment = {
+            **outside,
+            "PATH": PATH,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PYTHONPATH": str(PROJECT),
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "offline",
+        }
+
+    def __call__(self, *command: str | Path, **environment: str) -> str:
+        """Run a client of SLURM; returns what it prints."""
+        done = subprocess.run(
+            command, env=self.environment | environment, cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def sbatch(self, *arguments: str | Path, **environment: str) -> str:
+        """Submit a job; returns its number."""
+        return self("sbatch", "--parsable", f"--output={self.folder}/%j.out", *arguments, **environment)
+
+    def output(self, job: str) -> str:
+        path = self.folder / f"{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def show(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says of a job."""
+        words = self("scontrol", "--oneliner", "show", "job", job).split()
+        return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+    def wait(self, what: str, done: Callable[[], bool], seconds: float = 240) -> None:
+        """Wait until `done()`."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self('squeue')}\n{self.logs()}"
+            time.sleep(0.3)
+
+    def completed(self, job: str) -> dict[str, str]:
+        """Wait for the end of a job, which must be a good one; returns what `show` says then."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+        self.wait(f"end of job {job}", lambda: self.show(job)["JobState"] in ended)
+        shown = self.show(job)
+        assert shown["JobState"] == "COMPLETED", f"{shown}\n{self.output(job)}"
+        return shown
+
+    def logs(self) -> str:
+        files = sorted([*self.folder.glob("*.out"), *self.folder.glob("*.log")])
+        return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-2000:]}" for file in files)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Its own ports, key and folder: a cluster that this machine belongs to is not touched."""
+    if missing := [name for name in NEEDED if shutil.which(name, path=PATH) is None]:
+        pytest.skip(f"no SLURM here ({', '.join(missing)} not found): apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd starts jobs as root only")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short, as a socket's path must be
+    folder.chmod(0o755)
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "munge.key").touch(0o600)
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    host = socket.gethostname().partition(".")[0]
+    (folder / "slurm.conf").write_text(CONFIG.format(host=host, ports=free_ports(2), folder=folder))
+    cluster = Cluster(folder)
+    munge = ("key-file=munge.key", "socket=munge.socket", "pid-file=munged.pid", "seed-file=munged.seed")
+    commands = {
+        "munged": ["--foreground", *(f"--{option.replace('=', f'={folder}/')}" for option in munge)],
+        "slurmctld": ["-D", "-f", f"{folder}/slurm.conf"],
+        "slurmd": ["-D", "-N", "localhost", "-f", f"{folder}/slurm.conf"],
+    }
+    daemons = []
+    try:
+        for name, options in commands.items():
+            with (folder / f"{name}.log").open("w") as log:
+                daemons.append(
+                    subprocess.Popen(
+                        ["setpriv", "--pdeathsig=TERM", name, *options],  # ends with the tests, whatever ends them
+                        env=cluster.environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+            if name == "munged":
+                cluster.wait("munged", (folder / "munge.socket").exists, 20)
+        sinfo = ["sinfo", "--noheader", "--format=%T"]
+        cluster.wait(
+            "an idle node",
+            lambda: (
+                subprocess.run(sinfo, env=cluster.environment, capture_output=True, text=True).stdout.split()
+                == ["idle"]
+            ),
+            60,
+        )
+        yield cluster
+        cluster("scancel", "--user=root")
+        cluster.wait("end of all jobs", lambda: cluster("squeue", "--noheader") == "", 60)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""The batch scripts on a real SLURM: whatever stops a fit, it goes on by itself to the result of an untouched one."""
+
+import csv
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from safemax_pl.files import PROJECT
+
+STEPS = 40
+TINY = [
+    "experiment=digits_forget1",
+    f"trainer.max_steps={STEPS}",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "sampler.steps=3",
+    "data.forget_batch_size=4",
+    "data.retain_batch_size=4",
+    "evaluation.batch_size=16",
+    "evaluation.plans.quick.forget_per_class=4",
+    "evaluation.plans.quick.retain_total=9",
+    "evaluation.plans.standard.forget_per_class=4",
+    "evaluation.plans.standard.retain_total=18",
+]
+
+
+class Fits(NamedTuple):
+    """The numbers of the jobs that were submitted together, all of which have ended."""
+
+    study: str
+    ddp: str
+    limited: str
+    sweep: str
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def slow_python(tmp_path_factory) -> str:
+    """A Python whose training steps can be interrupted at leisure."""
+    path = tmp_path_factory.mktemp("bin") / "python"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {PROJECT}/tests/slurm/slow_steps.py "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def settings(runs) -> list[str]:
+    return [*TINY, f"runs_dir={runs}", f"data.cache_dir={runs}/cache"]
+
+
+@pytest.fixture(scope="module")
+def fits(cluster, runs, settings, slow_python) -> Fits:
+    """A study, a fit on two ranks, the same with too little time, and a sweep."""
+    limit = ("--time=2", "--signal=B:USR1@60")  # SLURM looks every 30 s: the signal comes after 30 to 60 s
+    two = ("--ntasks-per-node=2", "slurm/fit.sbatch", *settings, "logger=csv")
+    limited = cluster.sbatch(*limit, *two, "name=limited", PYTHON=slow_python, PATIENCE="30", STEP_SECONDS="2")
+    ddp = cluster.sbatch(*two, "name=ddp", PYTHON=sys.executable)
+    study = runs / "run.sh"
+    study.write_text(
+        f'#!/usr/bin/env bash\nset -euo pipefail\ncd "$(dirname "$0")"\n'
+        f'fit="${{PYTHON:-python}} -m safemax_pl.fit {shlex.join(settings)} logger=csv"\n'
+        "$fit name=whole\n$fit name=short trainer.max_steps=1\nfalse\n"
+    )
+    options = ("--parsable", f"--output={cluster.folder}/study-%a.out")
+    array = cluster("bash", "slurm/study.sbatch", study, *options, PYTHON=sys.executable)
+    sweep = cluster.sbatch("--array=1-2", "slurm/sweep.sbatch", "sweep=safemax", PYTHON="echo")
+    for job in (ddp, f"{array}_1", f"{array}_2", f"{sweep}_1", f"{sweep}_2", limited):
+        cluster.completed(job)
+    return Fits(array, ddp, limited, sweep)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "unet/diffusion_pytorch_model.safetensors")
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without the seconds."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    first, second = weights(run), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert history(run) == history(other)
+
+
+def test_an_array_runs_a_command_of_the_study_per_task(cluster, fits, runs):
+    assert len(history(runs / "whole")) == STEPS + 1 and (runs / "short/metrics.json").exists()
+    printed = [(cluster.folder / f"study-{task}.out").read_text() for task in (1, 2)]
+    assert "$fit name=whole" in printed[0] and "$fit name=short" in printed[1]
+
+
+def test_two_tasks_fit_together_what_one_fits_alone(cluster, fits, runs):
+    assert "MEMBER: 2/2" in cluster.output(fits.ddp)
+    one, two = weights(runs / "whole"), weights(runs / "ddp")
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def test_a_fit_that_hits_its_time_limit_is_requeued_and_goes_on_from_its_last_step(cluster, fits, runs):
+    """Both ranks stop after the same step; the result is that of the fit on two ranks which had the time."""
+    printed = cluster.output(fits.limited)
+    assert cluster.show(fits.limited)["Restarts"] != "0" and "TIME LIMIT" not in printed
+    assert "interrupted: the same command resumes" in printed and "in time" not in printed
+    assert_same(runs / "limited", runs / "ddp")
+
+
+def test_the_workers_of_a_sweep_get_its_settings(cluster, fits):
+    expected = "-m safemax_pl.sweep trainer.enable_progress_bar=false sweep=safemax\n"
+    printed = [file.read_text() for file in cluster.folder.glob("*.out") if "safemax_pl.sweep" in file.read_text()]
+    assert printed == [expected] * 2
+
+
+@pytest.mark.parametrize("stopped", ["requeue", "preemption", "node"])
+def test_an_interrupted_fit_goes_on_by_itself_to_the_same_result(cluster, fits, runs, settings, slow_python, stopped):
+    """In the same folder, and as the same run of W&B, whose steps go on."""
+    job = cluster.sbatch("slurm/fit.sbatch", *settings, "logger=wandb", f"name={stopped}", PYTHON=slow_python, STEP_SECONDS="0.5")
+    run = runs / stopped
+    cluster.wait(
+        "steps", lambda: (run / "metrics.csv").exists() and len(history(run)) > (12 if stopped == "node" else 8)
+    )
+    match stopped:
+        case "requeue":
+            cluster("scontrol", "requeue", job)
+        case "preemption":
+            cluster.sbatch("--partition=urgent", "--exclusive", "--wrap=sleep 3")
+        case "node":
+            cluster("scontrol", "update", "node=localhost", "state=down", "reason=test")
+            cluster.wait("end of the job", lambda: cluster.show(job)["JobState"] == "PENDING")
+            cluster("scontrol", "update", "node=localhost", "state=resume")
+    assert cluster.completed(job)["Restarts"] == "1"
+    assert_same(run, runs / "whole")
+    records = sorted(run.glob("wandb/offline-run-*"))
+    assert len(records) == 2 and len({record.name.rpartition("-")[2] for record in records}) == 1
