@@ -453,6 +453,7 @@ def test_no_node_builds_nothing():
         (["data.forget_classes=[3, 5]", "+optimizer.eps=1"], "run-eps_1-forget_classes_3_5"),
         (["model.path=../runs/base"], "run-path_.._runs_base"),
         (["data.path=/data", "runs_dir=x", "logger=csv", "logger.group=g", "data.cache_dir=y"], "run"),
+        (["trainer.devices=4", "trainer.num_nodes=2", "trainer.accelerator=gpu", "seed=1"], "run-seed_1"),
     ],
     ids=str,
 )

@@ -85,6 +85,11 @@ class Cluster:
         words = self("scontrol", "--oneliner", "show", "job", job).split()
         return {key: value for key, _, value in (word.partition("=") for word in words)}
 
+    def minutes(self, job: str) -> int:
+        """Whole minutes that a job has been running."""
+        hours, minutes, _ = self.show(job)["RunTime"].split(":")
+        return 60 * int(hours) + int(minutes)
+
     def wait(self, what: str, done: Callable[[], bool], seconds: float = 240) -> None:
         """Wait until `done()`."""
         deadline = time.monotonic() + seconds

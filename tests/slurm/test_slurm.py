@@ -60,11 +60,14 @@ def settings(runs) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fits(cluster, runs, settings, slow_python) -> Fits:
-    """A study, a fit on two ranks, the same with too little time, and a sweep."""
-    limit = ("--time=2", "--signal=B:USR1@60")  # SLURM looks every 30 s: the signal comes after 30 to 60 s
+    """A fit on two ranks with too little time, the same with enough, a study and a sweep."""
     two = ("--ntasks-per-node=2", "slurm/fit.sbatch", *settings, "logger=csv")
-    limited = cluster.sbatch(*limit, *two, "name=limited", PYTHON=slow_python, PATIENCE="30", STEP_SECONDS="2")
+    soon = ("--time=10", "--signal=B:USR1@60")  # SLURM looks every 30 s: the signal comes 60 to 90 s before the end
+    limited = cluster.sbatch(*soon, *two, "name=limited", PYTHON=slow_python, PATIENCE="30", STEP_SECONDS="2")
+    cluster.wait("steps", lambda: len(history(runs / "limited")) > 3)
+    cluster("scontrol", "update", f"job={limited}", f"timelimit={cluster.minutes(limited) + 2}")
     ddp = cluster.sbatch(*two, "name=ddp", PYTHON=sys.executable)
+    cluster.completed(ddp)
     study = runs / "run.sh"
     study.write_text(
         f'#!/usr/bin/env bash\nset -euo pipefail\ncd "$(dirname "$0")"\n'
@@ -74,7 +77,7 @@ def fits(cluster, runs, settings, slow_python) -> Fits:
     options = ("--parsable", f"--output={cluster.folder}/study-%a.out")
     array = cluster("bash", "slurm/study.sbatch", study, *options, PYTHON=sys.executable)
     sweep = cluster.sbatch("--array=1-2", "slurm/sweep.sbatch", "sweep=safemax", PYTHON="echo")
-    for job in (ddp, f"{array}_1", f"{array}_2", f"{sweep}_1", f"{sweep}_2", limited):
+    for job in (f"{array}_1", f"{array}_2", f"{sweep}_1", f"{sweep}_2", limited):
         cluster.completed(job)
     return Fits(array, ddp, limited, sweep)
 
@@ -84,7 +87,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def history(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without the seconds."""
+    """The rows of metrics.csv so far, without the seconds."""
+    if not (run / "metrics.csv").exists():
+        return []
     with (run / "metrics.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
 
@@ -124,11 +129,11 @@ def test_the_workers_of_a_sweep_get_its_settings(cluster, fits):
 @pytest.mark.parametrize("stopped", ["requeue", "preemption", "node"])
 def test_an_interrupted_fit_goes_on_by_itself_to_the_same_result(cluster, fits, runs, settings, slow_python, stopped):
     """In the same folder, and as the same run of W&B, whose steps go on."""
-    job = cluster.sbatch("slurm/fit.sbatch", *settings, "logger=wandb", f"name={stopped}", PYTHON=slow_python, STEP_SECONDS="0.5")
-    run = runs / stopped
-    cluster.wait(
-        "steps", lambda: (run / "metrics.csv").exists() and len(history(run)) > (12 if stopped == "node" else 8)
+    job = cluster.sbatch(
+        "slurm/fit.sbatch", *settings, "logger=wandb", f"name={stopped}", PYTHON=slow_python, STEP_SECONDS="0.5"
     )
+    run = runs / stopped
+    cluster.wait("steps", lambda: len(history(run)) > (12 if stopped == "node" else 8))
     match stopped:
         case "requeue":
             cluster("scontrol", "requeue", job)
