@@ -7,14 +7,19 @@ resumable() {
   trap 'asked=yes; kill -USR1 "$child" || true' USR1
   "$@" &
   child=$!
-  wait "$child" || status=$?  # the signal ends this wait, not the command
-  if [ -n "$asked" ]; then
-    timeout "${PATIENCE:-90}" tail --pid="$child" -f /dev/null || echo "not done with its checkpoint in time: the last one counts"
-    status=0
-    wait -n "$child" || status=$?
-    if [ "$status" -ne 0 ]; then
-      scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+  wait "$child" || status=$?
+  if [ -n "$asked" ]; then  # the signal has ended that wait, not the command
+    if timeout "${PATIENCE:-90}" tail --pid="$child" -f /dev/null; then
+      status=0
+      wait "$child" || status=$?
+    else
+      echo "no checkpoint in time: the last one counts"
     fi
+  elif scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then  # SIGTERM, to the command alone
+    asked=yes
+  fi
+  if [ -n "$asked" ] && [ "$status" -ne 0 ]; then
+    scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   fi
   return "$status"
 }
