@@ -205,12 +205,8 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
     if cfg.name is not None:
         return str(cfg.name)
-    ignored = ("experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar")
-    ignored += (
-        "trainer.accelerator",
-        "trainer.devices",
-        "trainer.num_nodes",
-    )  # resumed on other hardware: the same run
+    ignored = {"experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar"}
+    ignored |= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes"}  # a run resumes on other hardware
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")
