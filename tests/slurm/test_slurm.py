@@ -67,6 +67,8 @@ def fits(cluster, runs, settings, slow_python) -> Fits:
     cluster.wait("steps", lambda: len(history(runs / "limited")) > 3)
     cluster("scontrol", "update", f"job={limited}", f"timelimit={cluster.minutes(limited) + 2}")
     ddp = cluster.sbatch(*two, "name=ddp", PYTHON=sys.executable)
+    cluster.wait("requeue", lambda: cluster.show(limited)["Restarts"] == "1")
+    cluster("scontrol", "update", f"job={limited}", "timelimit=10")  # a busy machine may need minutes to start a fit
     cluster.completed(ddp)
     study = runs / "run.sh"
     study.write_text(
@@ -107,7 +109,8 @@ def test_an_array_runs_a_command_of_the_study_per_task(cluster, fits, runs):
 
 
 def test_two_tasks_fit_together_what_one_fits_alone(cluster, fits, runs):
-    assert "MEMBER: 2/2" in cluster.output(fits.ddp)
+    assert cluster.show(fits.ddp)["NumTasks"] == "2"
+    assert cluster.output(fits.ddp).count("written:") == 1  # by the first of the ranks, not by two fits
     one, two = weights(runs / "whole"), weights(runs / "ddp")
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
 
@@ -115,7 +118,7 @@ def test_two_tasks_fit_together_what_one_fits_alone(cluster, fits, runs):
 def test_a_fit_that_hits_its_time_limit_is_requeued_and_goes_on_from_its_last_step(cluster, fits, runs):
     """Both ranks stop after the same step; the result is that of the fit on two ranks which had the time."""
     printed = cluster.output(fits.limited)
-    assert cluster.show(fits.limited)["Restarts"] != "0" and "TIME LIMIT" not in printed
+    assert cluster.show(fits.limited)["Restarts"] == "1" and "TIME LIMIT" not in printed
     assert "interrupted: the same command resumes" in printed and "in time" not in printed
     assert_same(runs / "limited", runs / "ddp")
 
