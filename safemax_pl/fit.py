@@ -14,11 +14,12 @@ Every setting and its meaning is in configs/fit.yaml; change it with key=value.
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning import seed_everything
+from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
@@ -39,8 +40,15 @@ from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
 
 
-def fit(cfg: DictConfig, name: str) -> Path:
-    """Build, fit, score and write one run; returns its folder."""
+def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_line: str | None = None) -> Path:
+    """Build, fit, score and write one run; returns its folder.
+
+    Args:
+        cfg: the configuration.
+        name: of the folder in runs_dir.
+        callbacks: more of them for the fit.
+        command_line: that makes this run, where it is not the running one.
+    """
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
@@ -79,7 +87,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     loggers = make_loggers(cfg.get("logger"), run.folder)
     if original is not None and not run.checkpoints:
         log_original(loggers, evaluator, original)
-    train(cfg, run, module, data, loggers, [cost])
+    train(cfg, run, module, data, loggers, [cost, *callbacks])
     if ranks.is_first():
         networks.save(student, data, run.folder)
     student.weights_digest = ranks.broadcast(networks.weights_digest(student))
@@ -87,7 +95,7 @@ def fit(cfg: DictConfig, name: str) -> Path:
     metrics, images = score(evaluator, student.eval(), original)
     if not ranks.is_first():
         return run.folder
-    metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance()}
+    metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance(command_line)}
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
     figures.curves(run.folder / "curves.png", list(history.rows.values()), evaluator.guidance[0])

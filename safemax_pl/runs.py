@@ -98,17 +98,20 @@ def training(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
+def provenance(command_line: str | None = None) -> dict[str, Any]:
     """Where a number comes from: command, commit, versions and hardware.
 
     Of a multirun the command is the one that makes this run alone.
+
+    Args:
+        command_line: that makes the number, where it is not the running one.
     """
     program = "python -m " + (
         sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
     )
     arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
     return {
-        "command": shlex.join([program, *arguments]).replace(f"'{program}'", program),
+        "command": command_line or shlex.join([program, *arguments]).replace(f"'{program}'", program),
         "commit": _commit(),
         "safemax_pl": __version__,
         "torch": torch.__version__,

@@ -1,0 +1,156 @@
+"""Search for the settings of a method: a study that any number of workers share, without a server.
+
+Usage:
+  python -m safemax_pl.sweep experiment=digits_methods sweep=safemax                one worker, 30 trials
+  python -m safemax_pl.sweep experiment=digits_methods sweep=safemax sweep.trials=50    20 more
+  python -m safemax_pl.sweep experiment=digits_methods sweep=salun sweep.space.optimizer.lr.high=3e-3 name=salun_fast
+
+The same command in several processes, on any machines that share runs_dir, is that many workers of one study. After an
+interruption it goes on; a trial whose worker was killed is taken over from its last checkpoint. configs/sweep.yaml
+has the settings, configs/sweep/ a search space for every method; everything else are arguments of the fit command.
+
+A study is a folder runs_dir/<name>: study.journal, a run for every trial (trial-0000, ...), trials.csv, best.md with
+the command for every point of the Pareto front, pareto.png and importance.png. `report` compares its trials.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import torch
+import wandb
+from omegaconf import DictConfig
+from optuna.trial import TrialState
+
+from safemax_pl.config import build, compose, quiet, run_name, split_arguments
+from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.fit import fit
+from safemax_pl.reports.reading import read
+from safemax_pl.sweeps import results
+from safemax_pl.sweeps.pruning import QuickPruning
+from safemax_pl.sweeps.shared import Claim, SharedStudy, counted
+from safemax_pl.sweeps.space import Sweep, as_overrides
+
+
+def sweep(overrides: list[str]) -> Path:
+    """Run trials until the study has all it shall have; returns its folder.
+
+    Raises:
+        UserError: for settings that can't work, before any compute; and for whatever the first trial fails with.
+    """
+    own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
+    settings: Sweep = build(compose("sweep", own).sweep)
+    pruning = (
+        build({"_target_": f"{QuickPruning.__module__}.QuickPruning", **settings.prune}) if settings.prune else None
+    )
+    fixed = fit_overrides(settings, [item for item in overrides if item not in own])
+    cfg = compose("fit", fixed)
+    if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: a worker trains on one "
+            "device; start this command once per device, for example with CUDA_VISIBLE_DEVICES"
+        )
+    distributions = settings.distributions(cfg)
+    settings.check(fixed, distributions)
+    choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)
+    name = run_name(cfg, [*(item for item in fixed if not item.startswith("unlearner=")), f"sweep={choice}"])
+    folder = Path(cfg.runs_dir) / name
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds a run, and a sweep needs a folder of its own: give another name=")
+
+    study = SharedStudy(folder, name, settings, distributions, settings.identity(cfg, distributions))
+    while (claim := study.claim()) is not None:
+        with study.alive(claim):
+            run_trial(study, claim, fixed, cfg, pruning)
+    if waiting := [trial.number for trial in counted(study.study) if trial.state == TrialState.RUNNING]:
+        print(f"still running elsewhere: {', '.join(map(str, waiting))}; if not, the same command takes them over")
+    results.write(study, lambda params: command_line(fixed, params))
+    return folder
+
+
+def fit_overrides(settings: Sweep, overrides: list[str]) -> list[str]:
+    """The arguments of the fit command that all trials share."""
+    chosen = [item for item in overrides if item.partition("=")[0] == "unlearner"]
+    if chosen and chosen[-1] != f"unlearner={settings.unlearner}":
+        raise UserError(
+            f"{chosen[-1]}, and the sweep is for unlearner={settings.unlearner}: leave it out, or give the sweep= of "
+            "that method"
+        )
+    return [*(item for item in overrides if item not in chosen), f"unlearner={settings.unlearner}"]
+
+
+def command_line(fixed: list[str], params: dict[str, object]) -> str:
+    """The command that makes the run of a trial again, under a name of its own."""
+    kept = [item for item in fixed if item.partition("=")[0] not in ("name", "runs_dir", "logger")]
+    return shlex.join(["python", "-m", "safemax_pl.fit", *kept, *as_overrides(params)])
+
+
+def run_trial(
+    study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfig, pruning: QuickPruning | None
+) -> None:
+    """Fit one point and enter its values; a trial that its settings break has failed, and the study goes on.
+
+    Raises:
+        UserError: when no trial has succeeded yet: the error is likely to be all trials'.
+    """
+    name = f"trial-{claim.number:04d}"
+    group = [f"logger.group={study.study.study_name}"] if cfg.get("logger") and cfg.logger.group is None else []
+    point = as_overrides(claim.params)
+    print(f"{name}: {' '.join(point)}")
+    trial_cfg = compose("fit", [*fixed, *point, *group, f"runs_dir={study.folder}", f"name={name}"])
+    try:
+        with no_open_wandb_run():
+            folder = fit(trial_cfg, name, [pruning] if pruning else [], command_line(fixed, claim.params))
+        study.tell(claim, values(folder, list(study.sweep.objectives.items())), TrialState.COMPLETE)
+    except optuna.TrialPruned as error:
+        study.tell(claim, None, TrialState.PRUNED, str(error))
+        print(f"{name} is pruned: {error}")
+    except (UserError, torch.OutOfMemoryError) as error:
+        study.tell(claim, None, TrialState.FAIL, str(error))
+        if all(trial.state in (TrialState.FAIL, TrialState.RUNNING) for trial in counted(study.study)):
+            raise
+        print(f"{name} has failed: {error}", file=sys.stderr)
+
+
+def values(folder: Path, objectives: list[tuple[str, str]]) -> list[float]:
+    """The objectives of a finished run, each at the guidance weight where it is worst."""
+    (run,), _ = read([folder])
+    by_guidance = [run.values(guidance, "unlearned") for guidance in run.metrics["scores"]]
+    found = []
+    for name, direction in objectives:
+        if name not in by_guidance[0]:
+            raise unknown("score in sweep.objectives", name, by_guidance[0])
+        worst = min if direction == "maximize" else max
+        found.append(worst(scores[name] for scores in by_guidance))
+    return found
+
+
+@contextmanager
+def no_open_wandb_run() -> Iterator[None]:
+    """End the W&B run of a trial that was pruned or has failed, or the next trial would write into it."""
+    try:
+        yield
+    except BaseException:
+        if wandb.run is not None:
+            wandb.run.finish(exit_code=1)
+        raise
+
+
+def main() -> None:
+    overrides, flags = split_arguments(sys.argv[1:])
+    if {"-h", "--help"} & set(flags):
+        print(__doc__)
+        return
+    quiet()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with clear_errors():
+        if flags:
+            raise UserError(f"{flags[0]}: a sweep takes key=value arguments only")
+        sweep(overrides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Search for settings: the space, the shared study, pruning and the results."""

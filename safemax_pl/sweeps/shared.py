@@ -1,0 +1,193 @@
+"""One study for many workers: Optuna's journal in a shared folder, and who has which trial."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+
+from safemax_pl.errors import UserError
+from safemax_pl.files import atomic, digest
+from safemax_pl.sweeps.space import Sweep, differences
+
+MOST_DEATHS = 3  # of workers in one trial, which then counts as failed
+MOST_DRAWS = 50  # without a new point: the space is exhausted
+
+
+class Claim(NamedTuple):
+    """A trial that this worker has to run.
+
+    Attributes:
+        number: of the trial.
+        params: dotted key -> value.
+        heartbeat: the file that shows that this worker is alive.
+    """
+
+    number: int
+    params: dict[str, Any]
+    heartbeat: Path
+
+
+@final
+class SharedStudy:
+    """An Optuna study in `folder`/study.journal, for any number of processes at the same time.
+
+    A worker shows that it is alive by touching a file once in a while. A running trial whose file is missing (its
+    worker was interrupted) or too old (killed) is continued by the next worker under the same number, from its
+    last checkpoint; after `MOST_DEATHS` deaths it has failed. No two trials that ran have the same values.
+
+    Args:
+        folder: shared by all workers.
+        name: of the study.
+        sweep: its settings.
+        distributions: what they are drawn from.
+        identity: of `Sweep.identity`.
+
+    Raises:
+        UserError: when the folder holds a study with another identity.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        sweep: Sweep,
+        distributions: dict[str, BaseDistribution],
+        identity: dict[str, Any],
+    ):
+        self.folder, self.sweep, self.distributions = folder, sweep, distributions
+        (folder / "heartbeats").mkdir(parents=True, exist_ok=True)
+        self._lock = JournalFileSymlinkLock(str(folder / "claim"), grace_period=120)
+        with self._locked():
+            self._storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+            self.study = optuna.create_study(
+                storage=self._storage, study_name=name, directions=[*sweep.objectives.values()], load_if_exists=True
+            )
+            known = self.study.user_attrs.get("identity")
+            if known is None:
+                self.study.set_user_attr("identity", identity)
+                self.study.set_user_attr("fingerprint", digest(identity))
+        if known is not None and (found := differences(known, identity)):
+            raise UserError(
+                f"{folder} holds a study of something else ({'; '.join(found)}): give another name=, or delete the "
+                "folder"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among all workers, for far less than the lock's grace period."""
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def claim(self) -> Claim | None:
+        """A killed worker's trial, or a new one; None when the study has all its trials."""
+        with self._locked():
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and (claim := self._adopt(trial)):
+                    return claim
+            if len(counted(self.study)) >= self.sweep.trials:
+                return None
+            return self._draw()
+
+    def _adopt(self, trial: FrozenTrial) -> Claim | None:
+        """Take over a trial whose worker shows no sign of life."""
+        if set(trial.params) != set(self.distributions):
+            self._discard(trial, "its worker was killed while it was drawn")
+            return None
+        heartbeat = self.folder / "heartbeats" / str(trial.number)
+        deaths = 0
+        if heartbeat.exists():
+            if self._now() - heartbeat.stat().st_mtime < self.sweep.stale_after:
+                return None
+            deaths = int(heartbeat.read_text()) + 1
+        if deaths >= MOST_DEATHS:
+            self._note(trial, "reason", f"{deaths} workers died in it")
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            heartbeat.unlink()
+            print(f"trial {trial.number} has failed: {deaths} workers died in it")
+            return None
+        with atomic(heartbeat) as part:
+            part.write_text(str(deaths))
+        print(f"trial {trial.number} goes on, its worker was {'killed' if deaths else 'interrupted'}")
+        return Claim(trial.number, trial.params, heartbeat)
+
+    def _now(self) -> float:
+        """The file system's clock, which is the same for all machines."""
+        probe = self.folder / "heartbeats" / "now"
+        probe.touch()
+        return probe.stat().st_mtime
+
+    def _draw(self) -> Claim | None:
+        """A point that no trial has had: by TPE, which sees the running trials too, or else at random."""
+        had = {self._point(trial.params): trial.number for trial in counted(self.study)}
+        for draw in range(MOST_DRAWS):
+            seed = int(digest(self.sweep.seed, len(self.study.get_trials(deepcopy=False))), 16) % 2**32
+            sampler: BaseSampler = RandomSampler(seed) if draw else TPESampler(seed=seed)
+            self.study.sampler = sampler
+            trial = self.study.ask(self.distributions)
+            twin = had.get(self._point(trial.params))
+            if twin is None:
+                heartbeat = self.folder / "heartbeats" / str(trial.number)
+                with atomic(heartbeat) as part:
+                    part.write_text("0")
+                trial.set_user_attr("worker", socket.gethostname())
+                return Claim(trial.number, trial.params, heartbeat)
+            self._discard(trial, f"the same as trial {twin}")
+        print(f"the search space is exhausted: {MOST_DRAWS} draws have brought no new point")
+        return None
+
+    def _point(self, params: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(params.get(key) for key in self.distributions)
+
+    def _discard(self, trial: optuna.Trial | FrozenTrial, why: str) -> None:
+        """End a trial that has never run and does not count."""
+        self._note(trial, "discarded", why)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _note(self, trial: optuna.Trial | FrozenTrial, key: str, value: str) -> None:
+        self._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    @contextmanager
+    def alive(self, claim: Claim) -> Iterator[None]:
+        """Show signs of life; afterwards the trial is free for others, unless it is finished."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self.sweep.stale_after / 10):
+                claim.heartbeat.touch()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            claim.heartbeat.unlink(missing_ok=True)
+
+    def tell(self, claim: Claim, values: list[float] | None, state: TrialState, reason: str | None = None) -> None:
+        """Enter the end of a trial; `reason` says why it was pruned or has failed."""
+        with self._locked():  # no worker may take it for abandoned in between
+            trial = self.study.get_trials(deepcopy=False)[claim.number]
+            if trial.state != TrialState.RUNNING:
+                return  # this process was stopped for so long that another has finished it
+            if reason is not None:
+                self._note(trial, "reason", reason)
+            self.study.tell(claim.number, values, state)
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have run or are running, in order; discarded ones have not."""
+    return [trial for trial in study.get_trials(deepcopy=False) if "discarded" not in trial.user_attrs]
