@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 from safemax_pl.config import build, compose, quiet, run_name, split_arguments
-from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps import results
@@ -122,7 +122,7 @@ def values(folder: Path, objectives: list[tuple[str, str]]) -> list[float]:
     found = []
     for name, direction in objectives:
         if name not in by_guidance[0]:
-            raise unknown("score in sweep.objectives", name, by_guidance[0])
+            raise UserError(f"sweep.objectives: {name} is not among the scores of {folder}: give another")
         worst = min if direction == "maximize" else max
         found.append(worst(scores[name] for scores in by_guidance))
     return found

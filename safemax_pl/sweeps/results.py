@@ -97,8 +97,8 @@ def _markdown(
     lines = [
         f"# Pareto front of {study.study_name}",
         "",
-        f"{len(counted(study))} trials: {states}. No trial is as good as one of these in all and better in one of: {goals}.",
-        "One seed each: make the one you choose again with others (seed=1), its command is below.",
+        f"{len(counted(study))} trials: {states}. No trial is as good as one of these in all and better in one of:",
+        f"{goals}. One seed each: make the one you choose again with others (seed=1), its command is below.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),

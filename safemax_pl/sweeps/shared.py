@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from safemax_pl.errors import UserError
@@ -66,10 +67,11 @@ class SharedStudy:
         self.folder, self.sweep, self.distributions = folder, sweep, distributions
         (folder / "heartbeats").mkdir(parents=True, exist_ok=True)
         self._lock = JournalFileSymlinkLock(str(folder / "claim"), grace_period=120)
+        directions = [StudyDirection[direction.upper()] for direction in sweep.objectives.values()]
         with self._locked():
             self._storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
             self.study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=[*sweep.objectives.values()], load_if_exists=True
+                storage=self._storage, study_name=name, directions=directions, load_if_exists=True
             )
             known = self.study.user_attrs.get("identity")
             if known is None:

@@ -11,6 +11,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from safemax_pl import tables
+from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.reports.reading import flat
@@ -18,6 +20,7 @@ from safemax_pl.runs import comparable
 
 Value = str | int | float | bool | None
 RANGE_KEYS = {"low", "high", "log", "step", "times"}
+OBJECTIVES = [*tables.COLUMNS, *(f"delta/{name}" for name in tables.COLUMNS), *Cost(0).summary(), "total_flops"]
 
 
 @final
@@ -58,9 +61,11 @@ class Sweep:
         if not self.leaves:
             raise UserError("sweep.space is empty, so there is nothing to search: give a key, such as optimizer.lr")
         self.objectives = {str(name): str(direction) for name, direction in (objectives or {}).items()}
-        for direction in self.objectives.values():
+        for name, direction in self.objectives.items():
             if direction not in ("maximize", "minimize"):
                 raise unknown("direction in sweep.objectives", direction, ("maximize", "minimize"))
+            if name not in OBJECTIVES:
+                raise unknown("score in sweep.objectives", name, OBJECTIVES)
         if not self.objectives:
             raise UserError("sweep.objectives is empty: give at least one, such as ua_noise_aware: maximize")
 
