@@ -1,0 +1,514 @@
+"""Sweeps: search spaces, one study for several workers, pruning, what is written, and W&B's sweeps."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from subprocess import run
+from types import SimpleNamespace
+
+import pytest
+import wandb
+import yaml
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+from optuna import TrialPruned
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from PIL import Image
+from test_fit import TINY
+from wandb.sdk.launch.sweeps import utils as agent
+
+from safemax_pl import sweep as command
+from safemax_pl.config import CONFIGS, build, compose, split_arguments
+from safemax_pl.errors import UserError
+from safemax_pl.files import PROJECT
+from safemax_pl.loggers import CSVHistory
+from safemax_pl.report import report
+from safemax_pl.runs import comparable
+from safemax_pl.sweep import fit_overrides, main, sweep, values
+from safemax_pl.sweeps import shared
+from safemax_pl.sweeps.pruning import QuickPruning
+from safemax_pl.sweeps.shared import SharedStudy, counted
+from safemax_pl.sweeps.space import Sweep, as_overrides, differences
+
+METHODS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
+ONLY_STEPS = ["~sweep.space.optimizer", "~sweep.space.unlearner", "~sweep.space.trainer.max_steps", "+sweep.space.trainer.max_steps=[2,4]"]
+
+
+def settings(space: dict, **changes) -> Sweep:
+    objectives = changes.pop("objectives", {"ua_noise_aware": "maximize", "unlearn_flops": "minimize"})
+    return Sweep("safemax", OmegaConf.create(space), OmegaConf.create(objectives), **changes)
+
+
+# -- search spaces -----------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_space_and_no_space_is_for_nothing():
+    assert sorted(path.stem for path in CONFIGS.glob("sweep/*.yaml")) == METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_keys_of_every_space_are_legal_at_both_ends(method):
+    found: Sweep = build(compose("sweep", [f"sweep={method}"]).sweep)
+    overrides = fit_overrides(found, ["experiment=digits_methods"])
+    distributions = found.distributions(compose("fit", overrides))
+    assert found.unlearner == method and {"optimizer.lr", "trainer.max_steps"} <= set(distributions)
+    assert isinstance(distributions["trainer.max_steps"], IntDistribution)
+    found.check(overrides, distributions)
+    assert QuickPruning(**found.prune).after == 0.5
+
+
+def test_the_leaves_of_a_space_are_what_optuna_draws_from():
+    space = {
+        "optimizer": {"lr": {"low": 1e-5, "high": 1e-3, "log": True}},
+        "trainer": {"max_steps": {"times": [0.25, 1.0]}},
+        "unlearner": {
+            "retain_weight": {"low": 1, "high": 3, "step": 0.5},
+            "inner_steps": {"low": 1, "high": 4},
+            "clean_null": [True, False],
+        },
+        "gradient_clip": {"times": [0.5, 2]},
+    }
+    cfg = compose("fit", ["trainer.max_steps=80"])
+    assert settings(space).distributions(cfg) == {
+        "optimizer.lr": FloatDistribution(1e-5, 1e-3, log=True),
+        "trainer.max_steps": IntDistribution(20, 80),
+        "unlearner.retain_weight": FloatDistribution(1, 3, step=0.5),
+        "unlearner.inner_steps": IntDistribution(1, 4),
+        "unlearner.clean_null": CategoricalDistribution([True, False]),
+        "gradient_clip": FloatDistribution(0.5, 2.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "sweep.space is empty"),
+        ({"optimizer": {"lr": 1e-3}}, r"sweep.space.optimizer.lr=0.001: give a list of choices"),
+        ({"optimizer": {"lr": [1e-3]}}, "at least two choices"),
+        ({"optimizer": {"lr": {"low": 1e-3, "high": 1e-4}}}, "low must be below high, got 0.001 and 0.0001"),
+        ({"optimizer": {"lr": {"low": 0.0, "high": 1e-4, "log": True}}}, "low"),
+        ({"optimizer": {"lr": {"low": 1e-4}}}, "give low and high"),
+        ({"optimizer": {"lr": {"low": 1e-4, "hihg": 1e-3}}}, "unknown key of a range 'hihg': did you mean 'high'?"),
+        ({"unlearner": {"retain_loss": {"times": [1, 2]}}}, "'distill' there, which can't be multiplied"),
+        ({"optimizer": {"lrr": {"low": 1e-4, "high": 1e-3}}}, "optimizer.lrr.*did you mean 'optimizer.lr'"),
+        ({"unlearner": {"gate": {"draw": ["weight", "wait"]}}}, "unknown gate.draw 'wait'"),
+        ({"trainer": {"max_steps": {"low": 1.5, "high": 9.5}}}, r"max_steps=1.5: expected a number \(int\)"),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused(space, message):
+    with pytest.raises(UserError, match=message):
+        found = settings(space)
+        found.check([], found.distributions(default()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objectives": {}}, "sweep.objectives is empty"),
+        ({"objectives": {"ua_noise_aware": "up"}}, "unknown direction in sweep.objectives 'up'"),
+        ({"objectives": {"ua_noise_awar": "maximize"}}, "did you mean 'ua_noise_aware'"),
+        ({"trials": 0}, "sweep.trials=0"),
+        ({"stale_after": 0}, "sweep.stale_after=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        settings({"seed": [0, 1]}, **changes)
+
+
+def test_arguments_carry_every_value_exactly():
+    point = {
+        "optimizer.lr": 0.00012345678901234567,
+        "unlearner.clean_null": True,
+        "gradient_clip": None,
+        "trainer.max_steps": 7,
+        "unlearner.retain_loss": "denoise",
+    }
+    cfg = compose("fit", as_overrides(point))
+    assert {key: OmegaConf.select(cfg, key) for key in point} == point
+
+
+# -- one study, several workers ----------------------------------------------------------------------------------
+
+GRID = {"unlearner": {"inner_steps": [0, 1, 2], "clean_null": [True, False]}}
+
+
+@cache
+def default() -> DictConfig:
+    return compose("fit", [])
+
+
+def worker(folder: Path, space: dict | None = None, **changes) -> SharedStudy:
+    found, cfg = settings(space or GRID, **changes), default()
+    distributions = found.distributions(cfg)
+    return SharedStudy(folder, "study", found, distributions, found.identity(cfg, distributions))
+
+
+def finish(study: SharedStudy, claim, numbers=(0.5, 1.0)) -> None:
+    study.tell(claim, list(numbers), TrialState.COMPLETE)
+    claim.heartbeat.unlink()
+
+
+def test_workers_share_the_trials_and_never_run_a_point_twice(tmp_path):
+    def work(_) -> list[dict]:
+        study, done = worker(tmp_path, trials=6), []
+        while (claim := study.claim()) is not None:
+            done.append(claim.params)
+            finish(study, claim, (claim.params["unlearner.inner_steps"] / 2, 1.0))
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        done = [point for points in pool.map(work, range(3)) for point in points]
+    assert len(done) == 6 == len({tuple(point.values()) for point in done})
+    assert len(counted(worker(tmp_path).study)) == 6
+
+
+def test_an_exhausted_space_ends_the_study(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shared, "MOST_DRAWS", 20)
+    study = worker(tmp_path, {"seed": [0, 1]}, trials=5)
+    for _ in range(2):
+        finish(study, study.claim())
+    assert study.claim() is None and "exhausted" in capsys.readouterr().out
+    assert [trial.params["seed"] for trial in counted(study.study)] in ([0, 1], [1, 0])
+
+
+def test_more_trials_are_the_same_study_and_other_settings_are_not(tmp_path):
+    finish(worker(tmp_path, trials=1), worker(tmp_path, trials=1).claim())
+    assert worker(tmp_path, trials=1).claim() is None
+    assert worker(tmp_path, trials=2).claim() is not None
+    with pytest.raises(UserError, match=r"another name=") as error:
+        worker(tmp_path, {"seed": [0, 1]})
+    assert "space.seed" in str(error.value)
+    for changes in ({"objectives": {"ua": "maximize"}}, {"seed": 1}, {"prune": OmegaConf.create({"after": 0.1})}):
+        with pytest.raises(UserError, match=next(iter(changes))):
+            worker(tmp_path, **changes)
+
+
+def test_proposals_depend_on_the_history_and_not_on_the_worker(tmp_path):
+    def points(folder: Path, fresh: bool, seed: int = 0) -> list[dict]:
+        space = {"optimizer": {"lr": {"low": 1e-5, "high": 1e-3, "log": True}}}
+        study, found = worker(folder, space, trials=14, seed=seed), []
+        while (claim := study.claim()) is not None:
+            found.append(claim.params)
+            finish(study, claim, (claim.params["optimizer.lr"], 1.0))
+            study = worker(folder, space, trials=14, seed=seed) if fresh else study
+        return found
+
+    one = points(tmp_path / "a", fresh=False)
+    assert one == points(tmp_path / "b", fresh=True) and one != points(tmp_path / "c", fresh=False, seed=1)
+
+
+def test_a_living_workers_trial_is_left_alone_and_a_killed_ones_goes_on(tmp_path, capsys):
+    first = worker(tmp_path, trials=1).claim()
+    assert worker(tmp_path, trials=1).claim() is None
+    os.utime(first.heartbeat, (0, time.time() - 301))
+    second = worker(tmp_path, trials=1).claim()
+    assert (second.number, second.params) == (first.number, first.params) and "killed" in capsys.readouterr().out
+    assert worker(tmp_path, trials=1).claim() is None
+
+
+def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys):
+    study = worker(tmp_path, trials=1)
+    claim = study.claim()
+    with pytest.raises(KeyboardInterrupt), study.alive(claim):
+        raise KeyboardInterrupt
+    assert worker(tmp_path, trials=1).claim().number == claim.number and "interrupted" in capsys.readouterr().out
+
+
+def test_a_trial_that_kills_every_worker_has_failed(tmp_path):
+    study = worker(tmp_path, trials=1)
+    for _ in range(3):
+        os.utime(study.claim().heartbeat, (0, 0))
+    assert study.claim() is None
+    (trial,) = counted(study.study)
+    assert trial.state == TrialState.FAIL and trial.user_attrs["reason"] == "3 workers died in it"
+
+
+def test_a_worker_shows_signs_of_life(tmp_path):
+    study = worker(tmp_path, stale_after=0.2)
+    claim = study.claim()
+    os.utime(claim.heartbeat, (0, 0))
+    with study.alive(claim):
+        deadline = time.monotonic() + 10
+        while claim.heartbeat.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert claim.heartbeat.stat().st_mtime > 0
+    assert not claim.heartbeat.exists()
+
+
+def test_who_comes_back_too_late_changes_nothing(tmp_path):
+    study = worker(tmp_path)
+    claim = study.claim()
+    study.tell(claim, [1.0, 2.0], TrialState.COMPLETE)
+    study.tell(claim, None, TrialState.FAIL, "late")
+    (trial,) = counted(study.study)
+    assert trial.values == [1.0, 2.0] and "reason" not in trial.user_attrs
+
+
+def test_a_trial_that_was_never_drawn_to_the_end_does_not_count(tmp_path):
+    study = worker(tmp_path, trials=1)
+    study.study.ask()
+    assert worker(tmp_path, trials=1).claim().number == 1
+    assert [trial.number for trial in counted(worker(tmp_path).study)] == [1]
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "step", "scores", "reason"),
+    [
+        ((0.5, 0.3, 4.0), 50, (0.29, 2.0), "ua_noise_aware 0.29 < 0.3, quick_w2 at step 50"),
+        ((0.5, 0.3, 4.0), 50, (0.30, 4.0), None),
+        ((0.5, 0.3, 4.0), 50, (1.00, 4.1), "fid_retain/classifier 4.1 > 4, quick_w2 at step 50"),
+        ((0.5, 0.3, 4.0), 49, (0.00, 9.0), None),
+        ((0.5, None, None), 100, (0.00, 9.0), None),
+        ((0.0, None, 2.0), 1, (0.00, 2.1), "fid_retain/classifier 2.1 > 2"),
+    ],
+)
+def test_a_trial_is_pruned_by_the_stated_rule_at_its_worst_guidance_weight(tmp_path, rule, step, scores, reason):
+    history = CSVHistory(tmp_path / "metrics.csv")
+    for at, worst in ((0, (0.0, 1.0)), (step, scores)):
+        for w, (ua, fid) in (("0", (1.0, 1.0)), ("2", worst)):
+            history.log_metrics({f"quick_w{w}/ua_noise_aware": ua, f"quick_w{w}/fid_retain/classifier": fid}, at)
+    history.save()
+    resumed = CSVHistory(tmp_path / "metrics.csv")  # whose rows hold text
+    trainer: Trainer = SimpleNamespace(global_step=step, max_steps=100, loggers=[resumed])  # type: ignore[assignment]
+    if reason is None:
+        QuickPruning(*rule).on_validation_end(trainer, None)  # type: ignore[arg-type]
+        return
+    with pytest.raises(TrialPruned, match=re.escape(reason)):
+        QuickPruning(*rule).on_validation_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_a_share_of_the_steps_is_a_share():
+    with pytest.raises(UserError, match=r"sweep.prune.after=50"):
+        QuickPruning(50, 0.3, None)
+
+
+# -- the command, with two fits ----------------------------------------------------------------------------------
+
+
+def arguments(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:
+    return [*TINY, f"logger={logger}", f"runs_dir={folder}", f"data.cache_dir={folder}/cache", "name=s", *overrides]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> SimpleNamespace:
+    """Two trials: one hardly moves and is kept, one is wrecked by its rate and pruned."""
+    folder = tmp_path_factory.mktemp("runs")
+    space = ["~sweep.space.trainer", "~sweep.space.unlearner", "~sweep.space.optimizer.lr", "+sweep.space.optimizer.lr=[1e-6,1]"]
+    rule = ["sweep.prune.least_forgetting=null", "sweep.prune.most_harm=1.5"]
+    overrides = arguments(folder, *space, *rule, "sweep.trials=2")
+    return SimpleNamespace(folder=sweep(overrides), overrides=overrides)
+
+
+@pytest.fixture
+def rows(study) -> dict[str, dict[str, str]]:
+    with (study.folder / "trials.csv").open(newline="") as file:
+        return {row["state"]: row for row in csv.DictReader(file)}
+
+
+def test_every_trial_is_a_run_and_its_scores_are_the_objectives(study, rows):
+    kept = study.folder / f"trial-{int(rows['complete']['trial']):04d}"
+    metrics = json.loads((kept / "metrics.json").read_text())
+    models = metrics["scores"]["w=0"]
+    assert float(rows["complete"]["optimizer.lr"]) == 1e-6
+    assert float(rows["complete"]["ua_noise_aware"]) == models["unlearned"]["ua_noise_aware"]
+    harm = models["unlearned"]["fid_retain/classifier"] - models["original"]["fid_retain/classifier"]
+    assert float(rows["complete"]["delta/fid_retain/classifier"]) == harm
+    assert float(rows["complete"]["unlearn_flops"]) == metrics["cost"]["unlearn_flops"]
+
+
+def test_the_wrecked_trial_is_pruned_before_its_last_step(study, rows):
+    pruned = study.folder / f"trial-{int(rows['pruned']['trial']):04d}"
+    assert rows["pruned"]["optimizer.lr"] == "1" and "fid_retain/classifier" in rows["pruned"]["reason"]
+    assert "at step 2" in rows["pruned"]["reason"] and not (pruned / "metrics.json").exists()
+
+
+def test_the_command_of_a_point_makes_its_run_again(study, rows):
+    kept = study.folder / f"trial-{int(rows['complete']['trial']):04d}"
+    (line,) = re.findall(r"^python -m safemax_pl.fit .*$", (study.folder / "best.md").read_text(), re.MULTILINE)
+    again, _ = split_arguments(shlex.split(line)[3:])
+    assert comparable(compose("fit", again)) == comparable(OmegaConf.load(kept / "config.yaml"))
+    assert json.loads((kept / "metrics.json").read_text())["provenance"]["command"] == line
+
+
+def test_pictures_are_drawn(study):
+    with Image.open(study.folder / "pareto.png") as image:
+        assert image.width > 900
+
+
+def test_the_same_command_again_runs_nothing(study, capsys):
+    before = {path: path.stat().st_mtime_ns for path in study.folder.glob("trial-*/*")}
+    sweep(study.overrides)
+    assert before == {path: path.stat().st_mtime_ns for path in study.folder.glob("trial-*/*")}
+    assert "2 trials: 1 complete, 1 pruned" in capsys.readouterr().out
+
+
+def test_report_compares_the_trials(study, tmp_path):
+    out = report([study.folder], tmp_path)
+    assert (out / "results.csv").read_text().count("\n") == 2
+    assert "trial-" in (out / "report.md").read_text()
+
+
+# -- the command, with fits that cost nothing --------------------------------------------------------------------
+
+
+@pytest.fixture
+def fits(monkeypatch, write_run_to) -> list:
+    """The configurations that were fitted; scores grow with the steps, and with a rate of 1 the fit breaks."""
+    seen = []
+
+    def pretended(cfg, name, callbacks, command_line):
+        seen.append(cfg)
+        if cfg.optimizer.lr == 1:
+            raise UserError("the loss became NaN")
+        steps = cfg.trainer.max_steps
+        return write_run_to(
+            Path(cfg.runs_dir), scores={"ua_noise_aware": steps / 10}, cost={"unlearn_flops": float(steps)}, name=name
+        )
+
+    monkeypatch.setattr(command, "fit", pretended)
+    return seen
+
+
+def test_a_broken_trial_ends_a_study_that_has_nothing_yet_and_no_other(tmp_path, fits, capsys):
+    alone = [*ONLY_STEPS, "sweep.trials=2", "optimizer.lr=1", "name=broken"]
+    with pytest.raises(UserError, match="NaN"):
+        sweep(arguments(tmp_path, *alone))
+    space = ["~sweep.space.trainer", "~sweep.space.unlearner", "~sweep.space.optimizer.lr", "+sweep.space.optimizer.lr=[1e-6,1e-5,1e-4,1]"]
+    seed = next(s for s in range(9) if not first_is_broken(tmp_path / str(s), space, s))
+    folder = sweep(arguments(tmp_path, *space, "sweep.trials=4", f"sweep.seed={seed}"))
+    assert "4 trials: 3 complete, 1 fail" in capsys.readouterr().out
+    assert "the loss became NaN" in (folder / "trials.csv").read_text()
+
+
+def first_is_broken(folder: Path, space: list[str], seed: int) -> bool:
+    try:
+        sweep(arguments(folder, *space, "sweep.trials=1", f"sweep.seed={seed}"))
+    except UserError:
+        return True
+    return False
+
+
+def test_trials_are_one_group_in_wandb_unless_there_is_another(tmp_path, fits):
+    sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2", logger="wandb"))
+    sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1", "name=t", "logger.group=mine", logger="wandb"))
+    assert [cfg.logger.group for cfg in fits] == ["s", "s", "mine"]
+    assert [cfg.name for cfg in fits] == ["trial-0000", "trial-0001", "trial-0000"]
+
+
+def test_the_wandb_run_of_a_pruned_trial_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "run", SimpleNamespace(finish=lambda exit_code: ended.append(exit_code)))
+    ended: list[int] = []
+    with pytest.raises(TrialPruned), command.no_open_wandb_run():
+        raise TrialPruned
+    assert ended == [1]
+
+
+def test_the_front_has_every_trade_off(tmp_path, fits):
+    folder = sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
+    assert (folder / "best.md").read_text().count("python -m safemax_pl.fit") == 2  # more forgetting, more FLOPs
+    one = ["sweep.objectives={ua_noise_aware: maximize}", "~sweep.objectives.unlearn_flops"]
+    only = sweep(
+        arguments(
+            tmp_path, *ONLY_STEPS, *one, "~sweep.objectives.delta/fid_retain/classifier", "sweep.trials=2", "name=o"
+        )
+    )
+    assert "trainer.max_steps=4" in (only / "best.md").read_text()
+    assert (only / "best.md").read_text().count("python -m safemax_pl.fit") == 1
+
+
+def test_the_worst_guidance_weight_counts(write_run):
+    folder = write_run(guidance=(0, 2))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["scores"]["w=2"]["unlearned"] |= {"ua_noise_aware": 0.25, "drift": 0.75}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert values(folder, [("ua_noise_aware", "maximize"), ("drift", "minimize")]) == [0.25, 0.75]
+    with pytest.raises(UserError, match="judge_disagreement is not among the scores"):
+        values(folder, [("judge_disagreement", "minimize")])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sweep=nonsense"], "unknown sweep 'nonsense'"),
+        (["sweep=salun", "unlearner=esd"], "unlearner=esd, and the sweep is for unlearner=salun"),
+        (["sweep.trails=3"], "did you mean 'sweep.trials'"),
+        (["trainer.devices=2"], "a worker trains on one device"),
+        (["+sweep.space.optimizer.lrr=[1,2]"], "did you mean 'optimizer.lr'"),
+        (["sweep.prune.after=2"], "give a share"),
+        (["trainer.max_stepps=2"], "did you mean 'trainer.max_steps'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, fits, overrides, message):
+    with pytest.raises(UserError, match=message):
+        sweep(arguments(tmp_path, *overrides))
+    assert not fits and not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_a_run_is_no_study(tmp_path, write_run_to):
+    write_run_to(tmp_path, name="s")
+    with pytest.raises(UserError, match="holds a run"):
+        sweep(arguments(tmp_path))
+
+
+def test_the_command_line_has_help_and_no_flags(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep", "--help"])
+    main()
+    assert "sweep.trials=50" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["sweep", "-m"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "key=value arguments only" in capsys.readouterr().err
+
+
+def test_identities_differ_by_their_leaves():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 -> 3", "d: None -> 4"]
+
+
+# -- W&B's own sweeps --------------------------------------------------------------------------------------------
+
+WANDB_SWEEP = yaml.safe_load((CONFIGS / "wandb_sweep.yaml").read_text())
+
+
+def job(parameters: dict[str, object]) -> list[str]:
+    """The command that a W&B agent starts for a job with these parameters."""
+    words = agent.create_sweep_command_args({"args": {key: {"value": value} for key, value in parameters.items()}})
+    words |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [WANDB_SWEEP["program"]]}
+    parts = agent.create_sweep_command(WANDB_SWEEP["command"])
+    return [word for part in parts for word in (words[part[2:-1]] if part.startswith("${") else [part])]
+
+
+def first_job() -> dict[str, object]:
+    return {
+        key: values.get("value", values.get("min", next(iter(values.get("values", [None])))))
+        for key, values in WANDB_SWEEP["parameters"].items()
+    }
+
+
+def test_an_agent_passes_plain_arguments_of_the_fit_command():
+    words = job(first_job())
+    assert words[:4] == ["/usr/bin/env", sys.executable, "-m", "safemax_pl.fit"]
+    cfg = compose("fit", words[4:])
+    assert cfg.optimizer.lr == 5e-5 and cfg.method == "safemax" and cfg.logger.project == WANDB_SWEEP["project"]
+
+
+def test_a_job_on_two_devices_is_one_run_in_wandb(tmp_path):
+    overrides = dict(item.split("=", 1) for item in arguments(tmp_path, "trainer.devices=2", logger="wandb"))
+    overrides |= {"evaluation.plans.standard.retain_total": "9"}
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "job1"}
+    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    done = run(job(first_job() | overrides), capture_output=True, text=True, cwd=PROJECT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (record,) = tmp_path.rglob("*.wandb")
+    assert record.name == "run-job1.wandb"
