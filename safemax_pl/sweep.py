@@ -84,7 +84,7 @@ def fit_overrides(settings: Sweep, overrides: list[str]) -> list[str]:
 
 def command_line(fixed: list[str], params: dict[str, object]) -> str:
     """The command that makes the run of a trial again, under a name of its own."""
-    kept = [item for item in fixed if item.partition("=")[0] not in ("name", "runs_dir", "logger")]
+    kept = [item for item in fixed if item.partition("=")[0] not in ("name", "runs_dir", "logger", *params)]
     return shlex.join(["python", "-m", "safemax_pl.fit", *kept, *as_overrides(params)])
 
 

@@ -33,13 +33,18 @@ from safemax_pl.loggers import CSVHistory
 from safemax_pl.report import report
 from safemax_pl.runs import comparable
 from safemax_pl.sweep import fit_overrides, main, sweep, values
-from safemax_pl.sweeps import shared
+from safemax_pl.sweeps import results, shared
 from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.shared import SharedStudy, counted
 from safemax_pl.sweeps.space import Sweep, as_overrides, differences
 
 METHODS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
-ONLY_STEPS = ["~sweep.space.optimizer", "~sweep.space.unlearner", "~sweep.space.trainer.max_steps", "+sweep.space.trainer.max_steps=[2,4]"]
+ONLY_STEPS = [
+    "~sweep.space.optimizer",
+    "~sweep.space.unlearner",
+    "~sweep.space.trainer.max_steps",
+    "+sweep.space.trainer.max_steps=[2,4]",
+]
 
 
 def settings(space: dict, **changes) -> Sweep:
@@ -305,7 +310,12 @@ def arguments(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:
 def study(tmp_path_factory) -> SimpleNamespace:
     """Two trials: one hardly moves and is kept, one is wrecked by its rate and pruned."""
     folder = tmp_path_factory.mktemp("runs")
-    space = ["~sweep.space.trainer", "~sweep.space.unlearner", "~sweep.space.optimizer.lr", "+sweep.space.optimizer.lr=[1e-6,1]"]
+    space = [
+        "~sweep.space.trainer",
+        "~sweep.space.unlearner",
+        "~sweep.space.optimizer.lr",
+        "+sweep.space.optimizer.lr=[1e-6,1]",
+    ]
     rule = ["sweep.prune.least_forgetting=null", "sweep.prune.most_harm=1.5"]
     overrides = arguments(folder, *space, *rule, "sweep.trials=2")
     return SimpleNamespace(folder=sweep(overrides), overrides=overrides)
@@ -385,7 +395,12 @@ def test_a_broken_trial_ends_a_study_that_has_nothing_yet_and_no_other(tmp_path,
     alone = [*ONLY_STEPS, "sweep.trials=2", "optimizer.lr=1", "name=broken"]
     with pytest.raises(UserError, match="NaN"):
         sweep(arguments(tmp_path, *alone))
-    space = ["~sweep.space.trainer", "~sweep.space.unlearner", "~sweep.space.optimizer.lr", "+sweep.space.optimizer.lr=[1e-6,1e-5,1e-4,1]"]
+    space = [
+        "~sweep.space.trainer",
+        "~sweep.space.unlearner",
+        "~sweep.space.optimizer.lr",
+        "+sweep.space.optimizer.lr=[1e-6,1e-5,1e-4,1]",
+    ]
     seed = next(s for s in range(9) if not first_is_broken(tmp_path / str(s), space, s))
     folder = sweep(arguments(tmp_path, *space, "sweep.trials=4", f"sweep.seed={seed}"))
     assert "4 trials: 3 complete, 1 fail" in capsys.readouterr().out
@@ -418,14 +433,23 @@ def test_the_wandb_run_of_a_pruned_trial_is_ended(tmp_path, monkeypatch):
 def test_the_front_has_every_trade_off(tmp_path, fits):
     folder = sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
     assert (folder / "best.md").read_text().count("python -m safemax_pl.fit") == 2  # more forgetting, more FLOPs
-    one = ["sweep.objectives={ua_noise_aware: maximize}", "~sweep.objectives.unlearn_flops"]
-    only = sweep(
-        arguments(
-            tmp_path, *ONLY_STEPS, *one, "~sweep.objectives.delta/fid_retain/classifier", "sweep.trials=2", "name=o"
-        )
-    )
+    one = ["~sweep.objectives", "+sweep.objectives={ua_noise_aware:maximize}"]
+    only = sweep(arguments(tmp_path, *ONLY_STEPS, *one, "sweep.trials=2", "name=o"))
     assert "trainer.max_steps=4" in (only / "best.md").read_text()
     assert (only / "best.md").read_text().count("python -m safemax_pl.fit") == 1
+
+
+def test_the_setting_that_decides_is_the_important_one(tmp_path, fits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results, "save", lambda figure, path, *_: drawn.append((path.stem, figure)))
+    space = ["~sweep.space.optimizer", "~sweep.space.trainer", "~sweep.space.unlearner"]
+    space += ["+sweep.space.trainer.max_steps=[1,2,3,4]", "+sweep.space.unlearner.label_dropout=[0.0,0.1]"]
+    sweep(arguments(tmp_path, *space, "sweep.trials=8"))
+    (axis,) = dict(drawn)["importance"].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["unlearner.label_dropout", "trainer.max_steps"]
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"ua_noise_aware", "unlearn_flops"}
+    for bars in axis.containers:
+        assert [round(bar.get_width(), 2) for bar in bars] == [0, 1]
 
 
 def test_the_worst_guidance_weight_counts(write_run):

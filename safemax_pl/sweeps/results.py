@@ -1,6 +1,7 @@
 """What a study has found: trials.csv, best.md, pareto.png and importance.png."""
 
 import csv
+import warnings
 from collections.abc import Callable
 from itertools import combinations
 from math import isfinite
@@ -56,10 +57,15 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that no other equals or betters in all objectives and beats in one; best first."""
-    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]
+    signs = _signs(study)
     return sorted(
         study.best_trials, key=lambda trial: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
     )
+
+
+def _signs(study: optuna.Study) -> list[int]:
+    """What makes every objective one that is better when lower."""
+    return [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in study.directions]
 
 
 def _write_trials(path: Path, trials: list[FrozenTrial], names: list[str]) -> None:
@@ -144,16 +150,19 @@ def _pareto(
 
 
 def _importance(path: Path, study: optuna.Study, names: list[str], complete: list[FrozenTrial]) -> None:
-    """The share of every setting in each objective, by PED-ANOVA (https://arxiv.org/abs/2304.10255).
+    """The share of every setting in reaching good values, by PED-ANOVA (https://arxiv.org/abs/2304.10255).
 
     Optuna's own picture sorts the settings by each objective apart, and then labels all bars by the last order.
     """
     if len(complete) < LEAST_TRIALS:
         return
     shares: dict[str, dict[str, float]] = {}
+    signs = _signs(study)
     for i, name in enumerate(names):
         if len({trial.values[i] for trial in complete}) > 1 and all(isfinite(trial.values[i]) for trial in complete):
-            shares[name] = get_param_importances(study, target=lambda trial, i=i: trial.values[i])  # type: ignore[misc]
+            with warnings.catch_warnings():  # it says that low values are its goal, as they are here
+                warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes")
+                shares[name] = get_param_importances(study, target=lambda trial, i=i: signs[i] * trial.values[i])  # type: ignore[misc]
     if not shares:
         return
     keys = sorted(complete[0].params, key=lambda key: sum(by.get(key, 0) for by in shares.values()))
