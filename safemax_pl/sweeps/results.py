@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -27,7 +28,7 @@ LEAST_TRIALS = 4  # for an importance
 
 
 def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) -> None:
-    """Write the files and print the Pareto front; without a complete trial only trials.csv is written."""
+    """Write the files and print the front; without a complete trial only trials.csv is written."""
     study, folder, names = shared.study, shared.folder, list(shared.sweep.objectives)
     trials = counted(study)
     _write_trials(folder / "trials.csv", trials, names)
@@ -47,12 +48,12 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     _pareto(folder / "pareto.png", study, names, complete, best)
     _importance(folder / "importance.png", study, names, complete)
     table = Table(title=f"Pareto front of {study.study_name}")
-    for column in ("trial", *names, *best[0].params):
+    for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
-        table.add_row(str(trial.number), *map(_number, [*trial.values, *trial.params.values()]))
+        table.add_row(str(trial.number), *map(_number, trial.values))
     Console().print(table)
-    print(f"written: {folder}/best.md, trials.csv, pareto.png, importance.png")
+    print(f"written: {folder}/best.md (with the settings and commands), trials.csv, pareto.png, importance.png")
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
@@ -141,7 +142,11 @@ def _pareto(
             if filled:
                 axis.annotate(str(trial.number), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
         for index, which in ((second, "x"), (first, "y")):
-            scale(axis, which, [trial.values[index] for trial in complete])
+            found = [trial.values[index] for trial in complete if isfinite(trial.values[index])]
+            scale(axis, which, found)
+            typical = median(map(abs, found)) if found else 0
+            if found and min(found) < 0 < 10 * typical < max(found):  # differences around 0, some of them huge
+                getattr(axis, f"set_{which}scale")("symlog", linthresh=typical)
             better = "higher" if study.directions[index] == StudyDirection.MAXIMIZE else "lower"
             getattr(axis, f"set_{which}label")(f"{names[index]} ({better} is better)", fontsize=8)
         axis.grid(alpha=0.25)
