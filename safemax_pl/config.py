@@ -56,7 +56,8 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
             try:
                 task(cfg)
             except UserError as error:
-                if hydra_cfg.mode != RunMode.MULTIRUN:
+                here = str(hydra_cfg.launcher._target_).endswith(".BasicLauncher")  # otherwise in a job of its own
+                if hydra_cfg.mode != RunMode.MULTIRUN or not here:
                     raise
                 failed.append(" ".join(hydra_cfg.overrides.task))  # the other runs go on
                 print(f"error: {error}", file=sys.stderr)

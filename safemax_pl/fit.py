@@ -5,6 +5,8 @@ Usage:
   python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
   python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
+  python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1 hydra/launcher=submitit_slurm
+                                              the same as SLURM jobs (hydra-submitit-launcher); submitit_local: here
   python -m safemax_pl.fit experiment=digits_forget1 --cfg job            show the configuration and stop
 
 A run is a folder runs/<name>: config.yaml, metrics.csv, metrics.json, samples.png, curves.png, unet/ and scheduler/
