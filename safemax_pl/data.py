@@ -232,7 +232,7 @@ class ForgetRetainDataModule(LightningDataModule):
         return LabelledImages(x_0, labels, keys)
 
 
-def _resolve(wanted: list[int | str], source: sources.Source, name: str) -> list[int]:
+def _resolve(wanted: list[int | str], source: sources.Source, name: str | None) -> list[int]:
     """Indices, class names and superclass names to sorted class indices."""
     names, superclasses = source.class_names, source.superclass_names
     found: set[int] = set()

@@ -90,4 +90,4 @@ def _load(path: Path) -> list[Point] | None:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"{path} is damaged ({error}): attacking anew", stacklevel=3)
         return None
-    return [Point(*note, shown) for note, shown in zip(notes, images, strict=True)]
+    return [Point(x, y, scores, shown) for (x, y, scores), shown in zip(notes, images, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from omegaconf import OmegaConf
+from small import FORGOTTEN, SMALL
 
 from safemax_pl import networks
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point
@@ -13,15 +14,6 @@ from safemax_pl.config import build, compose
 from safemax_pl.evaluate import make_evaluator
 from safemax_pl.files import PROJECT
 from safemax_pl.networks import Model
-
-FORGOTTEN = 3
-SMALL = [
-    "experiment=digits_forget1",
-    "trainer.enable_progress_bar=false",
-    f"data.forget_classes=[{FORGOTTEN}]",
-    "sampler=dpm_solver",
-    "sampler.steps=8",
-]
 
 
 @pytest.fixture(scope="session")

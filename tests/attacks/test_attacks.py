@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FORGOTTEN, SMALL
+from small import FORGOTTEN, SMALL
 from torch import nn
 
 from safemax_pl import networks, streams

@@ -1,0 +1,10 @@
+"""What the tests of the attacks forget, and with which settings."""
+
+FORGOTTEN = 3
+SMALL = [
+    "experiment=digits_forget1",
+    "trainer.enable_progress_bar=false",
+    f"data.forget_classes=[{FORGOTTEN}]",
+    "sampler=dpm_solver",
+    "sampler.steps=8",
+]
