@@ -23,7 +23,7 @@ from safemax_pl.files import atomic, digest
 from safemax_pl.images import from_uint8
 from safemax_pl.inception import Inception
 from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
-from safemax_pl.metrics.reference import Reference, reference_of
+from safemax_pl.metrics.reference import Reference, paired, reference_of
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
 from safemax_pl.sampler import Sampler, guided
@@ -204,7 +204,8 @@ class Evaluator:
         path = self.cache_dir / "reference" / f"{network}-{digest(notes)}.safetensors"
         found = _kept(path, notes, statistics)
         gaussian = FeatureStatistics(found["mean"], found["covariance"], len(rows))
-        return Reference(features, class_weights(labels), gaussian, found["within"], found["radii"])
+        few = paired(labels)
+        return Reference(features[few], class_weights(labels[few]), gaussian, found["within"], found["radii"])
 
     def _features(self, network: str, device: torch.device) -> Tensor:
         """Features `[N, F]` of all images of the training split, on the CPU."""
@@ -237,6 +238,7 @@ class Evaluator:
 
     def protocol(self, plan_name: str) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the weights."""
+        real = self.data.rows("train", "retain")
         return {
             "version": PROTOCOL_VERSION,
             "plan": {"name": plan_name, "rows": len(self.plan(plan_name)), **self.plans[plan_name]},
@@ -245,7 +247,11 @@ class Evaluator:
             "guidance": self.guidance,
             "forget_classes": [self.data.class_names[label] for label in self.data.forget_labels],
             "data": {"name": self.data.name, "fingerprint": self.data.source.fingerprint},
-            "reference": {"split": "train, retain classes, equal weights", "n": len(self.data.rows("train", "retain"))},
+            "reference": {
+                "split": "train, retain classes, equal weights",
+                "n": len(real),
+                "n_paired": len(paired(self.data.source.train.labels[real])),  # of kid_retain, precision and recall
+            },
             "features": {
                 name: value for name, value in self.hashes().items() if name == "classifier" or plan_name == self.final
             },

@@ -27,7 +27,11 @@ def test_every_command_is_accepted(command):
     module, *arguments = shlex.split(command)[2:]
     overrides, flags = split_arguments(arguments)
     assert (PROJECT / f"{module.replace('.', '/')}.py").exists()
-    if "--help" in flags or module.endswith(("attack", "evaluate", "judge", "report", "sweep")) or "blank_image" in command:
+    if (
+        "--help" in flags
+        or module.endswith(("attack", "evaluate", "judge", "report", "sweep"))
+        or "blank_image" in command
+    ):
         return  # run below or in their own tests, or about a file that the reader writes
     config = module.rpartition(".")[2]
     wildcard = [item for item in overrides if not item.endswith("*")]
