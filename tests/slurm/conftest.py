@@ -105,6 +105,12 @@ class Cluster:
         assert shown["JobState"] == "COMPLETED", f"{shown}\n{self.output(job)}"
         return shown
 
+    def take_up(self) -> None:
+        """Take the node that is down up again; it may have registered by itself (ReturnToService) before."""
+        resume = ["scontrol", "update", "node=localhost", "state=resume"]
+        subprocess.run(resume, env=self.environment, capture_output=True, check=False)
+        self.wait("the node", lambda: "DOWN" not in self("scontrol", "show", "node", "localhost"), 60)
+
     def logs(self) -> str:
         files = sorted([*self.folder.glob("*.out"), *self.folder.glob("*.log")])
         return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-2000:]}" for file in files)
@@ -175,4 +181,5 @@ def cluster() -> Iterator[Cluster]:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
