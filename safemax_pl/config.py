@@ -186,7 +186,8 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
     if isinstance(parent, DictConfig) and key in arguments_of(parent.get("_target_")):
         return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
     legal = flat_keys(cfg)
-    siblings = [name for name in legal if name.rpartition(".")[0] == above]
+    deeper = [name for name in legal if name.endswith(f".{got}")]  # forget_classes for data.forget_classes
+    siblings = deeper or [name for name in legal if name.rpartition(".")[0] == above]
     return unknown("key on the command line", got, siblings or legal)
 
 

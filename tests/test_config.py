@@ -564,3 +564,8 @@ def test_a_long_name_still_tells_the_method(fit_config):
 def test_names_of_runs_tell_signs_apart(fit_config):
     names = [run_name(fit_config, ["name=null", f"unlearner.negative_guidance={value}"]) for value in ("1", "-1")]
     assert names[0] != names[1]
+
+
+def test_a_key_without_its_group_is_recognised():
+    with pytest.raises(UserError, match=r"did you mean 'data\.forget_classes'"):
+        compose("fit", ["data=digits", "forget_classes=[3]"])
