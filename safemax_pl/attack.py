@@ -13,9 +13,7 @@ The original, the model of `retrain` and pure noise get the same. Results go to 
 same command again resumes: finished curves are kept in the cache.
 """
 
-import csv
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,11 @@ from safetensors.torch import save_file
 from safemax_pl import networks, ranks
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
-from safemax_pl.config import CONFIGS, build, load_config, quiet
+from safemax_pl.config import CONFIGS, build, command_on_target, load_config
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.errors import UserError, unknown
 from safemax_pl.evaluate import load_subject, make_evaluator
-from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.files import atomic, digest, write_csv, write_json
 from safemax_pl.networks import Model
 from safemax_pl.runs import provenance
 
@@ -56,7 +54,8 @@ def attack(target: str, overrides: list[str]) -> Path:
     show_progress = subject.cfg.trainer.enable_progress_bar
     subject.cfg.trainer.enable_progress_bar = False  # one bar for an attack, not one for each point
     evaluator = make_evaluator(subject.cfg, subject.data)
-    bench = Bench(evaluator, subject.original, evaluator.make_trainer().strategy.root_device)
+    trainer = evaluator.make_trainer()
+    bench = Bench(evaluator, subject.original, trainer.strategy.root_device)
     models = {"unlearned": subject.model, "original": subject.original}
     if "retrain" in own:
         models["retrain"] = load_retrain(own["retrain"], subject.data)
@@ -64,7 +63,7 @@ def attack(target: str, overrides: list[str]) -> Path:
     for one in attacks.values():
         for model in models.values():
             one.check(model, bench)
-    ranks.start(evaluator.make_trainer())
+    ranks.start(trainer)
     for name, one in attacks.items():
         block = run_attack(name, one, models, bench, subject.folder, show_progress and ranks.is_first())
         if ranks.is_first():
@@ -145,10 +144,7 @@ def write_files(out: Path, attack: Attack, results: running.Results, title: str)
         for series, points in by.items()
         for point in points
     ]
-    with atomic(out / "curve.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / "curve.csv", rows)
     shown = {model: attack.shown([p for points in by.values() for p in points]) for model, by in results.items()}
     with atomic(out / "images.safetensors") as part:
         save_file({model: point.images.contiguous() for model, point in shown.items()}, part)
@@ -181,13 +177,7 @@ def print_block(block: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nAttacks: {', '.join(NAMES)}")
-        return
-    quiet()
-    with clear_errors(), ranks.together():
-        attack(arguments[0], arguments[1:])
+    command_on_target(f"{__doc__}\nAttacks: {', '.join(NAMES)}", attack)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ class Verdict(NamedTuple):
     noise_aware: Tensor
     features: Tensor
 
+    def of(self, rows: Tensor) -> "Verdict":
+        """The same of some rows, by a mask `[B]`."""
+        return Verdict(*(part[rows] for part in self))
+
 
 class Classifier(nn.Module):
     """Two independent networks, so that teaching one of them about noise leaves the literature's `ua` as it is.

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import LabelledImages
-from safemax_pl.images import to_uint8
+from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.sources import Split
 
 
@@ -122,7 +122,7 @@ def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
     """
     plain, aware = accuracies(classifier, test)
     keys = streams.combine(torch.arange(2000), 1)
-    real = test.images[torch.arange(2000) % len(test.images)].float() / 127.5 - 1
+    real = from_uint8(test.images[torch.arange(2000) % len(test.images)])
     confusion = {}
     for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
         for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):

@@ -73,6 +73,17 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
         sys.exit(1)
 
 
+def command_on_target(help_text: str, task: Callable[[str, list[str]], Any]) -> None:
+    """Run `task(target, overrides)` as a command line: help without arguments, bad input as one line."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(help_text)
+        return
+    quiet()
+    with clear_errors(), ranks.together():
+        task(arguments[0], arguments[1:])
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Overrides, and flags with their values: Hydra wants them apart, people write `experiment=x -m seed=0,1`."""
     overrides: list[str] = []

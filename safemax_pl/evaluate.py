@@ -10,7 +10,6 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 `model.path` as the original.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from safemax_pl import figures, networks, ranks, tables
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, compose, load_config, override
+from safemax_pl.config import build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator, NoiseImages
 from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.networks import Model
@@ -181,12 +180,7 @@ def evaluate(target: str, overrides: list[str]) -> Path:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    with clear_errors(), ranks.together():
-        evaluate(arguments[0], arguments[1:])
+    command_on_target(__doc__ or "", evaluate)
 
 
 if __name__ == "__main__":

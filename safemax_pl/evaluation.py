@@ -2,15 +2,13 @@
 
 import json
 import platform
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,7 +17,7 @@ from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import atomic, digest
+from safemax_pl.files import atomic, digest, read_tensors
 from safemax_pl.images import from_uint8
 from safemax_pl.inception import Inception
 from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
@@ -29,7 +27,6 @@ from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.scores import Result, Scores
 
-T = TypeVar("T")
 PROTOCOL_VERSION = 2  # raise it when the code of sampling or scoring changes a number
 
 
@@ -171,7 +168,9 @@ class Evaluator:
             self.protocol(plan_name) | {"guidance": guidance},
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
-        kept = ranks.broadcast(_read(path, _scores_and_images) if model.weights_digest and ranks.is_first() else None)
+        kept = ranks.broadcast(
+            read_tensors(path, _scores_and_images) if model.weights_digest and ranks.is_first() else None
+        )
         if kept is not None:
             return kept
         result, images = self.test(
@@ -276,7 +275,7 @@ def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Ten
 
     found = None
     if ranks.is_first():
-        found = _read(path, tensors)
+        found = read_tensors(path, tensors)
         if found is None:
             found = compute()
             with atomic(path) as part:
@@ -288,15 +287,3 @@ def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Ten
 
 def _scores_and_images(file: Any) -> tuple[Result, Tensor]:
     return json.loads(file.metadata()["scores"]), file.get_tensor("images")
-
-
-def _read(path: Path, unpack: Callable[[Any], T]) -> T | None:
-    """What `unpack` makes of a file in the cache; None if it is missing or, with a warning, damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            return unpack(file)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
-        return None

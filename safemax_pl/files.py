@@ -5,11 +5,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
+T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
 SCRATCH = ".part"  # ends the name of what is being written
 
@@ -53,6 +57,18 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(lines)
+
+
+def read_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
+    """What `unpack` makes of a safetensors file in the cache; None if it is missing or, with a warning, damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return unpack(file)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=4)
+        return None
 
 
 def digest(*contents: Any) -> str:

@@ -10,7 +10,6 @@ the control table (what plain `ua` would report for the same noise, for every cl
 setting is in configs/judge.yaml.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -19,9 +18,9 @@ from rich.table import Table
 
 from safemax_pl import figures
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, compose, quiet
+from safemax_pl.config import build, command_on_target, compose
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.errors import UserError
 from safemax_pl.files import digest, write_csv, write_json
 from safemax_pl.noise import CONTROLS
 from safemax_pl.operating import Operation, measure, tables
@@ -86,13 +85,7 @@ def print_operation(operation: Operation, title: str) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    quiet()
-    with clear_errors():
-        judge(arguments[0], arguments[1:])
+    command_on_target(__doc__ or "", judge)
 
 
 if __name__ == "__main__":

@@ -149,8 +149,8 @@ def _filtered(keys: Tensor, real: Tensor, gain: Callable[[Tensor], Tensor]) -> T
     return (0.6 * filtered / variance.sqrt()).clamp(-1, 1)
 
 
-def blend(keys: Tensor, real: Tensor, weight: float) -> Tensor:
-    """Real images of which a share `weight` in [0, 1] has become unit normal noise, clamped."""
+def blend(keys: Tensor, real: Tensor, weight: float | Tensor) -> Tensor:
+    """Real images of which a share `weight` in [0, 1], of all or `[B, 1, 1, 1]`, is unit normal noise, clamped."""
     return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)
 
 
@@ -184,5 +184,4 @@ def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tens
 
 def faded(keys: Tensor, real: Tensor) -> Tensor:
     """Real images under at most `MOST_FADED` of noise: they still show their class, and must keep its label."""
-    weight = _spread(keys, 0.0, MOST_FADED)
-    return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)
+    return blend(keys, real, _spread(keys, 0.0, MOST_FADED))

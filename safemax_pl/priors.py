@@ -1,21 +1,19 @@
 """What a method computes before the fit, from the base weights: kept on disk by what it depends on."""
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from safemax_pl import ranks
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.files import atomic, digest
+from safemax_pl.files import atomic, digest, read_tensors
 from safemax_pl.hardware import hardware
 from safemax_pl.networks import Model
 
@@ -114,13 +112,9 @@ class Priors:
 
     def _load(self, path: Path) -> tuple[State, int, float, float]:
         """(state, parts done, seconds, FLOPs of one part); nothing done if there is no such file, or a damaged one."""
-        if not path.exists():
-            return [], 0, 0.0, 0.0
-        try:
-            with safe_open(path, "pt") as file:
-                notes = file.metadata()
-                state = [file.get_tensor(str(k)) for k in range(len(file.keys()))]
+
+        def done(file: Any) -> tuple[State, int, float, float]:
+            notes, state = file.metadata(), [file.get_tensor(str(k)) for k in range(len(file.keys()))]
             return state, int(notes["done"]), float(notes["seconds"]), float(notes["flops"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=3)
-            return [], 0, 0.0, 0.0
+
+        return read_tensors(path, done) or ([], 0, 0.0, 0.0)

@@ -126,10 +126,10 @@ class Scores(nn.Module):
                 seen["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
         if self.has_forget:
-            self.forgetting.update(type(verdict)(*(part[forget] for part in verdict)), rows.labels[forget])
+            self.forgetting.update(verdict.of(forget), rows.labels[forget])
             self.noise.update(images[forget])
         if self.has_retain:
-            self.retain_accuracy.update(type(verdict)(*(part[retain] for part in verdict)), rows.labels[retain])
+            self.retain_accuracy.update(verdict.of(retain), rows.labels[retain])
             for name, scores in self.features.items():
                 scores.update(*seen[name], rows.labels[retain])
             if self.drift is not None:
@@ -145,7 +145,7 @@ class Scores(nn.Module):
         )
         for planned, part, metric in parts:
             if planned:
-                metric.update(Verdict(*(logits[part] for logits in second)), labels[part])
+                metric.update(second.of(part), labels[part])
 
     def compute(self) -> Result:
         """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""

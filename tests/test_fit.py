@@ -1,5 +1,6 @@
 """The fit command from configuration to a finished run, at tiny size, with the true configs and the shipped models."""
 
+import csv
 import json
 import os
 import re
@@ -44,6 +45,14 @@ def tiny(tmp_path: Path, *overrides: str, logger: str = "csv"):
     return compose(
         "fit", [*TINY, f"logger={logger}", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", *overrides]
     )
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv so far, without the seconds."""
+    if not (run / "metrics.csv").exists():
+        return []
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
 
 
 def run_command(

@@ -1,6 +1,5 @@
 """SIGUSR1 and SIGTERM in a fit: it ends after the step in progress, and the same command goes on from there."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -10,38 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_fit import TINY, history
 
 from safemax_pl.config import compose
 from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 from safemax_pl.module import UnlearningModule
 
-TINY = [
-    "experiment=digits_forget1",
-    "trainer.enable_progress_bar=false",
-    "trainer.max_steps=6",
-    "trainer.val_check_interval=4",
-    "trainer.log_every_n_steps=1",
-    "sampler.steps=3",
-    "data.forget_batch_size=4",
-    "data.retain_batch_size=4",
-    "evaluation.batch_size=16",
-    "evaluation.plans.quick.forget_per_class=4",
-    "evaluation.plans.quick.retain_total=9",
-    "evaluation.plans.standard.forget_per_class=4",
-    "evaluation.plans.standard.retain_total=9",
-    "ema_decay=0.5",
-    "logger=csv",
-]
+SETTINGS = [*TINY, "trainer.max_steps=6", "trainer.val_check_interval=4", "ema_decay=0.5", "logger=csv"]
 
 
 def tiny(folder: Path):
-    return compose("fit", [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder}/cache"])
-
-
-def history(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
+    return compose("fit", [*SETTINGS, f"runs_dir={folder}", f"data.cache_dir={folder}/cache"])
 
 
 @pytest.fixture(scope="module")

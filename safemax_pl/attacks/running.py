@@ -2,19 +2,17 @@
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from safemax_pl import ranks
 from safemax_pl.attacks.base import Attack, Bench, Point
 from safemax_pl.evaluation import NoiseImages
-from safemax_pl.files import atomic, digest
+from safemax_pl.files import atomic, digest, read_tensors
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 
@@ -82,12 +80,8 @@ def _save(path: Path, points: list[Point]) -> None:
 
 
 def _load(path: Path) -> list[Point] | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{path} is damaged ({error}): attacking anew", stacklevel=3)
-        return None
-    return [Point(x, y, scores, shown) for (x, y, scores), shown in zip(notes, images, strict=True)]
+    def points(file: Any) -> list[Point]:
+        notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
+        return [Point(x, y, scores, shown) for (x, y, scores), shown in zip(notes, images, strict=True)]
+
+    return read_tensors(path, points)

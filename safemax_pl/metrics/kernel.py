@@ -29,7 +29,7 @@ def mean_kernel(features: Tensor, labels: Tensor) -> Tensor:
     x, weights = features.double(), class_weights(labels)
     within = weights.square() / (torch.bincount(labels)[labels] - 1)  # what pairs of one class weigh in addition
     total = -(weights.square() + within) @ (x.square().sum(dim=1) / x.shape[1] + 1) ** 3  # i = j
-    size = _block(len(x))
+    size = rows_at_once(len(x))
     for rows in torch.arange(len(x), device=x.device).split(size):
         kernel = polynomial_kernel(x[rows], x)
         same = labels[rows, None] == labels
@@ -66,13 +66,13 @@ class KernelDistance(Metric):
 
     def compute(self) -> Tensor:
         features, labels = dim_zero_cat(self.features), dim_zero_cat(self.labels)
-        weights, size = class_weights(labels), _block(len(features))
+        weights, size = class_weights(labels), rows_at_once(len(features))
         between = torch.zeros_like(self.reference_within)
         for real, weight in zip(self.reference.split(size), self.reference_weights.split(size), strict=True):
             between = between + weight @ polynomial_kernel(real.double(), features) @ weights
         return mean_kernel(features, labels) + self.reference_within - 2 * between
 
 
-def _block(columns: int) -> int:
-    """How many rows of a matrix of pairs are computed at once."""
+def rows_at_once(columns: int) -> int:
+    """How many rows of a matrix of pairs with so many columns are computed at once."""
     return max(1, ENTRIES // max(columns, 1))

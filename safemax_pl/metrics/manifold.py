@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from safemax_pl.metrics.kernel import ENTRIES
+from safemax_pl.metrics.kernel import rows_at_once
 
 NEIGHBOURS = 3  # k; the paper's choice (section 3.1)
 SAME = 1e-5  # distances below this share of the features' norm are 0: rounding, as between batches of another size
@@ -24,7 +24,7 @@ def radii(features: Tensor) -> Tensor:
     if len(x) <= NEIGHBOURS:
         return torch.full_like(x[:, 0], torch.nan)
     nearest = NEIGHBOURS + 1  # one more, as the first is the sample itself
-    blocks = x.split(max(1, ENTRIES // len(x)))
+    blocks = x.split(rows_at_once(len(x)))
     return torch.cat([distances(rows, x).topk(nearest, largest=False).values[:, -1] for rows in blocks])
 
 
@@ -59,7 +59,7 @@ class PrecisionRecall(Metric):
         own_radii = radii(features)
         inside = torch.zeros_like(own_radii, dtype=torch.bool)
         covered = []
-        size = max(1, ENTRIES // max(len(features), 1))
+        size = rows_at_once(len(features))
         for rows, reach in zip(self.reference.split(size), self.reference_radii.split(size), strict=True):
             between = distances(rows.double(), features)
             inside |= (between <= reach[:, None]).any(dim=0)

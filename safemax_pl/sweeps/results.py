@@ -1,6 +1,5 @@
 """What a study has found: trials.csv, best.md, pareto.png and importance.png."""
 
-import csv
 import warnings
 from collections.abc import Callable
 from itertools import combinations
@@ -17,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from safemax_pl.files import atomic
+from safemax_pl.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.sweeps.shared import SharedStudy, counted
 
@@ -75,7 +74,7 @@ def _write_trials(path: Path, trials: list[FrozenTrial], names: list[str]) -> No
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            **dict(zip(names, trial.values or [], strict=False)),
+            **dict(zip(names, trial.values or [None] * len(names), strict=True)),
             **trial.params,
             "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else "",
             "worker": trial.user_attrs.get("worker", ""),
@@ -83,12 +82,7 @@ def _write_trials(path: Path, trials: list[FrozenTrial], names: list[str]) -> No
         }
         for trial in trials
     ]
-    columns = dict.fromkeys(["trial", "state", *names, *(key for row in rows for key in row)])
-    last = ("seconds", "worker", "reason")
-    with atomic(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*(column for column in columns if column not in last), *last])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
 
 
 def _markdown(

@@ -118,7 +118,7 @@ class SAFEMax(Unlearner):
             x_t, eps, t = task.diffusion.noised(batch)
             prediction = torch.func.functional_call(task.student, weights, (x_t, t, batch.labels))
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
-            gradients = map(ranks.mean, torch.autograd.grad(loss, list(weights.values())))
+            gradients = torch.autograd.grad(loss, list(weights.values()))
             moved = zip(weights.items(), gradients, strict=True)
             weights = {name: weight - self.inner_lr * ranks.mean(gradient).sign() for (name, weight), gradient in moved}
         return weights

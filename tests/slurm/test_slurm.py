@@ -1,6 +1,5 @@
 """The batch scripts on a real SLURM: whatever stops a fit, it goes on by itself to the result of an untouched one."""
 
-import csv
 import shlex
 import sys
 from pathlib import Path
@@ -9,25 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_fit import TINY, history
 
 from safemax_pl.files import PROJECT
 
 STEPS = 40
-TINY = [
-    "experiment=digits_forget1",
-    f"trainer.max_steps={STEPS}",
-    "trainer.val_check_interval=10",
-    "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false",
-    "sampler.steps=3",
-    "data.forget_batch_size=4",
-    "data.retain_batch_size=4",
-    "evaluation.batch_size=16",
-    "evaluation.plans.quick.forget_per_class=4",
-    "evaluation.plans.quick.retain_total=9",
-    "evaluation.plans.standard.forget_per_class=4",
-    "evaluation.plans.standard.retain_total=18",
-]
+SETTINGS = [*TINY, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10"]
 
 
 class Fits(NamedTuple):
@@ -55,7 +41,7 @@ def slow_python(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def settings(runs) -> list[str]:
-    return [*TINY, f"runs_dir={runs}", f"data.cache_dir={runs}/cache"]
+    return [*SETTINGS, f"runs_dir={runs}", f"data.cache_dir={runs}/cache"]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +72,6 @@ def fits(cluster, runs, settings, slow_python) -> Fits:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "unet/diffusion_pytorch_model.safetensors")
-
-
-def history(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv so far, without the seconds."""
-    if not (run / "metrics.csv").exists():
-        return []
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
 
 
 def assert_same(run: Path, other: Path) -> None:
