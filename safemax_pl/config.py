@@ -233,7 +233,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """A composed configuration with `key=value` changes; `group=choice` replaces a whole group.
 
     Raises:
-        UserError: for a key that the configuration does not have, or an unknown choice.
+        UserError: for a key that the configuration does not have, an unknown choice, or a value that can't be one.
     """
     cfg = cfg.copy()
     for item in overrides:
@@ -250,7 +250,14 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise unknown("key", key, flat_keys(cfg))
         else:
             OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
+    if overrides:
+        check_keys(cfg, _keys(OmegaConf.to_container(cfg)))
     return cfg
+
+
+def _keys(node: Any) -> dict[str, Any]:
+    """The tree of keys of a configuration, in which nothing says of which type a value is."""
+    return {str(key): _keys(value) if isinstance(value, dict) else None for key, value in node.items()}
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any
+from typing import Any, get_origin
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -51,8 +51,12 @@ def arguments_of(target: str | None) -> dict[str, Any]:
 
 
 def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any, nullable: bool) -> None:
-    """Compare a plain number or switch with the type that is asked for; other types are the constructor's business."""
-    if wanted not in (int, float, bool) or OmegaConf.is_missing(cfg, key):
+    """Compare a plain number, switch or list with the type that is asked for; the constructor sees to the others."""
+    if OmegaConf.is_missing(cfg, key):
+        return
+    if get_origin(wanted) is list and not OmegaConf.is_list(cfg[key]):
+        raise UserError(f"{path}={cfg[key]!r}: expected a list, such as [{cfg[key]}]")
+    if wanted not in (int, float, bool):
         return
     value = cfg[key]
     if value is None and wanted is float and nullable:

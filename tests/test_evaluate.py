@@ -65,6 +65,8 @@ def test_mistakes_are_named(run, tmp_path):
         evaluate(str(tmp_path / "nothing"), [])
     with pytest.raises(UserError, match=r"did you mean 'sampler\.steps'"):
         evaluate(str(run), ["sampler.step=3"])
+    with pytest.raises(UserError, match=r"sampler\.steps='many': expected a number"):
+        evaluate(str(run), ["sampler.steps=many"])
     with pytest.raises(UserError, match="unknown sampler"):
         evaluate(str(run), ["sampler=euler"])
     (tmp_path / "half").mkdir()

@@ -52,7 +52,8 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     for trial in best:
         table.add_row(str(trial.number), *map(_number, trial.values))
     Console().print(table)
-    print(f"written: {folder}/best.md (with the settings and commands), trials.csv, pareto.png, importance.png")
+    drawn = ", ".join(name for name in ("pareto.png", "importance.png") if (folder / name).exists())
+    print(f"written: {folder}/best.md (with the settings and commands), trials.csv, {drawn}")
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
