@@ -95,9 +95,10 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     student.weights_digest = ranks.broadcast(networks.weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
+    metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank(), "training": training(cfg)}
     if not ranks.is_first():
         return run.folder
-    metrics |= {"name": name, "cost": cost.summary(), "training": training(cfg), "provenance": provenance(command_line)}
+    metrics["provenance"] = provenance(command_line)
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
     figures.curves(run.folder / "curves.png", list(history.rows.values()), evaluator.guidance[0])
@@ -169,6 +170,8 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evalua
             ]
             logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
         logger.experiment.summary.update({f"cost/{name}": value for name, value in metrics["cost"].items()})
+        for rank, used in enumerate(metrics["ranks"]):
+            logger.experiment.summary.update({f"rank{rank}/{name}": value for name, value in used.items()})
         logger.log_image("samples", [str(run.folder / "samples.png")])
         logger.experiment.finish()
 

@@ -101,13 +101,20 @@ def mean(value: Tensor) -> Tensor:
     return total(value) / count()
 
 
+def gathered(value: T) -> list[T]:
+    """The values of all ranks, in their order; anything that pickle can hold."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def concatenated(value: Tensor) -> Tensor:
     """The tensors of all ranks, which may differ in their numbers of rows, in the order of the ranks."""
     if not dist.is_initialized():
         return value
-    shares: list[Any] = [None] * count()
-    dist.all_gather_object(shares, value.cpu())
-    return torch.cat(shares).to(value.device)
+    return torch.cat(gathered(value.cpu())).to(value.device)
 
 
 @contextmanager

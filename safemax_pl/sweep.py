@@ -98,9 +98,10 @@ def run_trial(
     """
     name = f"trial-{claim.number:04d}"
     group = [f"logger.group={study.study.study_name}"] if cfg.get("logger") and cfg.logger.group is None else []
+    label = [f"method={name}"] if cfg.method is None else []  # a report would spell out all that a trial differs in
     point = as_overrides(claim.params)
     print(f"{name}: {' '.join(point)}")
-    trial_cfg = compose("fit", [*fixed, *point, *group, f"runs_dir={study.folder}", f"name={name}"])
+    trial_cfg = compose("fit", [*fixed, *point, *group, *label, f"runs_dir={study.folder}", f"name={name}"])
     try:
         with no_open_wandb_run():
             folder = fit(trial_cfg, name, [pruning] if pruning else [], command_line(fixed, claim.params))

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from safemax_pl import callbacks
 from safemax_pl.callbacks import COUNTED_STEPS, Cost
 from safemax_pl.loggers import CSVHistory
 
@@ -106,7 +107,7 @@ def test_the_slow_steps_that_count_operations_are_estimated_from_the_others(fit)
     cost, _ = fit(SlowAtFirst(), max_steps=6, validate_every=3)
     assert cost.timed == 6 - COUNTED_STEPS
     assert 6 * 0.02 <= cost.unlearn_seconds < 0.5
-    assert cost.unlearn_seconds == pytest.approx(cost.seconds / cost.timed * 6)
+    assert cost.unlearn_seconds == pytest.approx(cost.own["seconds"] / cost.timed * 6)
 
 
 @pytest.mark.parametrize("max_steps", [1, COUNTED_STEPS, COUNTED_STEPS + 1])
@@ -177,13 +178,36 @@ def test_the_state_survives(fit):
     assert other.state_dict() == cost.state_dict()
 
 
+def test_what_every_rank_has_used_is_kept_apart_and_shared_out_to_another_number_of_ranks():
+    state = Cost(images_per_step=BATCH).state_dict() | {"timed": 2, "steps": 4}
+    state["own"] = [
+        {"seconds": 2.0, "peak_bytes": 3 * 2**20, "joules": 100.0},
+        {"seconds": 2.5, "peak_bytes": 5 * 2**20, "joules": 50.0},
+    ]
+    resumed = Cost(images_per_step=BATCH)
+    resumed.load_state_dict(state)
+    assert resumed.summary()["energy_joules"] == 2 * 150 and resumed.summary()["peak_memory_mb"] == 5
+    assert resumed.unlearn_seconds == 4 and len(resumed.by_rank()) == 1
+
+
+def test_the_energy_of_the_timed_steps_stands_for_all(fit, monkeypatch):
+    reads = iter(range(1000, 2000, 30))
+    monkeypatch.setattr(callbacks, "joules", lambda device: float(next(reads)))
+    cost, _ = fit(Small(), max_steps=6, validate_every=3)  # two intervals, of one timed step and of three
+    assert cost.timed == 4 and cost.by_rank()[0]["energy_joules"] == cost.summary()["energy_joules"] == 60 * 6 / 4
+
+
+def test_without_a_counter_there_is_no_energy(fit):
+    assert "energy_joules" not in fit(Small())[0].summary()
+
+
 def test_a_resumed_fit_adds_to_the_costs_of_the_first(fit, tmp_path):
     first, trainer = fit(Small(step_seconds=0.02), max_steps=4)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     second, _ = fit(Small(step_seconds=0.02), max_steps=7, ckpt_path=tmp_path / "last.ckpt", weights_only=False)
     assert second.steps == 7
     assert second.timed == first.timed + 3
-    assert second.seconds >= first.seconds + 3 * 0.02
+    assert second.own["seconds"] >= first.own["seconds"] + 3 * 0.02
     assert second.counted == COUNTED_STEPS
     assert second.summary()["unlearn_flops"] == 7 * PER_STEP
 

@@ -169,6 +169,13 @@ def test_the_cost_is_that_of_all_ranks(runs):
     assert two["unlearn_flops"] == pytest.approx(one["unlearn_flops"])
 
 
+def test_what_every_rank_has_used_is_told(runs):
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in runs)
+    assert len(one["ranks"]) == 1 and len(two["ranks"]) == 2
+    assert two["cost"]["peak_memory_mb"] == max(used["peak_memory_mb"] for used in two["ranks"])
+    assert all(used["seconds"] > 0 and used["host"] and used["hardware"] for used in two["ranks"])
+
+
 # -- every method ------------------------------------------------------------------------------------------------------
 
 

@@ -243,6 +243,7 @@ def test_wandb_runs_offline_and_holds_config_scores_tables_and_picture(tmp_path,
         b"quick_w0/ua_noise_aware",
         b"w=0/fid_retain/classifier",
         b"cost/unlearn_seconds",
+        b"rank0/peak_memory_mb",
     ):
         assert expected in content, expected
     media = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
@@ -311,7 +312,8 @@ def test_a_killed_command_goes_on_by_the_same_command_in_the_same_folder_and_wan
     (second,) = set(run.glob("wandb/offline-run-*")) - {first}
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == (run / "wandb_id").read_text()
     content = next(second.glob("*.wandb")).read_bytes()
-    logged = {int(step) for step in re.findall(rb"trainer/global_step[^0-9a-z]{1,8}(\d+)", content)}
+    values = re.findall(rb"trainer/global_step\x82\x01(.)(\d+)", content, re.DOTALL)  # length, and text with what follows
+    logged = {int(text[: length[0]]) for length, text in values}
     assert b"study" in content and min(logged) > 0 and max(logged) == 40, logged
 
 

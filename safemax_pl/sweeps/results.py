@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from itertools import combinations
-from math import isfinite
+from math import floor, isfinite, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -141,7 +141,7 @@ def _pareto(
             scale(axis, which, found)
             typical = median(map(abs, found)) if found else 0
             if found and min(found) < 0 < 10 * typical < max(found):  # differences around 0, some of them huge
-                getattr(axis, f"set_{which}scale")("symlog", linthresh=typical)
+                getattr(axis, f"set_{which}scale")("symlog", linthresh=10 ** floor(log10(typical)))
             better = "higher" if study.directions[index] == StudyDirection.MAXIMIZE else "lower"
             getattr(axis, f"set_{which}label")(f"{names[index]} ({better} is better)", fontsize=8)
         axis.grid(alpha=0.25)

@@ -1,5 +1,6 @@
 """One study for many workers: Optuna's journal in a shared folder, and who has which trial."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ class SharedStudy:
                 heartbeat = self.folder / "heartbeats" / str(trial.number)
                 with atomic(heartbeat) as part:
                     part.write_text("0")
-                trial.set_user_attr("worker", socket.gethostname())
+                trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
                 return Claim(trial.number, trial.params, heartbeat)
             self._discard(trial, f"the same as trial {twin}")
         print(f"the search space is exhausted: {MOST_DRAWS} draws have brought no new point")
