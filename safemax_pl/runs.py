@@ -17,9 +17,9 @@ from safemax_pl.config import differing_keys, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, atomic, remove_scratch, write_json
 
-# What may differ when a run is resumed or shown: where things are, what they run on and who listens.
+# What may differ when a run is resumed or shown: what it is called, where things are, what they run on, who listens.
 LOCATIONS = {
-    "": ("name", "runs_dir", "logger"),
+    "": ("name", "method", "runs_dir", "logger"),
     "data": ("path", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }

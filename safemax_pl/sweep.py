@@ -98,7 +98,8 @@ def run_trial(
     """
     name = f"trial-{claim.number:04d}"
     group = [f"logger.group={study.study.study_name}"] if cfg.get("logger") and cfg.logger.group is None else []
-    label = [f"method={name}"] if cfg.method is None else []  # a report would spell out all that a trial differs in
+    named = any(item.startswith("method=") for item in fixed)
+    label = [] if named else [f"method={name}"]  # a report would else spell out all that trials differ in
     point = as_overrides(claim.params)
     print(f"{name}: {' '.join(point)}")
     trial_cfg = compose("fit", [*fixed, *point, *group, *label, f"runs_dir={study.folder}", f"name={name}"])

@@ -336,6 +336,7 @@ def test_every_trial_is_a_run_and_its_scores_are_the_objectives(study, rows):
     harm = models["unlearned"]["fid_retain/classifier"] - models["original"]["fid_retain/classifier"]
     assert float(rows["complete"]["delta/fid_retain/classifier"]) == harm
     assert float(rows["complete"]["unlearn_flops"]) == metrics["cost"]["unlearn_flops"]
+    assert metrics["training"]["method"] == kept.name
 
 
 def test_the_wrecked_trial_is_pruned_before_its_last_step(study, rows):
