@@ -10,6 +10,7 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 `model.path` as the original.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,9 @@ def evaluate(target: str, overrides: list[str]) -> Path:
     evaluator = make_evaluator(subject.cfg, subject.data)
     ranks.start(evaluator.make_trainer())
     metrics, images = score(evaluator, subject.model, subject.original)
-    metrics |= {"training": training(subject.cfg) if subject.is_run else None, "provenance": provenance()}
+    finished = subject.folder / "metrics.json"
+    made = json.loads(finished.read_text()).get("training") if subject.is_run and finished.exists() else None
+    metrics |= {"training": made or (training(subject.cfg) if subject.is_run else None), "provenance": provenance()}
     same = subject.is_run and not overrides
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     if not ranks.is_first():

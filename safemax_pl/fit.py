@@ -4,6 +4,7 @@ Usage:
   python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, in two minutes
   python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
   python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
+  python -m safemax_pl.fit experiment=digits_forget1 'stop_when={ua_noise_aware: 0.99}'     as few steps as that takes
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1 hydra/launcher=submitit_slurm
                                               the same as SLURM jobs (hydra-submitit-launcher); submitit_local: here
@@ -38,6 +39,7 @@ from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
 from safemax_pl.plans import sharded_loader
 from safemax_pl.runs import Run, provenance, training
+from safemax_pl.stop_when import StopWhen
 from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
 
@@ -65,6 +67,9 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
     check(run, data, unlearner, student, evaluator)
+    stop = None
+    if cfg.get("stop_when") is not None:
+        stop = StopWhen(cfg.stop_when, evaluator, student.weights_digest is not None)
     ranks.start(evaluator.make_trainer())
     run.begin()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
@@ -89,15 +94,17 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     loggers = make_loggers(cfg.get("logger"), run.folder)
     if original is not None and not run.checkpoints:
         log_original(loggers, evaluator, original)
-    train(cfg, run, module, data, loggers, [cost, *callbacks])
+    train(cfg, run, module, data, loggers, [cost, *([stop] if stop else []), *callbacks])
     if ranks.is_first():
         networks.save(student, data, run.folder)
     student.weights_digest = ranks.broadcast(networks.weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
-    metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank(), "training": training(cfg)}
+    by_rank = cost.by_rank()
     if not ranks.is_first():
         return run.folder
+    done = {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None}
+    metrics |= {"name": name, "cost": cost.summary(by_rank), "ranks": by_rank, "training": training(cfg) | done}
     metrics["provenance"] = provenance(command_line)
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))

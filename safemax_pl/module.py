@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -13,6 +13,7 @@ from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
+from safemax_pl.loggers import CSVHistory
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows
 from safemax_pl.priors import Priors
@@ -150,3 +151,18 @@ class UnlearningModule(LightningModule):
 def quick_metrics(guidance: float, result: Result) -> dict[str, float]:
     """The scalars of one result of the quick plan as `quick_w<w>/<metric>`, for the loggers."""
     return {f"quick_w{guidance:g}/{name}": value for name, value in result.items() if name != "per_class"}
+
+
+def quick_scores(trainer: Trainer) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """What the validation of this step has logged: `quick_w<w>` -> (scores, the original's); on rank 0 alone.
+
+    There are none of an original where the fit starts from random weights.
+    """
+    rows = next(logger for logger in trainer.loggers if isinstance(logger, CSVHistory)).rows
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for place, step in enumerate((trainer.global_step, 0)):
+        for key, value in rows.get(step, {}).items():
+            guidance, _, name = key.partition("/")
+            if guidance.startswith("quick_w"):
+                found.setdefault(guidance, ({}, {}))[place][name] = float(value)
+    return found

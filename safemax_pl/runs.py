@@ -88,7 +88,7 @@ def comparable(cfg: DictConfig) -> Any:
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:
-    """How the scored weights were made: method, seed, steps, and whether they are averaged."""
+    """How the scored weights were made: method, seed, most steps, and whether they are averaged."""
     return {
         "method": cfg.method,
         "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],

@@ -22,12 +22,40 @@ from safemax_pl.plans import Rows, SamplingPlan
 
 Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
 
+# Which way a score is better; the others have no better side
+FEATURES_BETTER = {
+    "fid_retain": "lower",
+    "kid_retain": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "inception_score": "higher",
+}
+BETTER = {
+    "ua_noise_aware": "higher",
+    "ua_noise_aware/second": "higher",
+    "ua": "higher",
+    "forget_probability": "lower",
+    "retain_accuracy": "higher",
+    "retain_accuracy/second": "higher",
+    **{f"{name}/{network}": way for network in ("classifier", "inception") for name, way in FEATURES_BETTER.items()},
+    "drift": "lower",
+}
 
-class FeatureScores(nn.Module):
-    """How near generated retain images come to the real ones, in the features of one network.
+
+def feature_scores(labels: Tensor) -> list[str]:
+    """What `FeatureScores` gives for images of these labels: all that their numbers allow.
 
     There is no kernel distance where a class has a single image, nor precision and recall where there are no more
     images than neighbours.
+    """
+    lacking = set() if (labels.unique(return_counts=True)[1] > 1).all() else {"kid_retain"}
+    if len(labels) <= NEIGHBOURS:
+        lacking |= {"precision", "recall"}
+    return [name for name in FEATURES_BETTER if name not in lacking]
+
+
+class FeatureScores(nn.Module):
+    """How near generated retain images come to the real ones, in the features of one network: `feature_scores`.
 
     Args:
         reference: of the real retain images, in the same features.
@@ -37,8 +65,7 @@ class FeatureScores(nn.Module):
 
     def __init__(self, reference: Reference, num_classes: int, labels: Tensor):
         super().__init__()
-        self.has_pairs = bool((labels.unique(return_counts=True)[1] > 1).all())
-        self.has_neighbours = len(labels) > NEIGHBOURS
+        self.names = feature_scores(labels)
         self.frechet = FrechetDistance(reference.statistics)
         self.kernel = KernelDistance(reference.features, reference.weights, reference.within)
         self.manifold = PrecisionRecall(reference.features, reference.weights, reference.radii)
@@ -47,17 +74,17 @@ class FeatureScores(nn.Module):
     def update(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add features `[B, F]` and logits `[B, num_classes]` of images generated for `labels` `[B]`."""
         self.frechet.update(features)
-        if self.has_pairs:
+        if "kid_retain" in self.names:
             self.kernel.update(features, labels)
-        if self.has_neighbours:
+        if "precision" in self.names:
             self.manifold.update(features)
         self.inception_score.update(logits)
 
     def compute(self) -> dict[str, Tensor]:
         found = {"fid_retain": self.frechet.compute()}
-        if self.has_pairs:
+        if "kid_retain" in self.names:
             found["kid_retain"] = self.kernel.compute()
-        if self.has_neighbours:
+        if "precision" in self.names:
             found |= self.manifold.compute()
         return found | {"inception_score": self.inception_score.compute()}
 

@@ -22,6 +22,7 @@ from safemax_pl.loggers import CSVHistory
 from safemax_pl.preemption import Preemption
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import PREVIOUS, Run
+from safemax_pl.stop_when import StopWhen
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
             logger.resume_from(checkpoint["global_step"] if checkpoint else 0)
-    if checkpoint is not None and checkpoint["global_step"] >= cfg.trainer.max_steps:
+    if checkpoint is not None and is_complete(checkpoint, cfg.trainer.max_steps):
         module.load_state_dict(checkpoint["state_dict"])
         for callback in callbacks:
             if callback.state_key in checkpoint["callbacks"]:
@@ -75,6 +76,12 @@ def train(
             raise
         raise KeyboardInterrupt from exit_of_lightning
     trainer.save_checkpoint(run.checkpoint)
+
+
+def is_complete(checkpoint: dict[str, Any], max_steps: int) -> bool:
+    """Whether the fit that wrote the checkpoint had come to its end."""
+    stopped = checkpoint["callbacks"].get(StopWhen.__name__, {}).get("stopped_by") is not None
+    return stopped or checkpoint["global_step"] >= max_steps
 
 
 def make_loggers(node: Any, folder: Path) -> list[Logger]:

@@ -97,7 +97,7 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
 
 
 def job(folder: Path, run: Path, devices: int) -> dict[str, Any]:
-    """Every method, the scores of a run, an attack on it and a classifier."""
+    """Every method, the scores of a run, an attack on it, a fit that stops early and a classifier."""
     ranks.start(make_evaluator_of(folder, devices).make_trainer())
     result: dict[str, Any] = {method: steps(folder, devices, method) for method in METHODS}
     result["bounded"] = steps(folder, devices, "rgd", "unlearner.bound=0.001")
@@ -109,6 +109,7 @@ def job(folder: Path, run: Path, devices: int) -> dict[str, Any]:
     small = {"images": "[10]", "budget.score_at": "[0,2]", "images_per_class": "5", "retain_total": "9"}
     budget = [f"attacks.relearning.{name}={value}" for name, value in small.items()]
     attack(str(run), ["attack=relearning", *budget, f"trainer.devices={devices}", f"data.cache_dir={folder}/cache"])
+    fit(compose("fit", tiny(folder, devices, "stop_when={ua: 0, delta/fid_retain/classifier: 1e9}")), "stopped")
     classifier = [*CLASSIFIER, f"runs_dir={folder}", f"data.cache_dir={folder}/cache", f"trainer.devices={devices}"]
     fit_classifier(compose("fit_classifier", classifier), "classifier")
     return result

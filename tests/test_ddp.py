@@ -219,6 +219,12 @@ def test_a_classifier_with_batch_norm_and_a_mixture_of_noises_learns_the_same(jo
     assert curves[0][-1]["calibration/plain"] == curves[1][-1]["calibration/plain"] != ""
 
 
+def test_a_fit_that_stops_early_does_so_at_the_same_step(jobs, folder):
+    one, two = (json.loads((folder / f"job{count}/stopped/metrics.json").read_text())["training"] for count in (1, 2))
+    assert one["steps"] == two["steps"] == 2
+    assert two["stopped_by"]["ua"] == one["stopped_by"]["ua"]
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -82,7 +82,8 @@ class Report:
             chosen = [str(settings.get(key, "–")) for key in SETTINGS]
             optimiser = str(settings.get("optimizer._target_", "–")).rpartition(".")[2]
             commits = ", ".join(sorted({run.commit for run in runs}))
-            made = [training.get("unlearner", "–"), training.get("max_steps", "–"), optimiser, *chosen]
+            steps = ", ".join(dict.fromkeys(str(run.steps) for run in sorted(runs, key=lambda run: run.steps)))
+            made = [training.get("unlearner", "–"), steps, optimiser, *chosen]
             rows.append([label, *made, training["weights"], len(runs), commits])
         return rows
 

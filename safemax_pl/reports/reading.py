@@ -63,6 +63,12 @@ class FinishedRun:
         return self.metrics["training"]["seed"]
 
     @property
+    def steps(self) -> int:
+        """That the fit took; older runs don't say so, as all took the most that they might."""
+        training = self.metrics["training"]
+        return training.get("steps", training.get("max_steps", 0))
+
+    @property
     def forget(self) -> str:
         """The forgotten classes, as one word for tables."""
         return "+".join(self.metrics["protocol"]["forget_classes"])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from safemax_pl.noise import CONTROLS
 from safemax_pl.reports.reading import FinishedRun
+from safemax_pl.scores import BETTER
 
 LEAST_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
 MOST_DISAGREEMENT = 0.1  # of the two judges; above it, which of them is asked may decide who forgot
@@ -39,26 +40,31 @@ class Column(NamedTuple):
         return {"higher": "↑", "lower": "↓", "": ""}[self.better]
 
 
+def _score(key: str, form: str, sd_form: str) -> Column:
+    """The column of a score, or of its difference to the original's."""
+    return Column(key, BETTER.get(key.removeprefix("delta/"), ""), form, sd_form)
+
+
 COLUMNS = (
-    Column("ua_noise_aware", "higher", ".3f", ".3f"),
-    Column("ua_noise_aware/second", "higher", ".3f", ".3f"),
-    Column("ua", "higher", ".3f", ".3f"),
-    Column("noise_rate", "", ".3f", ".3f"),
-    Column("retain_accuracy", "higher", ".3f", ".3f"),
-    Column("retain_accuracy/second", "higher", ".3f", ".3f"),
-    Column("delta/retain_accuracy", "higher", "+.3f", ".3f"),
-    Column("fid_retain/classifier", "lower", ".3g", ".3g"),
-    Column(HARM, "lower", "+.3g", ".3g"),
-    Column("kid_retain/classifier", "lower", ".3g", ".3g"),
-    Column("precision/classifier", "higher", ".3f", ".3f"),
-    Column("recall/classifier", "higher", ".3f", ".3f"),
-    Column("fid_retain/inception", "lower", ".3g", ".3g"),
-    Column("delta/fid_retain/inception", "lower", "+.3g", ".3g"),
-    Column("kid_retain/inception", "lower", ".3g", ".3g"),
-    Column("precision/inception", "higher", ".3f", ".3f"),
-    Column("recall/inception", "higher", ".3f", ".3f"),
-    Column("drift", "lower", ".3g", ".2g"),
-    Column("judge_disagreement", "", ".3f", ".3f"),
+    _score("ua_noise_aware", ".3f", ".3f"),
+    _score("ua_noise_aware/second", ".3f", ".3f"),
+    _score("ua", ".3f", ".3f"),
+    _score("noise_rate", ".3f", ".3f"),
+    _score("retain_accuracy", ".3f", ".3f"),
+    _score("retain_accuracy/second", ".3f", ".3f"),
+    _score("delta/retain_accuracy", "+.3f", ".3f"),
+    _score("fid_retain/classifier", ".3g", ".3g"),
+    _score(HARM, "+.3g", ".3g"),
+    _score("kid_retain/classifier", ".3g", ".3g"),
+    _score("precision/classifier", ".3f", ".3f"),
+    _score("recall/classifier", ".3f", ".3f"),
+    _score("fid_retain/inception", ".3g", ".3g"),
+    _score("delta/fid_retain/inception", "+.3g", ".3g"),
+    _score("kid_retain/inception", ".3g", ".3g"),
+    _score("precision/inception", ".3f", ".3f"),
+    _score("recall/inception", ".3f", ".3f"),
+    _score("drift", ".3g", ".2g"),
+    _score("judge_disagreement", ".3f", ".3f"),
     Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
     Column("prior_seconds", "", ".3g", ".3g", on_hardware=True),
     Column("unlearn_seconds", "", ".3g", ".3g", on_hardware=True),

@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from optuna import TrialPruned
 
 from safemax_pl.errors import UserError
-from safemax_pl.loggers import CSVHistory
+from safemax_pl.module import quick_scores
 
 
 @final
@@ -35,14 +35,10 @@ class QuickPruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step < self.after * trainer.max_steps:
             return
-        rows = next(logger for logger in trainer.loggers if isinstance(logger, CSVHistory)).rows
-        now, original = rows[trainer.global_step], rows[0]
-        for key in (key for key in now if key.startswith("quick_")):
-            guidance, _, score = key.partition("/")
-            value, at = float(now[key]), f"{guidance} at step {trainer.global_step}"
-            if score == "ua_noise_aware" and self.least_forgetting is not None and value < self.least_forgetting:
-                raise TrialPruned(f"{score} {value:.3g} < {self.least_forgetting:g}, {at}")
-            if score == "fid_retain/classifier" and self.most_harm is not None:
-                limit = self.most_harm * float(original[key])
-                if value > limit:
-                    raise TrialPruned(f"{score} {value:.3g} > {limit:.3g}, {at}")
+        for guidance, (scores, original) in quick_scores(trainer).items():
+            at, forgotten, harm = f"{guidance} at step {trainer.global_step}", "ua_noise_aware", "fid_retain/classifier"
+            least = self.least_forgetting
+            if least is not None and scores.get(forgotten, least) < least:
+                raise TrialPruned(f"{forgotten} {scores[forgotten]:.3g} < {least:g}, {at}")
+            if self.most_harm is not None and scores[harm] > (limit := self.most_harm * original[harm]):
+                raise TrialPruned(f"{harm} {scores[harm]:.3g} > {limit:.3g}, {at}")
