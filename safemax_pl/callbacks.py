@@ -28,15 +28,15 @@ class Cost(Callback):
         prior_seconds, prior_flops: of what `Unlearner.prepare` needed, as the module knows it.
         flops, counted: of all networks and devices, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
-        own: of this rank alone: `seconds`, the wall-clock of the timed steps, device synchronised at both ends;
-            `joules` of its GPU meanwhile, None where nothing counts them; `peak_bytes`, most memory in use.
+        own: of this rank alone: where it last ran; `seconds`, the wall-clock of the timed steps, device synchronised
+            at both ends; `joules` of its GPU meanwhile, None if nothing has counted some; `peak_bytes`, most memory.
     """
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self, images_per_step: int, trainable_parameters: int = 0) -> None:
+        self.images_per_step, self.trainable_parameters = images_per_step, trainable_parameters
         self.timed, self.prior_seconds, self.prior_flops = 0, 0.0, 0.0
         self.flops, self.counted, self.steps = 0, 0, 0
-        self.own: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "joules": None}
+        self.own: dict[str, Any] = {"host": "", "hardware": "", "seconds": 0.0, "peak_bytes": 0, "joules": 0.0}
         self._device = torch.device("cpu")
         self._started: float | None = None
         self._joules: float | None = None
@@ -52,17 +52,20 @@ class Cost(Callback):
         """What makes a figure of the timed steps one of all steps so far."""
         return self.steps / self.timed if self.timed else 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = pl_module.device
+        self.own |= {"host": socket.gethostname(), "hardware": hardware(self._device)}
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
         self.prior_flops = float(pl_module.prior_flops)  # type: ignore[arg-type]
-        self._device = pl_module.device
         if self.counted < COUNTED_STEPS:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
         elif self._started is None:
-            _synchronize()
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
+            self._synchronize()
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)
             self._joules = joules(self._device)
             self._started = time.perf_counter()
 
@@ -80,12 +83,23 @@ class Cost(Callback):
 
     def _stop(self) -> None:
         if self._started is not None:
-            _synchronize()
+            self._synchronize()
             self.own["seconds"] += time.perf_counter() - self._started
-            if self._joules is not None and (used := joules(self._device)) is not None:
-                self.own["joules"] = (self.own["joules"] or 0.0) + used - self._joules
+            now, before = joules(self._device), self.own["joules"]
+            unknown = now is None or self._joules is None or before is None
+            self.own["joules"] = None if unknown else before + now - self._joules
             self._started = None
-        self.own["peak_bytes"] = max(self.own["peak_bytes"], _peak_bytes())
+        self.own["peak_bytes"] = max(self.own["peak_bytes"], self._peak_bytes())
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _peak_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -110,10 +124,10 @@ class Cost(Callback):
         vars(self).update({name: state_dict[name] for name in SAVED})
         saved = state_dict["own"]
         mine = saved[ranks.number() :: ranks.count()]  # what another number of ranks has used is shared out
-        self.own = {
-            "seconds": (mine or saved)[0]["seconds"],
+        joules_used = [used["joules"] for used in mine]
+        self.own = (mine or saved)[0] | {
             "peak_bytes": max((used["peak_bytes"] for used in mine), default=0),
-            "joules": sum(used["joules"] or 0.0 for used in mine) or None,
+            "joules": None if None in joules_used else sum(joules_used),
         }
 
     def by_rank(self) -> list[dict[str, Any]]:
@@ -122,12 +136,12 @@ class Cost(Callback):
         `energy_joules` is left out where nothing counts it. Memory is the device's, or the process's on a CPU.
         """
         used = {
-            "host": socket.gethostname(),
-            "hardware": hardware(self._device),
+            "host": self.own["host"],
+            "hardware": self.own["hardware"],
             "seconds": self.unlearn_seconds,
             "peak_memory_mb": self.own["peak_bytes"] / 2**20,
         }
-        if self.own["joules"] is not None:
+        if self.timed and self.own["joules"] is not None:
             used["energy_joules"] = self._whole * self.own["joules"]
         return ranks.gathered(used)
 
@@ -140,20 +154,10 @@ class Cost(Callback):
             "peak_memory_mb": max(used["peak_memory_mb"] for used in ranks_used),
             "unlearn_flops": self.flops / max(self.counted, 1) * self.steps,
             "prior_flops": self.prior_flops,
+            "trainable_parameters": self.trainable_parameters,
             "images_per_second": self.timed * self.images_per_step / self.own["seconds"] if self.timed else 0.0,
         }
         if all("energy_joules" in used for used in ranks_used):
             found["energy_joules"] = sum(used["energy_joules"] for used in ranks_used)
         return found
 
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

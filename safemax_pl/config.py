@@ -175,9 +175,10 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _name_method(cfg: DictConfig, choices: Any) -> None:
-    """Fill in `method`: the choice of `unlearner=`, unless the user has named it."""
+    """Fill in `method`: the choice of `unlearner=`, and that of `parameters=`, unless the user has named it."""
     if "method" in cfg and cfg.method is None:
-        cfg.method = choices.get("unlearner")
+        moving = choices.get("parameters")
+        cfg.method = choices.get("unlearner") + (f", {moving}" if moving != "all" else "")
     if "method" in cfg and not re.fullmatch(r"[\w.,+() -]+", str(cfg.method)):
         raise UserError(f"method={cfg.method}: give a name of letters, digits, spaces and . , _ + - ( )")
 

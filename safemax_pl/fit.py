@@ -4,6 +4,7 @@ Usage:
   python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, in two minutes
   python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
   python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
+  python -m safemax_pl.fit experiment=digits_forget1 parameters=lora optimizer.lr=2e-3      low-rank adapters only
   python -m safemax_pl.fit experiment=digits_forget1 'stop_when={ua_noise_aware: 0.99}'     as few steps as that takes
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1 hydra/launcher=submitit_slurm
@@ -37,6 +38,7 @@ from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
+from safemax_pl.parameters import Parameters, trainable
 from safemax_pl.plans import sharded_loader
 from safemax_pl.runs import Run, provenance, training
 from safemax_pl.stop_when import StopWhen
@@ -66,15 +68,18 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     unlearner: Unlearner = build(cfg.unlearner)
     student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
+    original = copy.deepcopy(student) if student.weights_digest else None
+    parameters: Parameters | None = build(cfg.get("parameters"))
+    if parameters is not None:
+        check_parameters(parameters, unlearner, original)
+        parameters.choose(student, cfg.seed)
     check(run, data, unlearner, student, evaluator)
-    stop = None
-    if cfg.get("stop_when") is not None:
-        stop = StopWhen(cfg.stop_when, evaluator, student.weights_digest is not None)
+    bounds = cfg.get("stop_when")
+    stop = StopWhen(bounds, evaluator, original is not None) if bounds is not None else None
     ranks.start(evaluator.make_trainer())
     run.begin()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
-    original = copy.deepcopy(student) if student.weights_digest else None
     student.weights_digest = None  # it is about to change
     for part, used in {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}.items():
         if not used:
@@ -90,21 +95,22 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         cfg.gradient_clip,
         cfg.seed,
     )
-    cost = Cost(sum(data.batch_sizes.values()))
+    cost = Cost(sum(data.batch_sizes.values()), sum(weight.numel() for weight in trainable(student).values()))
     loggers = make_loggers(cfg.get("logger"), run.folder)
     if original is not None and not run.checkpoints:
         log_original(loggers, evaluator, original)
     train(cfg, run, module, data, loggers, [cost, *([stop] if stop else []), *callbacks])
+    if parameters is not None:
+        parameters.merge(student)
     if ranks.is_first():
         networks.save(student, data, run.folder)
     student.weights_digest = ranks.broadcast(networks.weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
-    by_rank = cost.by_rank()
+    metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank()}
     if not ranks.is_first():
         return run.folder
-    done = {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None}
-    metrics |= {"name": name, "cost": cost.summary(by_rank), "ranks": by_rank, "training": training(cfg) | done}
+    metrics["training"] = training(cfg) | {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None}
     metrics["provenance"] = provenance(command_line)
     draw_samples(run.folder / "samples.png", evaluator, images, title=name)
     history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
@@ -129,7 +135,7 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     unlearner.check(student)
     try:
-        build(run.cfg.optimizer)(student.parameters())
+        build(run.cfg.optimizer)(trainable(student).values())
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
     for guidance in evaluator.guidance:
@@ -144,6 +150,17 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         raise UserError(
             f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
+        )
+
+
+def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Model | None) -> None:
+    """Refuse a choice of weights with which the method or the model makes no sense."""
+    if original is None:
+        raise UserError("a fit from random weights has to move all of them: give parameters=all")
+    if unlearner.weighs_the_base and not parameters.of_the_base:
+        raise UserError(
+            f"{type(unlearner).__name__} weighs the base model's weights, by a mask or Fisher information, and "
+            "adapters are none of these: give parameters=embeddings or parameters=all"
         )
 
 

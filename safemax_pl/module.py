@@ -15,6 +15,7 @@ from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.networks import Model
+from safemax_pl.parameters import trainable
 from safemax_pl.plans import Rows
 from safemax_pl.priors import Priors
 from safemax_pl.scores import Result, Scores
@@ -31,7 +32,7 @@ class UnlearningModule(LightningModule):
     dropout is drawn for each rank apart, so with dropout the fits of different numbers of ranks differ as seeds do.
 
     Args:
-        student: the model to train, in place.
+        student: the model to train, in place; of its weights those that have `requires_grad`.
         teacher: a frozen copy of the weights before unlearning.
         unlearner: the method.
         evaluator: gives plans, images and scores.
@@ -63,7 +64,7 @@ class UnlearningModule(LightningModule):
         self.prior_seconds, self.prior_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.student.parameters())
+        optimizer = self.make_optimizer(trainable(self.student).values())
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}

@@ -57,6 +57,15 @@ def tiny(folder: Path, devices: int, *overrides: str) -> list[str]:
     return [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder}/cache", f"trainer.devices={devices}", *overrides]
 
 
+SOME_WEIGHTS = [  # (method, parameters): masks, inner steps, separate gradients and adapters
+    ("safemax_robust", "embeddings"),
+    ("salun", "embeddings"),
+    ("rgd", "embeddings"),
+    ("safemax", "lora"),
+    ("erasediff", "lora"),
+]
+
+
 class Log:
     """The losses that a module logs, one after the other."""
 
@@ -76,6 +85,8 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
     data = instantiate(cfg.data)
     data.setup("fit")
     student = instantiate(cfg.model, data=data)
+    if cfg.parameters is not None:
+        instantiate(cfg.parameters).choose(student, cfg.seed)
     unlearner = instantiate(cfg.unlearner)
     for part in ("forget", "retain"):
         if not getattr(unlearner, f"needs_{part}"):
@@ -101,6 +112,8 @@ def job(folder: Path, run: Path, devices: int) -> dict[str, Any]:
     ranks.start(make_evaluator_of(folder, devices).make_trainer())
     result: dict[str, Any] = {method: steps(folder, devices, method) for method in METHODS}
     result["bounded"] = steps(folder, devices, "rgd", "unlearner.bound=0.001")
+    for method, moving in SOME_WEIGHTS:
+        result[f"{method}, {moving}"] = steps(folder, devices, method, f"parameters={moving}")
     try:
         steps(folder, devices, "safemax", fails_on=devices - 1)
     except UserError as error:

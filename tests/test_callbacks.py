@@ -160,6 +160,7 @@ def test_the_summary_has_the_costs_of_the_evaluation_protocol(fit):
         "peak_memory_mb",
         "unlearn_flops",
         "prior_flops",
+        "trainable_parameters",
         "images_per_second",
     }
     assert summary["images_per_second"] == pytest.approx(4 * BATCH / summary["unlearn_seconds"])
@@ -180,9 +181,10 @@ def test_the_state_survives(fit):
 
 def test_what_every_rank_has_used_is_kept_apart_and_shared_out_to_another_number_of_ranks():
     state = Cost(images_per_step=BATCH).state_dict() | {"timed": 2, "steps": 4}
+    (own,) = state["own"]
     state["own"] = [
-        {"seconds": 2.0, "peak_bytes": 3 * 2**20, "joules": 100.0},
-        {"seconds": 2.5, "peak_bytes": 5 * 2**20, "joules": 50.0},
+        own | {"seconds": 2.0, "peak_bytes": 3 * 2**20, "joules": 100.0},
+        own | {"seconds": 2.5, "peak_bytes": 5 * 2**20, "joules": 50.0},
     ]
     resumed = Cost(images_per_step=BATCH)
     resumed.load_state_dict(state)
@@ -195,6 +197,12 @@ def test_the_energy_of_the_timed_steps_stands_for_all(fit, monkeypatch):
     monkeypatch.setattr(callbacks, "joules", lambda device: float(next(reads)))
     cost, _ = fit(Small(), max_steps=6, validate_every=3)  # two intervals, of one timed step and of three
     assert cost.timed == 4 and cost.by_rank()[0]["energy_joules"] == cost.summary()["energy_joules"] == 60 * 6 / 4
+
+
+def test_an_energy_of_which_a_part_was_not_counted_is_none(fit, monkeypatch):
+    reads = iter([1000.0, 1030.0, None, None])  # begun on a GPU, resumed on a CPU
+    monkeypatch.setattr(callbacks, "joules", lambda device: next(reads))
+    assert "energy_joules" not in fit(Small(), max_steps=6, validate_every=3)[0].summary()
 
 
 def test_without_a_counter_there_is_no_energy(fit):

@@ -95,7 +95,10 @@ def test_every_experiment_opens_with_its_command(experiment):
     assert f"python -m safemax_pl.{command_of(experiment)} experiment={experiment}" in text
 
 
-@pytest.mark.parametrize("choice", choices("data", "model", "unlearner", "sampler", "logger"))
+@pytest.mark.parametrize(
+    "choice",
+    [*choices("data", "model", "unlearner", "sampler", "logger"), "parameters/embeddings", "parameters/lora"],
+)
 def test_every_file_shows_every_setting_of_its_classes(choice):
     group = choice.partition("/")[0]
     nodes = nodes_of_ours(node_of(choice))
@@ -175,6 +178,7 @@ def test_headers_are_read():
         (["experiment=digits_methods", "unlearner=retrain"], "retrain"),
         (["experiment=digits_pretrain"], "retain_only"),
         (["unlearner=salun", "method=mine"], "mine"),
+        (["unlearner=salun", "parameters=embeddings"], "salun, embeddings"),
     ],
     ids=str,
 )
@@ -216,6 +220,7 @@ def test_legal_overrides_are_accepted(overrides):
     [
         (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
         (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: dimum, erasediff, "),
+        (["parameters=lora", "parameters.rnk=2"], "'parameters.rnk': did you mean 'parameters.rank'"),
         (["unlearnr=safemax"], "'unlearnr': did you mean 'unlearner'"),
         (["sed=1"], "'sed': did you mean 'seed'"),
         (["data.forget_clases=[1]"], "'data.forget_clases': did you mean 'data.forget_classes'"),

@@ -72,6 +72,7 @@ COLUMNS = (
     Column("prior_flops", "", ".3g", ".3g"),
     Column("unlearn_flops", "", ".3g", ".3g"),
     Column("peak_memory_mb", "lower", ".4g", ".3g", on_hardware=True),
+    Column("trainable_parameters", "", ".3g", ".3g"),
 )
 JUDGES = ("ua_noise_aware", "ua_noise_aware/second")
 FORGETTING = (*JUDGES, "ua")  # the columns in which every method may be best

@@ -14,6 +14,7 @@ from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.frozen import Frozen
 from safemax_pl.networks import Model
+from safemax_pl.parameters import trainable
 from safemax_pl.priors import Priors
 from safemax_pl.sampler import Sampler
 from safemax_pl.streams import Stream
@@ -53,6 +54,11 @@ class Task:
     max_steps: int
     backward: Callable[[Tensor], None]
 
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Those of the student that the method may move, by name; the others have no gradient."""
+        return trainable(self.student)
+
 
 class Unlearner(ABC):
     """A method of class unlearning.
@@ -68,6 +74,8 @@ class Unlearner(ABC):
     # whether the method uses batches of a part; a part that is not used is not drawn
     needs_forget: bool = True
     needs_retain: bool = True
+    # whether it weighs the base model's weights, by a mask or by Fisher information: those must be what moves
+    weighs_the_base: bool = False
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
         for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):

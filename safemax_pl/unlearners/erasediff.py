@@ -73,8 +73,8 @@ class EraseDiff(Unlearner):
             return x_t, task.student(x_t, t, substitutes), t
 
     def inner(self, task: Task, x_t: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-        """q: the forget loss after `inner_steps` of gradient descent on a copy of the weights."""
-        weights = {name: weight.detach() for name, weight in task.student.named_parameters()}
+        """q: the forget loss after `inner_steps` of gradient descent on a copy of the weights that may move."""
+        weights = {name: weight.detach() for name, weight in task.weights.items()}
         for _ in range(self.inner_steps):
             weights = {name: weight.requires_grad_() for name, weight in weights.items()}
             loss = forget_loss(task.student, weights, x_t, t, labels, target)

@@ -3,6 +3,7 @@
 from typing import final
 
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.errors import UserError
 from safemax_pl.networks import Model
 from safemax_pl.priors import Priors
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
@@ -25,6 +26,13 @@ class RetainOnly(Unlearner):
     def __init__(self, from_scratch: bool = False, retain_weight: float = 1.0, label_dropout: float = 0.1):
         super().__init__(0.0, retain_weight, label_dropout)
         self.from_scratch = from_scratch
+
+    def check(self, model: Model) -> None:
+        if self.from_scratch and not all(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(
+                "unlearner.from_scratch starts from random weights, and what does not move would stay random: give "
+                "parameters=all"
+            )
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
         if self.from_scratch and task.step == 0:

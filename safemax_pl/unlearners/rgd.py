@@ -44,7 +44,7 @@ class RGD(Unlearner):
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
         for parameter, f, r in zip(
-            task.student.parameters(), without_conflict(forget, retain), without_conflict(retain, forget), strict=True
+            task.weights.values(), without_conflict(forget, retain), without_conflict(retain, forget), strict=True
         ):
             parameter.grad = f + r
 

@@ -111,14 +111,21 @@ class SAFEMax(Unlearner):
         return torch.where((labels == task.null_label).view(-1, 1, 1, 1), true, taught)
 
     def relearned(self, task: Task, forget: LabelledImages) -> dict[str, Tensor]:
-        """The student's weights by name after K steps of relearning, differentiable as if the steps were constants."""
-        weights: dict[str, Tensor] = dict(task.student.named_parameters())
+        """The student's weights by name after K steps of relearning, differentiable as if the steps were constants.
+
+        Whoever relearns moves all weights, also those that the method may not.
+        """
+        moving = task.weights
+        weights: dict[str, Tensor] = {
+            name: weight if name in moving else weight.detach().requires_grad_()
+            for name, weight in task.student.named_parameters()
+        }
         for step in range(self.inner_steps):
             batch = forget._replace(keys=streams.combine(forget.keys, Stream.ATTACK, step))
             x_t, eps, t = task.diffusion.noised(batch)
             prediction = torch.func.functional_call(task.student, weights, (x_t, t, batch.labels))
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
             gradients = torch.autograd.grad(loss, list(weights.values()))
-            moved = zip(weights.items(), gradients, strict=True)
-            weights = {name: weight - self.inner_lr * ranks.mean(gradient).sign() for (name, weight), gradient in moved}
-        return weights
+            steps = zip(weights.items(), gradients, strict=True)
+            weights = {name: weight - self.inner_lr * ranks.mean(gradient).sign() for (name, weight), gradient in steps}
+        return {name: weight if name in moving else weight.detach() for name, weight in weights.items()}

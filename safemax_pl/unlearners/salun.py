@@ -15,13 +15,16 @@ from safemax_pl.unlearners.terms import base_gradients, denoising_loss, next_ret
 class SalUn(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖², masked.
 
-    The mask keeps the share of weights, all tensors ranked together, for which |∇ E‖ε − ε_θ(x_t, t, c_f)‖²| over the
-    whole forget set is largest at the base weights. The authors' code takes c̃ = c_f + 1; here it is the next class
-    that is not forgotten itself. Their weight 1e-3 on a sum over 3072 pixels is 3.07 on our mean.
+    The mask keeps the share of the weights that may move, all tensors ranked together, for which
+    |∇ E‖ε − ε_θ(x_t, t, c_f)‖²| over the whole forget set is largest at the base weights. The authors' code takes
+    c̃ = c_f + 1; here it is the next class that is not forgotten itself. Their weight 1e-3 on a sum over 3072 pixels is
+    3.07 on our mean.
 
     Args:
-        mask_share: share of the weights that may move.
+        mask_share: share of the weights that the mask keeps.
     """
+
+    weighs_the_base: bool = True
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class SalUn(Unlearner):
             batch = data.chunk("forget", i, size, device)
             return base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
 
-        gradients = priors.fold("saliency", size, chunks, gradient)
+        gradients = priors.fold("saliency", [size, list(task.weights)], chunks, gradient)
         sizes = torch.cat([gradient.abs().flatten() for gradient in gradients])
         mask = torch.zeros_like(sizes, dtype=torch.bool)
         mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = True
@@ -58,6 +61,6 @@ class SalUn(Unlearner):
         )
 
     def before_step(self, task: Task) -> None:
-        for parameter, mask in zip(task.student.parameters(), self.masks, strict=True):
+        for parameter, mask in zip(task.weights.values(), self.masks, strict=True):
             assert parameter.grad is not None
             parameter.grad *= mask

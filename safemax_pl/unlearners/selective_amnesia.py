@@ -32,6 +32,8 @@ class SelectiveAmnesia(Unlearner):
         fisher_images, fisher_timesteps: images in F, and timesteps for each.
     """
 
+    weighs_the_base: bool = True
+
     def __init__(
         self,
         ewc_weight: float = 10.0,
@@ -54,7 +56,8 @@ class SelectiveAmnesia(Unlearner):
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
         device = task.retain_labels.device
-        self.anchors = [weight.detach() for weight in task.teacher.to(device).network.parameters()]
+        base = dict(task.teacher.to(device).network.named_parameters())
+        self.anchors = [base[name].detach() for name in task.weights]
         self.replay = Replay(task, data, priors, task.retain_labels, self.replay_per_class)
         labels = torch.arange(data.num_classes, device=device)
         images = Replay(task, data, priors, labels, -(-self.fisher_images // data.num_classes))
@@ -70,12 +73,12 @@ class SelectiveAmnesia(Unlearner):
                 state = added(state, [gradient.square() / count for gradient in gradients])
             return state
 
-        settings = [images.per_class, self.fisher_timesteps, task.sampler.settings()]
+        settings = [images.per_class, self.fisher_timesteps, task.sampler.settings(), list(task.weights)]
         self.fisher = priors.fold("fisher", settings, parts, squares)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        moved = zip(self.fisher, task.student.parameters(), self.anchors, strict=True)
+        moved = zip(self.fisher, task.weights.values(), self.anchors, strict=True)
         penalty = torch.stack([(fisher * (weight - anchor).square()).sum() for fisher, weight, anchor in moved]).sum()
         kept = denoising_loss(task, self.replay.like(retain), self.drop_labels(task, retain))
         pixels = retain.x_0[0].numel()

@@ -29,6 +29,8 @@ class SFROn(Unlearner):
         forget_weight: η_0.
     """
 
+    weighs_the_base: bool = True
+
     def __init__(
         self,
         adaptivity: float = 0.5,
@@ -59,7 +61,7 @@ class SFROn(Unlearner):
             gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
             return [gradient.square() / count for gradient in gradients]
 
-        return priors.fold(f"fisher_{part}", [size, count], count, squares)
+        return priors.fold(f"fisher_{part}", [size, count, list(task.weights)], count, squares)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
@@ -77,6 +79,6 @@ class SFROn(Unlearner):
     def before_step(self, task: Task) -> None:
         if task.step % 2:
             return
-        for parameter, mask in zip(task.student.parameters(), self.masks, strict=True):
+        for parameter, mask in zip(task.weights.values(), self.masks, strict=True):
             assert parameter.grad is not None
             parameter.grad *= mask

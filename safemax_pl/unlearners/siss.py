@@ -61,7 +61,7 @@ class SISS(Unlearner):
     def backward(self, task: Task, losses: Losses) -> None:
         forget, retain = separate_gradients(task, losses)
         s = self.forget_weight * (dot(retain, retain) / dot(forget, forget).clamp(min=1e-30)).sqrt()  # 0 stays 0
-        for parameter, f, r in zip(task.student.parameters(), forget, retain, strict=True):
+        for parameter, f, r in zip(task.weights.values(), forget, retain, strict=True):
             parameter.grad = self.retain_weight * r + s * f
 
 

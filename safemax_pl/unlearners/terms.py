@@ -53,13 +53,14 @@ def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
 
 
 def base_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tensor]:
-    """The gradients of `loss` at the base weights, in the order of the student's parameters.
+    """The gradients of `loss` at the base weights, of those that `task.weights` names and in its order.
 
     `loss` gets the task with the teacher, differentiable and in eval mode, in the place of the student: a prior is
     the same whenever it is computed.
     """
     network = task.teacher.to(task.forget_labels.device).network
-    weights = {name: weight.detach().requires_grad_() for name, weight in network.named_parameters()}
+    base = dict(network.named_parameters())
+    weights = {name: base[name].detach().requires_grad_() for name in task.weights}
 
     class Base(nn.Module):
         def forward(self, *args: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def added(state: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of the two losses apart, in the order of the student's parameters; they share no graph."""
-    parameters, both = list(task.student.parameters()), []
+    """The gradients of the two losses apart, in the order of `task.weights`; they share no graph."""
+    parameters, both = list(task.weights.values()), []
     for loss in losses:
         task.backward(loss)
         both.append([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from safemax_pl import networks
 from safemax_pl.config import CONFIGS, compose
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.errors import UserError
 from safemax_pl.frozen import Frozen
+from safemax_pl.parameters import LoRA, Parts, trainable
 from safemax_pl.priors import Priors
 from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
@@ -217,6 +219,54 @@ def test_the_order_of_the_batch_does_not_matter(one_step, method, situation, ste
     shuffled = one_step(method, situation, shuffle=True)
     torch.testing.assert_close(torch.stack(shuffled.losses), torch.stack(step.losses), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shuffled.gradients, step.gradients, rtol=1e-3, atol=1e-5 * step.gradients.norm().item())
+
+
+# -- some weights only -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_weights_that_may_move_do(make_bench, method):
+    """Two steps of the embeddings alone, as some methods take two kinds; all other weights stay, bit for bit."""
+    bench = make_bench(method, SITUATIONS[1])
+    Parts(["class_embedding", "time_emb_proj"]).choose(bench.student, 0)
+    if getattr(instantiate(config_of(method)), "from_scratch", False):
+        with pytest.raises(UserError, match="parameters=all"):
+            instantiate(config_of(method)).check(bench.student)
+        return
+    before, unlearner = weights_of(bench.student), bench.start()
+    moving = trainable(bench.student)
+    optimizer = torch.optim.Adam(moving.values(), lr=1e-3)
+    for step in (0, 1):
+        task = bench.task(step)
+        optimizer.zero_grad()
+        unlearner.backward(task, unlearner.losses(task, *bench.batches(unlearner, step)))
+        torch.nn.utils.clip_grad_norm_(bench.student.parameters(), 1.0)
+        unlearner.before_step(task)
+        assert all(
+            (parameter.grad is not None) == (name in moving) for name, parameter in bench.student.named_parameters()
+        )
+        optimizer.step()
+    after = bench.student.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == set(moving) == {name for name in before if "class_embedding" in name or "time_emb_proj" in name}
+
+
+def test_adapters_are_trained_beside_weights_that_stay(make_bench, method):
+    """By every method but those that weigh the base model's weights, which `fit` refuses."""
+    bench, unlearner = make_bench(method, SITUATIONS[1]), instantiate(config_of(method))
+    if unlearner.weighs_the_base or getattr(unlearner, "from_scratch", False):
+        pytest.skip("refused")
+    LoRA(2, ["conv1", "time_emb_proj"]).choose(bench.student, 0)
+    before, unlearner = weights_of(bench.student), bench.start()
+    optimizer = torch.optim.Adam(trainable(bench.student).values(), lr=1e-3)
+    for step in (0, 1):  # in the first of which A has no gradient, as B is 0
+        bench.student.zero_grad()
+        task = bench.task(step)
+        unlearner.backward(task, unlearner.losses(task, *bench.batches(unlearner, step)))
+        unlearner.before_step(task)
+        optimizer.step()
+    after = bench.student.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {name for name in before if "lora_" in name}
 
 
 # -- what the networks are shown ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from safemax_pl import streams
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.gates import TimestepGate
+from safemax_pl.parameters import Parts
 from safemax_pl.sampler import guided
 from safemax_pl.streams import Stream
 from safemax_pl.targets import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
@@ -329,6 +330,16 @@ def test_the_weights_before_relearning_get_the_gradient_of_those_after_it(task, 
     weights = safemax(inner_steps=2).relearned(task, forget)
     torch.stack([(3 * value).sum() for value in weights.values()]).sum().backward()
     assert all((p.grad == 3).all() for p in task.student.parameters())
+
+
+def test_relearning_moves_also_the_weights_that_the_method_may_not(task, forget):
+    """An attacker is not bound by our choice; the gradient comes to ours alone."""
+    Parts(["class_embedding"]).choose(task.student, 0)
+    before = copy.deepcopy(task.student.state_dict())
+    weights = safemax(inner_steps=2, inner_lr=1e-3).relearned(task, forget)
+    assert sum(not torch.equal(weights[name], value) for name, value in before.items()) > 0.8 * len(before)
+    assert [name for name, weight in weights.items() if weight.requires_grad] == ["unet.class_embedding.weight"]
+    assert all(torch.equal(before[name], value) for name, value in task.student.state_dict().items())
 
 
 # -- label dropout -----------------------------------------------------------------------------------------------------

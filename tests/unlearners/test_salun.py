@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from safemax_pl.errors import UserError
+from safemax_pl.parameters import Parts
 from safemax_pl.unlearners.salun import SalUn
 from safemax_pl.unlearners.terms import denoising_loss
 
@@ -51,6 +52,15 @@ def test_the_mask_keeps_the_stated_share_of_all_weights_together(prepared, share
 
 def test_the_whole_network_may_be_kept(prepared):
     assert all(mask.all() for mask in prepared(mask_share=1.0).masks)
+
+
+def test_of_some_weights_the_mask_ranks_these_alone(task, prepared):
+    """Also where a mask of all weights is in the cache."""
+    prepared(mask_share=0.5)
+    Parts(["time_emb_proj"]).choose(task.student, 0)
+    masks = prepared(mask_share=0.5).masks
+    assert [mask.shape for mask in masks] == [weight.shape for weight in task.weights.values()]
+    assert torch.cat([mask.flatten() for mask in masks]).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0, 1.5, -0.1])
