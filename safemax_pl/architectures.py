@@ -17,6 +17,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or ranks.count() == 1:
             return super().forward(x)
+        x = x.float()  # as the statistics are, under autocast too
         mean = ranks.mean(x.mean(dim=(0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = ranks.mean(centred.square().mean(dim=(0, 2, 3)))

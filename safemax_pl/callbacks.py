@@ -160,4 +160,3 @@ class Cost(Callback):
         if all("energy_joules" in used for used in ranks_used):
             found["energy_joules"] = sum(used["energy_joules"] for used in ranks_used)
         return found
-

@@ -24,6 +24,7 @@ from safemax_pl import ranks
 from safemax_pl.config_keys import arguments_of, check_keys, flat_keys
 from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.files import PROJECT, digest
+from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
 
@@ -63,7 +64,6 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
                 print(f"error: {error}", file=sys.stderr)
 
     quiet()
-    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as Ctrl-C; otherwise Lightning requeues SLURM jobs
     with clear_errors():
         check_command_line(config_name, overrides)
     sys.argv[1:] = [*overrides, *flags]
@@ -95,7 +95,13 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def quiet() -> None:
-    """Silence what Lightning says in every run and what a user can do nothing about."""
+    """Silence what Lightning says in every run and what a user can do nothing about, and be the one who stops.
+
+    A cluster's signals end a command as Ctrl-C does. Lightning, which listens where nobody else does, would write a
+    checkpoint of its own at one, requeue the job, and call a command that the other has ended a success.
+    """
+    for number in ASKS_TO_STOP:
+        signal.signal(number, signal.default_int_handler)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
@@ -220,7 +226,8 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     if cfg.name is not None:
         return str(cfg.name)
     ignored = {"experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar"}
-    ignored |= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes"}  # a run resumes on other hardware
+    # a run resumes on other hardware
+    ignored |= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"}
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")

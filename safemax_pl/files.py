@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -31,11 +32,23 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         part = scratch / path.name
         yield part
+        for file in [part] if part.is_file() else part.rglob("*"):
+            _to_disk(file)
         if path.is_dir() and part.is_dir():
             path.rename(scratch / "old")
         part.replace(path)
+        _to_disk(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive the end of the machine."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def remove_scratch(folder: Path) -> None:

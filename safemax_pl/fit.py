@@ -35,7 +35,7 @@ from safemax_pl.errors import UserError
 from safemax_pl.evaluate import draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
-from safemax_pl.loggers import CSVHistory
+from safemax_pl.loggers import CSVHistory, ending_wandb
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
 from safemax_pl.parameters import Parameters, trainable
@@ -46,6 +46,7 @@ from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
 
 
+@ending_wandb()
 def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_line: str | None = None) -> Path:
     """Build, fit, score and write one run; returns its folder.
 
@@ -97,7 +98,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     )
     cost = Cost(sum(data.batch_sizes.values()), sum(weight.numel() for weight in trainable(student).values()))
     loggers = make_loggers(cfg.get("logger"), run.folder)
-    if original is not None and not run.checkpoints:
+    if original is not None and not ranks.broadcast(run.checkpoints):
         log_original(loggers, evaluator, original)
     train(cfg, run, module, data, loggers, [cost, *([stop] if stop else []), *callbacks])
     if parameters is not None:

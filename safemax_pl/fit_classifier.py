@@ -26,11 +26,13 @@ from safemax_pl.classifier_training import ClassifierModule, calibrate, score_cl
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.loggers import ending_wandb
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 from safemax_pl.train import make_loggers, train
 
 
+@ending_wandb()
 def fit_classifier(cfg: DictConfig, name: str) -> Path:
     """Train, calibrate, score and write one classifier; returns the run's folder."""
     run = Run(Path(cfg.runs_dir) / name, cfg)

@@ -2,7 +2,10 @@
 
 import csv
 import os
+import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,23 @@ def _start_wandb(folder: Path, names: dict[str, Any]) -> Any:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
+
+
+@contextmanager
+def ending_wandb() -> Iterator[None]:
+    """Whatever ends the block early ends its W&B run too, or the next one in this process would write into it."""
+    try:
+        yield
+    except BaseException:
+        end_wandb(exit_code=1)
+        raise
+
+
+def end_wandb(exit_code: int = 0) -> None:
+    """Send what is left of this process's W&B run, if it has one."""
+    wandb = sys.modules.get("wandb")  # whose import takes a second
+    if wandb is not None and wandb.run is not None:
+        wandb.run.finish(exit_code=exit_code)
 
 
 def _wandb_id(folder: Path) -> str:

@@ -42,7 +42,8 @@ class Preemption(Callback):
         self._save_if_asked(trainer)
 
     def _save_if_asked(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        several = trainer.world_size > 1  # who are asked by the device, which the host waits for
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False) if several else self.asked:
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
 

@@ -1,6 +1,9 @@
 """The processes of one job, one rank per device: started together, agreed about what is on disk, ended together."""
 
+import os
 import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -30,8 +33,15 @@ def start(trainer: Trainer) -> None:
     and decides what is on disk already.
 
     Raises:
-        UserError: for several runs at once, and for a strategy that does not start the command again.
+        UserError: for several runs at once, for a strategy that does not start the command again, and when the job has
+            another number of ranks than the trainer.
     """
+    asked = trainer.num_nodes * trainer.num_devices
+    if trainer.world_size != asked:  # of SLURM and torchrun, who start the ranks
+        raise UserError(
+            f"trainer.devices={trainer.num_devices} on trainer.num_nodes={trainer.num_nodes} are {asked} ranks, and "
+            f"this job has {trainer.world_size}: start it with one task per device (slurm/fit.sbatch does)"
+        )
     if trainer.world_size == 1 or dist.is_initialized():
         return
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -59,6 +69,12 @@ def number() -> int:
 def is_first() -> bool:
     """Whether this is rank 0, which alone writes and prints."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def wait() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def broadcast(value: T) -> T:
@@ -119,7 +135,10 @@ def concatenated(value: Tensor) -> Tensor:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """When this rank fails, end those that it has started, which may wait for it for ever; its error says its rank."""
+    """When this rank fails, end those that it has started, which may wait for it for ever; its error says its rank.
+
+    With NCCL the process ends at once: taking the group down in good order waits for collectives that never come.
+    """
     try:
         yield
     except BaseException as error:
@@ -127,6 +146,10 @@ def together() -> Iterator[None]:
             process.kill()
         if not dist.is_initialized():
             raise
+        if dist.get_backend() == "nccl" and isinstance(error, Exception):
+            words = f"error: {error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+            print(f"rank {number()}: {words}", file=sys.stderr, flush=True)
+            os._exit(1)
         if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST):
             raise UserError(f"rank {number()} has lost another rank, whose error is the cause") from error
         if isinstance(error, UserError):

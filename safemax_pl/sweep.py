@@ -15,13 +15,10 @@ the command for every point of the Pareto front, pareto.png and importance.png. 
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import torch
-import wandb
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
@@ -104,8 +101,7 @@ def run_trial(
     print(f"{name}: {' '.join(point)}")
     trial_cfg = compose("fit", [*fixed, *point, *group, *label, f"runs_dir={study.folder}", f"name={name}"])
     try:
-        with no_open_wandb_run():
-            folder = fit(trial_cfg, name, [pruning] if pruning else [], command_line(fixed, claim.params))
+        folder = fit(trial_cfg, name, [pruning] if pruning else [], command_line(fixed, claim.params))
         study.tell(claim, values(folder, list(study.sweep.objectives.items())), TrialState.COMPLETE)
     except optuna.TrialPruned as error:
         study.tell(claim, None, TrialState.PRUNED, str(error))
@@ -128,17 +124,6 @@ def values(folder: Path, objectives: list[tuple[str, str]]) -> list[float]:
         worst = min if direction == "maximize" else max
         found.append(worst(scores[name] for scores in by_guidance))
     return found
-
-
-@contextmanager
-def no_open_wandb_run() -> Iterator[None]:
-    """End the W&B run of a trial that was pruned or has failed, or the next trial would write into it."""
-    try:
-        yield
-    except BaseException:
-        if wandb.run is not None:
-            wandb.run.finish(exit_code=1)
-        raise
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from safemax_pl.config import build
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.files import atomic
-from safemax_pl.loggers import CSVHistory
+from safemax_pl.loggers import CSVHistory, end_wandb
 from safemax_pl.preemption import Preemption
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import PREVIOUS, Run
@@ -38,7 +38,10 @@ def train(
     Raises:
         UserError: when all of the run's checkpoints are damaged.
     """
-    path, checkpoint = load_checkpoint(run)
+    path, checkpoint = load_checkpoint(run) if ranks.is_first() else (None, None)
+    path = ranks.broadcast(path)  # the ranks' machines may not see the same files at the same time
+    if path is not None and checkpoint is None:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
@@ -63,7 +66,8 @@ def train(
     if cfg.get("ema_decay") is not None:  # on the student's device: Lightning averages before it moves the student
         average = EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay)
         trainer.callbacks.append(average)  # type: ignore[attr-defined]
-    trainer.callbacks.append(Preemption(run.checkpoint))  # type: ignore[attr-defined]  # when all others have seen the step
+    preemption = Preemption(run.checkpoint)
+    trainer.callbacks.append(preemption)  # type: ignore[attr-defined]  # when all others have seen the step
     try:
         trainer.fit(
             module,
@@ -74,6 +78,9 @@ def train(
     except SystemExit as exit_of_lightning:  # after Ctrl-C or pre-emption, about which it says nothing here
         if not trainer.interrupted:
             raise
+        if preemption.saved:  # on all ranks; the first to end takes the others with it
+            end_wandb(exit_code=1)
+            ranks.wait()
         raise KeyboardInterrupt from exit_of_lightning
     trainer.save_checkpoint(run.checkpoint)
 

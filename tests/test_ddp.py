@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lightning import Trainer
 from ranks_job import METHODS, SOME_WEIGHTS, job, tiny
 from safetensors.torch import load_file
 
@@ -243,6 +244,15 @@ def test_the_ranks_that_a_failing_one_has_started_end_with_it(monkeypatch):
     with pytest.raises(ZeroDivisionError), ranks.together():
         raise ZeroDivisionError
     assert other.wait() < 0 and time.monotonic() - start < 10
+
+
+def test_more_devices_than_the_job_of_a_cluster_has_tasks_are_refused(monkeypatch):
+    """SLURM starts the ranks; Lightning would go on with those that there are."""
+    for name, value in {"JOB_ID": "7", "JOB_NAME": "fit", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    with pytest.raises(UserError, match="are 4 ranks, and this job has 1: start it with one task per device"):
+        ranks.start(Trainer(accelerator="cpu", devices=4, strategy="ddp", logger=False))
 
 
 @pytest.mark.parametrize(

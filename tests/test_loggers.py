@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import wandb
 
-from safemax_pl.loggers import CSVHistory, _wandb_id, wandb_logger
+from safemax_pl.loggers import CSVHistory, _wandb_id, ending_wandb, wandb_logger
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -202,3 +203,20 @@ def test_a_disabled_service_prints_and_writes_nothing(without_account, tmp_path,
     logger.experiment.finish()
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_what_fails_ends_its_wandb_run_so_that_the_next_in_the_process_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    @ending_wandb()
+    def run(name: str, broken: bool) -> str:
+        logger = wandb_logger(tmp_path / name, "p")
+        if broken:
+            raise ZeroDivisionError
+        return logger.experiment.id
+
+    with pytest.raises(ZeroDivisionError):
+        run("first", broken=True)
+    assert run("second", broken=False) == (tmp_path / "second/wandb_id").read_text()
+    wandb.finish()
+    assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 2

@@ -58,23 +58,26 @@ def test_a_fit_stops_after_its_step_and_goes_on_to_the_same_result(
     saved = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
     assert saved["global_step"] == done and not (tmp_path / "run/metrics.json").exists()
     cost = saved["callbacks"]["Cost"]
-    assert cost["steps"] == done and (cost["own"][0]["seconds"] > 0) == (done > 2)  # the first two are counted, not timed
+    assert cost["steps"] == done and (cost["own"][0]["seconds"] > 0) == (
+        done > 2
+    )  # the first two are counted, not timed
     run = fit(tiny(tmp_path), "run")
     first, second = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in (whole, run))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert history(run) == history(whole)
 
 
-def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_path):
+@pytest.mark.parametrize(("command", "sent"), [("fit", "SIGUSR1"), ("fit", "SIGTERM"), ("sweep", "SIGUSR1")])
+def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_path, command, sent):
     """In the scoring, where Lightning would write a checkpoint of its own, which other fits would find, and requeue."""
     program = f"""
 import os, signal, sys
-from safemax_pl import evaluation, fit
+from safemax_pl import evaluation, fit, sweep
 def step(self, rows, batch_idx):
-    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.{sent})
 evaluation.Generation.test_step = step
 sys.argv[1:] = {[*TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", "name=run"]}
-fit.main()
+{command}.main()
 """
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\ntouch {tmp_path}/requeued\n")

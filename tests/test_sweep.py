@@ -14,7 +14,6 @@ from subprocess import run
 from types import SimpleNamespace
 
 import pytest
-import wandb
 import yaml
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -421,14 +420,6 @@ def test_trials_are_one_group_in_wandb_unless_there_is_another(tmp_path, fits):
     sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1", "name=t", "logger.group=mine", logger="wandb"))
     assert [cfg.logger.group for cfg in fits] == ["s", "s", "mine"]
     assert [cfg.name for cfg in fits] == ["trial-0000", "trial-0001", "trial-0000"]
-
-
-def test_the_wandb_run_of_a_pruned_trial_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(wandb, "run", SimpleNamespace(finish=lambda exit_code: ended.append(exit_code)))
-    ended: list[int] = []
-    with pytest.raises(TrialPruned), command.no_open_wandb_run():
-        raise TrialPruned
-    assert ended == [1]
 
 
 def test_the_front_has_every_trade_off(tmp_path, fits):
