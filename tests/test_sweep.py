@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import count
 from pathlib import Path
 from subprocess import run
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
 from test_fit import TINY
@@ -262,6 +264,22 @@ def test_a_trial_that_was_never_drawn_to_the_end_does_not_count(tmp_path):
     study.study.ask()
     assert worker(tmp_path, trials=1).claim().number == 1
     assert [trial.number for trial in counted(worker(tmp_path).study)] == [1]
+
+
+def test_the_locks_of_a_killed_worker_hold_up_nobody_for_ever(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    killed = worker(Path("runs/study"), trials=1)
+    killed._lock.acquire()
+    killed._storage._backend._lock.acquire()  # type: ignore[attr-defined]
+    seconds = count()
+
+    def monotonic() -> int:
+        assert next(seconds) < 999, "the lock is never released"
+        return next(seconds)
+
+    fast = SimpleNamespace(monotonic=monotonic, sleep=lambda _: None)
+    monkeypatch.setattr(sys.modules[JournalFileBackend.__module__], "time", fast)
+    assert worker(Path("runs/study"), trials=1).claim() is not None
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------

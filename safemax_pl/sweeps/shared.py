@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -67,10 +67,13 @@ class SharedStudy:
     ):
         self.folder, self.sweep, self.distributions = folder, sweep, distributions
         (folder / "heartbeats").mkdir(parents=True, exist_ok=True)
-        self._lock = JournalFileSymlinkLock(str(folder / "claim"), grace_period=120)
+        # not Optuna's default, a link: without a file that it leads to, a killed worker's is never released
+        self._lock = JournalFileOpenLock(str(folder / "claim"), grace_period=120)
+        journal = str(folder / "study.journal")
+        backend = JournalFileBackend(journal, JournalFileOpenLock(journal, grace_period=30))
         directions = [StudyDirection[direction.upper()] for direction in sweep.objectives.values()]
         with self._locked():
-            self._storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+            self._storage = JournalStorage(backend)
             self.study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=directions, load_if_exists=True
             )
