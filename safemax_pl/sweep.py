@@ -15,6 +15,7 @@ the command for every point of the Pareto front, pareto.png and importance.png. 
 
 import shlex
 import sys
+from math import isfinite
 from pathlib import Path
 
 import optuna
@@ -121,8 +122,10 @@ def values(folder: Path, objectives: list[tuple[str, str]]) -> list[float]:
     for name, direction in objectives:
         if name not in by_guidance[0]:
             raise UserError(f"sweep.objectives: {name} is not among the scores of {folder}: give another")
-        worst = min if direction == "maximize" else max
-        found.append(worst(scores[name] for scores in by_guidance))
+        numbers = [scores[name] for scores in by_guidance]
+        if bad := [number for number in numbers if not isfinite(number)]:
+            raise UserError(f"sweep.objectives: {name} is {bad[0]} in {folder}, which can't be compared")
+        found.append(min(numbers) if direction == "maximize" else max(numbers))
     return found
 
 

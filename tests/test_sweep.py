@@ -217,22 +217,30 @@ def test_a_living_workers_trial_is_left_alone_and_a_killed_ones_goes_on(tmp_path
     assert worker(tmp_path, trials=1).claim() is None
     os.utime(first.heartbeat, (0, time.time() - 301))
     second = worker(tmp_path, trials=1).claim()
-    assert (second.number, second.params) == (first.number, first.params) and "killed" in capsys.readouterr().out
+    assert (second.number, second.params) == (first.number, first.params) and "died" in capsys.readouterr().out
     assert worker(tmp_path, trials=1).claim() is None
 
 
-def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys):
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys, interruption):
     study = worker(tmp_path, trials=1)
-    claim = study.claim()
-    with pytest.raises(KeyboardInterrupt), study.alive(claim):
-        raise KeyboardInterrupt
+    for _ in range(shared.MOST_DEATHS + 1):
+        claim = study.claim()
+        with pytest.raises(interruption), study.alive(claim):
+            raise interruption
     assert worker(tmp_path, trials=1).claim().number == claim.number and "interrupted" in capsys.readouterr().out
 
 
-def test_a_trial_that_kills_every_worker_has_failed(tmp_path):
+@pytest.mark.parametrize("death", ["killed", "broken"])
+def test_a_trial_in_which_every_worker_dies_has_failed(tmp_path, death):
     study = worker(tmp_path, trials=1)
-    for _ in range(3):
-        os.utime(study.claim().heartbeat, (0, 0))
+    for _ in range(shared.MOST_DEATHS):
+        claim = study.claim()
+        if death == "killed":
+            os.utime(claim.heartbeat, (0, 0))
+        else:
+            with pytest.raises(ArithmeticError), study.alive(claim):
+                raise ArithmeticError
     assert study.claim() is None
     (trial,) = counted(study.study)
     assert trial.state == TrialState.FAIL and trial.user_attrs["reason"] == "3 workers died in it"
@@ -470,6 +478,12 @@ def test_the_worst_guidance_weight_counts(write_run):
     assert values(folder, [("ua_noise_aware", "maximize"), ("drift", "minimize")]) == [0.25, 0.75]
     with pytest.raises(UserError, match="judge_disagreement is not among the scores"):
         values(folder, [("judge_disagreement", "minimize")])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_refused(write_run, bad):
+    with pytest.raises(UserError, match=f"drift is {bad} in .*safemax-0-3"):
+        values(write_run(scores={"drift": bad}), [("ua_noise_aware", "maximize"), ("drift", "minimize")])
 
 
 @pytest.mark.parametrize(

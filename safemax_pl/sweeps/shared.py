@@ -43,7 +43,7 @@ class SharedStudy:
     """An Optuna study in `folder`/study.journal, for any number of processes at the same time.
 
     A worker shows that it is alive by touching a file once in a while. A running trial whose file is missing (its
-    worker was interrupted) or too old (killed) is continued by the next worker under the same number, from its
+    worker was interrupted) or too old (it died) is continued by the next worker under the same number, from its
     last checkpoint; after `MOST_DEATHS` deaths it has failed. No two trials that ran have the same values.
 
     Args:
@@ -126,7 +126,7 @@ class SharedStudy:
             return None
         with atomic(heartbeat) as part:
             part.write_text(str(deaths))
-        print(f"trial {trial.number} goes on, its worker was {'killed' if deaths else 'interrupted'}")
+        print(f"trial {trial.number} goes on, its worker {'died' if deaths else 'was interrupted'}")
         return Claim(trial.number, trial.params, heartbeat)
 
     def _now(self) -> float:
@@ -167,7 +167,10 @@ class SharedStudy:
 
     @contextmanager
     def alive(self, claim: Claim) -> Iterator[None]:
-        """Show signs of life; afterwards the trial is free for others, unless it is finished."""
+        """Show signs of life; afterwards the trial is free for others, unless it is finished.
+
+        A worker that an error ends has died in the trial; one that is interrupted or told to exit has not.
+        """
         stop = threading.Event()
 
         def beat() -> None:
@@ -176,12 +179,20 @@ class SharedStudy:
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
+        died = True
         try:
             yield
+            died = False
+        except (KeyboardInterrupt, SystemExit):
+            died = False
+            raise
         finally:
             stop.set()
             thread.join()
-            claim.heartbeat.unlink(missing_ok=True)
+            if died:
+                os.utime(claim.heartbeat, (0, 0))  # too old
+            else:
+                claim.heartbeat.unlink(missing_ok=True)
 
     def tell(self, claim: Claim, values: list[float] | None, state: TrialState, reason: str | None = None) -> None:
         """Enter the end of a trial; `reason` says why it was pruned or has failed."""
