@@ -20,6 +20,7 @@ from pathlib import Path
 
 import optuna
 import torch
+from lightning import Callback
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
@@ -28,8 +29,9 @@ from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps import results
+from safemax_pl.sweeps.claims import Claim
 from safemax_pl.sweeps.pruning import QuickPruning
-from safemax_pl.sweeps.shared import Claim, SharedStudy, counted
+from safemax_pl.sweeps.shared import SharedStudy, counted
 from safemax_pl.sweeps.space import Sweep, as_overrides
 
 
@@ -42,7 +44,7 @@ def sweep(overrides: list[str]) -> Path:
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
     settings: Sweep = build(compose("sweep", own).sweep)
     pruning = (
-        build({"_target_": f"{QuickPruning.__module__}.QuickPruning", **settings.prune}) if settings.prune else None
+        [build({"_target_": f"{QuickPruning.__module__}.QuickPruning", **settings.prune})] if settings.prune else []
     )
     fixed = fit_overrides(settings, [item for item in overrides if item not in own])
     cfg = compose("fit", fixed)
@@ -61,8 +63,8 @@ def sweep(overrides: list[str]) -> Path:
 
     study = SharedStudy(folder, name, settings, distributions, settings.identity(cfg, distributions))
     while (claim := study.claim()) is not None:
-        with study.alive(claim):
-            run_trial(study, claim, fixed, cfg, pruning)
+        with study.alive(claim) as watch:
+            run_trial(study, claim, fixed, cfg, [watch, *pruning])
     if waiting := [trial.number for trial in counted(study.study) if trial.state == TrialState.RUNNING]:
         print(f"still running elsewhere: {', '.join(map(str, waiting))}; if not, the same command takes them over")
     results.write(study, lambda params: command_line(fixed, params))
@@ -86,13 +88,12 @@ def command_line(fixed: list[str], params: dict[str, object]) -> str:
     return shlex.join(["python", "-m", "safemax_pl.fit", *kept, *as_overrides(params)])
 
 
-def run_trial(
-    study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfig, pruning: QuickPruning | None
-) -> None:
+def run_trial(study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfig, callbacks: list[Callback]) -> None:
     """Fit one point and enter its values; a trial that its settings break has failed, and the study goes on.
 
     Raises:
         UserError: when no trial has succeeded yet: the error is likely to be all trials'.
+        TakenOver: when another worker has the trial.
     """
     name = f"trial-{claim.number:04d}"
     group = [f"logger.group={study.study.study_name}"] if cfg.get("logger") and cfg.logger.group is None else []
@@ -102,7 +103,7 @@ def run_trial(
     print(f"{name}: {' '.join(point)}")
     trial_cfg = compose("fit", [*fixed, *point, *group, *label, f"runs_dir={study.folder}", f"name={name}"])
     try:
-        folder = fit(trial_cfg, name, [pruning] if pruning else [], command_line(fixed, claim.params))
+        folder = fit(trial_cfg, name, callbacks, command_line(fixed, claim.params))
         study.tell(claim, values(folder, list(study.sweep.objectives.items())), TrialState.COMPLETE)
     except optuna.TrialPruned as error:
         study.tell(claim, None, TrialState.PRUNED, str(error))

@@ -6,7 +6,9 @@ import os
 import re
 import shlex
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
@@ -163,6 +165,13 @@ def finish(study: SharedStudy, claim, numbers=(0.5, 1.0)) -> None:
     claim.heartbeat.unlink()
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
+
+
 def test_workers_share_the_trials_and_never_run_a_point_twice(tmp_path):
     def work(_) -> list[dict]:
         study, done = worker(tmp_path, trials=6), []
@@ -251,20 +260,79 @@ def test_a_worker_shows_signs_of_life(tmp_path):
     claim = study.claim()
     os.utime(claim.heartbeat, (0, 0))
     with study.alive(claim):
-        deadline = time.monotonic() + 10
-        while claim.heartbeat.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert claim.heartbeat.stat().st_mtime > 0
+        wait_until(lambda: claim.heartbeat.stat().st_mtime > 0)
     assert not claim.heartbeat.exists()
 
 
-def test_who_comes_back_too_late_changes_nothing(tmp_path):
-    study = worker(tmp_path)
-    claim = study.claim()
-    study.tell(claim, [1.0, 2.0], TrialState.COMPLETE)
-    study.tell(claim, None, TrialState.FAIL, "late")
+def stalled(folder: Path, **changes) -> tuple:
+    """A study, the claim of a worker that showed no sign of life for long, and that of the one that took it over."""
+    study = worker(folder, trials=1, **changes)
+    first = study.claim()
+    os.utime(first.heartbeat, (0, 0))
+    return study, first, worker(folder, trials=1, **changes).claim()
+
+
+def test_the_fit_of_a_trial_that_was_taken_over_ends_and_is_the_others(tmp_path, capsys):
+    study, first, second = stalled(tmp_path, stale_after=0.2)
+    with study.alive(first) as watch:
+        wait_until(lambda: watch.on_train_batch_end(*range(5)))  # type: ignore[arg-type]
+    assert "trial 0 is left to the worker that has taken it over" in capsys.readouterr().out
+    assert second.heartbeat.read_text() == f"1 {second.owner}" and counted(study.study)[0].state == TrialState.RUNNING
+
+
+def test_who_comes_back_too_late_enters_nothing(tmp_path, capsys):
+    study, first, second = stalled(tmp_path)
+    with study.alive(first):
+        study.tell(first, None, TrialState.FAIL, "late")
+    assert "trial 0 is left to the worker that has taken it over" in capsys.readouterr().out
+    finish(study, second, [1.0, 2.0])
     (trial,) = counted(study.study)
     assert trial.values == [1.0, 2.0] and "reason" not in trial.user_attrs
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ArithmeticError])
+def test_who_comes_back_too_late_leaves_the_others_sign_of_life(tmp_path, end):
+    study, first, second = stalled(tmp_path)
+    before = second.heartbeat.stat().st_mtime
+    with pytest.raises(end), study.alive(first):
+        raise end
+    assert second.heartbeat.stat().st_mtime == before
+
+
+def test_a_sign_of_life_that_was_removed_does_not_come_back(tmp_path):
+    study = worker(tmp_path, stale_after=0.1)
+    claim = study.claim()
+    threads = threading.active_count()
+    with study.alive(claim):
+        claim.heartbeat.unlink()
+        wait_until(lambda: threading.active_count() == threads)
+    assert not claim.heartbeat.exists()
+
+
+def test_an_outage_of_the_file_system_is_survived(tmp_path, monkeypatch):
+    study = worker(tmp_path, stale_after=0.1)
+    claim = study.claim()
+    calls = count()
+    utime = os.utime
+
+    def failing_twice(path: Path) -> None:
+        if next(calls) < 2:
+            raise OSError("stale file handle")
+        utime(path)
+
+    monkeypatch.setattr(shared.os, "utime", failing_twice)
+    utime(claim.heartbeat, (0, 0))
+    with study.alive(claim):
+        wait_until(lambda: claim.heartbeat.stat().st_mtime > 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"1", b"x y", b"\xff"])
+def test_an_unreadable_sign_of_life_is_one_without_deaths(tmp_path, content):
+    first = worker(tmp_path, trials=1).claim()
+    first.heartbeat.write_bytes(content)
+    os.utime(first.heartbeat, (0, 0))
+    second = worker(tmp_path, trials=1).claim()
+    assert second.number == first.number and second.heartbeat.read_text() == f"1 {second.owner}"
 
 
 def test_a_trial_that_was_never_drawn_to_the_end_does_not_count(tmp_path):
@@ -446,6 +514,25 @@ def test_trials_are_one_group_in_wandb_unless_there_is_another(tmp_path, fits):
     sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1", "name=t", "logger.group=mine", logger="wandb"))
     assert [cfg.logger.group for cfg in fits] == ["s", "s", "mine"]
     assert [cfg.name for cfg in fits] == ["trial-0000", "trial-0001", "trial-0000"]
+
+
+def test_a_worker_whose_trial_was_taken_over_goes_on_with_another(tmp_path, fits, monkeypatch, capsys):
+    fit, heartbeat = command.fit, tmp_path / "s/heartbeats/0"
+
+    def stalled_once(cfg, name, callbacks, command_line):
+        if fits:
+            return fit(cfg, name, callbacks, command_line)
+        fits.append(cfg)
+        heartbeat.write_text("1 another")
+        try:
+            wait_until(lambda: callbacks[0].on_train_batch_end(*range(5)))
+        finally:
+            os.utime(heartbeat, (0, 0))  # the other one dies
+
+    monkeypatch.setattr(command, "fit", stalled_once)
+    sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1", "sweep.stale_after=0.1"))
+    printed = capsys.readouterr().out
+    assert "trial 0 is left to the worker that has taken it over" in printed and "1 trials: 1 complete" in printed
 
 
 def test_the_front_has_every_trade_off(tmp_path, fits):

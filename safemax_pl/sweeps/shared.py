@@ -1,14 +1,13 @@
 """One study for many workers: Optuna's journal in a shared folder, and who has which trial."""
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import optuna
+from lightning import Callback
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -17,25 +16,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, digest
+from safemax_pl.files import digest
+from safemax_pl.sweeps.claims import Claim, TakenOver, read
 from safemax_pl.sweeps.space import Sweep, differences
 
 MOST_DEATHS = 3  # of workers in one trial, which then counts as failed
 MOST_DRAWS = 50  # without a new point: the space is exhausted
-
-
-class Claim(NamedTuple):
-    """A trial that this worker has to run.
-
-    Attributes:
-        number: of the trial.
-        params: dotted key -> value.
-        heartbeat: the file that shows that this worker is alive.
-    """
-
-    number: int
-    params: dict[str, Any]
-    heartbeat: Path
 
 
 @final
@@ -44,7 +30,8 @@ class SharedStudy:
 
     A worker shows that it is alive by touching a file once in a while. A running trial whose file is missing (its
     worker was interrupted) or too old (it died) is continued by the next worker under the same number, from its
-    last checkpoint; after `MOST_DEATHS` deaths it has failed. No two trials that ran have the same values.
+    last checkpoint; after `MOST_DEATHS` deaths it has failed. The file says whose trial it is: a worker that was only
+    stalled leaves it to the one that has taken it over. No two trials that ran have the same values.
 
     Args:
         folder: shared by all workers.
@@ -117,17 +104,20 @@ class SharedStudy:
         if heartbeat.exists():
             if self._now() - heartbeat.stat().st_mtime < self.sweep.stale_after:
                 return None
-            deaths = int(heartbeat.read_text()) + 1
+            deaths = read(heartbeat)[0] + 1
         if deaths >= MOST_DEATHS:
             self._note(trial, "reason", f"{deaths} workers died in it")
             self.study.tell(trial.number, state=TrialState.FAIL)
             heartbeat.unlink()
             print(f"trial {trial.number} has failed: {deaths} workers died in it")
             return None
-        with atomic(heartbeat) as part:
-            part.write_text(str(deaths))
         print(f"trial {trial.number} goes on, its worker {'died' if deaths else 'was interrupted'}")
-        return Claim(trial.number, trial.params, heartbeat)
+        return self._take(trial, deaths)
+
+    def _take(self, trial: optuna.Trial | FrozenTrial, deaths: int) -> Claim:
+        found = Claim.write(self.folder / "heartbeats" / str(trial.number), trial.number, trial.params, deaths)
+        self._note(trial, "worker", found.owner)
+        return found
 
     def _now(self) -> float:
         """The file system's clock, which is the same for all machines."""
@@ -145,11 +135,7 @@ class SharedStudy:
             trial = self.study.ask(self.distributions)
             twin = had.get(self._point(trial.params))
             if twin is None:
-                heartbeat = self.folder / "heartbeats" / str(trial.number)
-                with atomic(heartbeat) as part:
-                    part.write_text("0")
-                trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
-                return Claim(trial.number, trial.params, heartbeat)
+                return self._take(trial, deaths=0)
             self._discard(trial, f"the same as trial {twin}")
         print(f"the search space is exhausted: {MOST_DRAWS} draws have brought no new point")
         return None
@@ -166,42 +152,40 @@ class SharedStudy:
         self._storage.set_trial_user_attr(trial._trial_id, key, value)
 
     @contextmanager
-    def alive(self, claim: Claim) -> Iterator[None]:
+    def alive(self, claim: Claim) -> Iterator[Callback]:
         """Show signs of life; afterwards the trial is free for others, unless it is finished.
 
-        A worker that an error ends has died in the trial; one that is interrupted or told to exit has not.
+        Yields what ends the trial's fit, before the next checkpoint, when another worker has taken it over. A worker
+        that an error ends has died in the trial; one that is interrupted or told to exit has not.
         """
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(self.sweep.stale_after / 10):
-                claim.heartbeat.touch()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
         died = True
         try:
-            yield
+            with claim.beating(self.sweep.stale_after / 10) as watch:
+                yield watch
             died = False
+        except TakenOver:
+            print(f"trial {claim.number} is left to the worker that has taken it over: this one was stalled")
         except (KeyboardInterrupt, SystemExit):
             died = False
             raise
         finally:
-            stop.set()
-            thread.join()
-            if died:
-                os.utime(claim.heartbeat, (0, 0))  # too old
-            else:
-                claim.heartbeat.unlink(missing_ok=True)
+            with self._locked():  # no worker may take it over in between
+                if claim.is_mine and died:
+                    os.utime(claim.heartbeat, (0, 0))  # too old
+                elif claim.is_mine:
+                    claim.heartbeat.unlink()
 
     def tell(self, claim: Claim, values: list[float] | None, state: TrialState, reason: str | None = None) -> None:
-        """Enter the end of a trial; `reason` says why it was pruned or has failed."""
+        """Enter the end of a trial; `reason` says why it was pruned or has failed.
+
+        Raises:
+            TakenOver: when it is no longer this worker's.
+        """
         with self._locked():  # no worker may take it for abandoned in between
-            trial = self.study.get_trials(deepcopy=False)[claim.number]
-            if trial.state != TrialState.RUNNING:
-                return  # this process was stopped for so long that another has finished it
+            if not claim.is_mine:
+                raise TakenOver
             if reason is not None:
-                self._note(trial, "reason", reason)
+                self._note(self.study.get_trials(deepcopy=False)[claim.number], "reason", reason)
             self.study.tell(claim.number, values, state)
 
 
