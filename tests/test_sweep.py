@@ -567,6 +567,13 @@ def test_the_worst_guidance_weight_counts(write_run):
         values(folder, [("judge_disagreement", "minimize")])
 
 
+def test_energy_is_an_objective_where_it_was_counted(write_run):
+    (objective,) = settings(GRID, objectives={"energy_joules": "minimize"}).objectives.items()
+    assert values(write_run(cost={"energy_joules": 5.0}), [objective]) == [5.0]
+    with pytest.raises(UserError, match="energy_joules is not among the scores"):
+        values(write_run(seed=1), [objective])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_value_that_is_no_number_is_refused(write_run, bad):
     with pytest.raises(UserError, match=f"drift is {bad} in .*safemax-0-3"):

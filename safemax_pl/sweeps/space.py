@@ -20,7 +20,8 @@ from safemax_pl.runs import comparable
 
 Value = str | int | float | bool | None
 RANGE_KEYS = {"low", "high", "log", "step", "times"}
-OBJECTIVES = [*tables.COLUMNS, *(f"delta/{name}" for name in tables.COLUMNS), *Cost(0).summary(), "total_flops"]
+COSTS = (*Cost(0).summary(), "energy_joules", "total_flops")  # energy only where a GPU counts it
+OBJECTIVES = [*tables.COLUMNS, *(f"delta/{name}" for name in tables.COLUMNS), *COSTS]
 
 
 @final
