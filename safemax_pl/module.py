@@ -19,7 +19,7 @@ from safemax_pl.parameters import trainable
 from safemax_pl.plans import Rows
 from safemax_pl.priors import Priors
 from safemax_pl.scores import Result, Scores
-from safemax_pl.unlearners.base import Task, Unlearner
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
 
 Batch = dict[str, LabelledImages | None]
 
@@ -113,10 +113,17 @@ class UnlearningModule(LightningModule):
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         self._all_finite &= torch.isfinite(losses.forget + losses.retain + norm)
-        logged = {"loss/forget": losses.forget.detach(), "loss/retain": losses.retain.detach()}
-        self.log_dict(logged, prog_bar=True, sync_dist=True)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.check_finite()
+            self.log_losses(losses)
+
+    def log_losses(self, losses: Losses) -> None:
+        """Log the losses of all ranks together; between two calls no step makes the host wait for the device.
+
+        Lightning reads what the progress bar shows after every step, logged anew or not: it gets copies on the host.
+        """
+        self.check_finite()
+        forget, retain = ranks.mean(torch.stack(losses).detach()).cpu()
+        self.log_dict({"loss/forget": forget, "loss/retain": retain}, prog_bar=True)
 
     def check_finite(self) -> None:
         """Stop the fit if any loss or gradient so far was not finite; called only where the host waits anyway."""

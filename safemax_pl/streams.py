@@ -7,6 +7,7 @@ devices draws the same numbers.
 
 import math
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed 64-bit integers, the only ones
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _STREAM_STRIDE = 0xD1342543DE82EF95 - 2**64
+Bits = TypeVar("Bits", int, Tensor)  # 64 bits; an int of Python is brought back into their range by `_signed`
 
 
 class Stream(IntEnum):
@@ -36,23 +38,32 @@ class Stream(IntEnum):
     SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
 
 
-def _shift_right(z: Tensor, bits: int) -> Tensor:
+def _shift_right(z: Bits, bits: int) -> Bits:
     """Logical shift; torch's own shift of int64 keeps the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * _MIX_1
-    z = (z ^ _shift_right(z, 27)) * _MIX_2
+def _signed(z: Bits) -> Bits:
+    """What a multiplication or a sum of 64-bit integers keeps of its result."""
+    return (z + 2**63) % 2**64 - 2**63 if isinstance(z, int) else z
+
+
+def _mix(z: Bits) -> Bits:
+    z = _signed((z ^ _shift_right(z, 30)) * _MIX_1)
+    z = _signed((z ^ _shift_right(z, 27)) * _MIX_2)
     return z ^ _shift_right(z, 31)
 
 
 def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> Tensor:
-    """Hash integers into one key; tensors broadcast. Returns int64, `[B]` if any part is `[B]`."""
-    key = torch.zeros((), dtype=torch.long, device=device)
-    for part in parts:  # integers stay kernel arguments: a tensor of them would make the host wait for the device
-        key = _mix((key ^ part) * _STREAM_STRIDE + _GOLDEN)
-    return key
+    """Hash integers into one key; tensors broadcast. Returns int64, `[B]` if any part is `[B]`.
+
+    Integers before the first tensor are hashed by the host, a dozen small kernels less for each; those after it are
+    arguments of kernels: a tensor of them would make the host wait for the device.
+    """
+    key: Tensor | int = 0
+    for part in parts:
+        key = _mix(_signed((part ^ key) * _STREAM_STRIDE + _GOLDEN))
+    return torch.full((), key, device=device) if isinstance(key, int) else key
 
 
 def _hash(keys: Tensor, stream: int, count: int) -> Tensor:

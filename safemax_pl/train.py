@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl import ranks
+from safemax_pl.averaging import Average
 from safemax_pl.config import build
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
@@ -63,9 +64,8 @@ def train(
         plugins=[WholeCheckpoints(loggers)],
         default_root_dir=run.folder,
     )
-    if cfg.get("ema_decay") is not None:  # on the student's device: Lightning averages before it moves the student
-        average = EMAWeightAveraging(trainer.strategy.root_device, decay=cfg.ema_decay)
-        trainer.callbacks.append(average)  # type: ignore[attr-defined]
+    if cfg.get("ema_decay") is not None:
+        trainer.callbacks.append(Average(trainer.strategy.root_device, cfg.ema_decay))  # type: ignore[attr-defined]
     preemption = Preemption(run.checkpoint)
     trainer.callbacks.append(preemption)  # type: ignore[attr-defined]  # when all others have seen the step
     try:

@@ -1,0 +1,322 @@
+"""A step makes the host wait for nothing, and costs nothing but its mathematics: operations are counted, not timed.
+
+Whether the host waits is seen on torch's device "meta", whose tensors have no values: whatever asks the device for one
+(item, bool, nonzero, a mask as an index, a copy to the host) fails in its place. It stands for any accelerator that
+works behind the host.
+"""
+
+import io
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from test_contract import METHODS, Bench
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from safemax_pl import ranks, streams
+from safemax_pl.averaging import Average
+from safemax_pl.callbacks import COUNTED_STEPS, Cost
+from safemax_pl.data import PARTS
+from safemax_pl.module import UnlearningModule
+from safemax_pl.sampler import Sampler, guided
+from safemax_pl.streams import Stream
+from safemax_pl.unlearners.base import Losses, Unlearner
+from safemax_pl.unlearners.terms import denoising_loss
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+SHAPE = (1, 8, 8)
+
+
+class HostWaits(Exception):
+    """An operation for which the host waits until the device has done all its work."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, and refuses those for which the host would wait, though meta tensors do not mind.
+
+    These are values to be set by a mask, and copies from the host unless they are told not to block. A scalar on the
+    host is an argument of the kernel in arithmetic, but copied by all else.
+    """
+
+    ARITHMETIC = ("add", "sub", "mul", "div", "bitwise_xor")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result, name = func(*args, **kwargs), func.overloadpacket.__name__
+        self.counts[name] += 1
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        on_host = [tensor for tensor in tensors if tensor.device != META]
+        if on_host and len(on_host) < len(tensors) and not kwargs.get("non_blocking"):
+            scalars = all(tensor.dim() == 0 for tensor in on_host)
+            if not (scalars and name.rstrip("_") in self.ARITHMETIC):
+                raise HostWaits(f"{name} copies from the host")
+        if name == "index_put_" and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            raise HostWaits(f"{name} by a mask")
+        return result
+
+
+class Constants(TorchFunctionMode):
+    """Refuses tensors that are made on the device of values of the host: there is no operation to be seen."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and result.device == META:
+            raise HostWaits(f"{func.__name__} copies from the host")
+        return result
+
+
+class Watch(Callback):
+    """Watches two whole steps, of either parity, after the one that makes what is lazy."""
+
+    def __init__(self):
+        self.operations, self.modes = Operations(), ExitStack()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            self.modes.enter_context(self.operations)
+            self.modes.enter_context(Constants())
+        if batch_idx == 2:
+            self.modes.close()
+
+    def on_exception(self, *args):
+        self.modes.close()
+
+
+class Accelerator(CPUAccelerator):
+    def setup_device(self, device):
+        """Any will do."""
+
+
+class OneDevice(SingleDeviceStrategy):
+    """Lightning's strategy for one device, from which nothing comes back at the end."""
+
+    def teardown(self):
+        pass
+
+
+@pytest.fixture
+def fit(make_data, tmp_path, monkeypatch):
+    """Three steps of a true fit of a method, or of an unlearner, of which two are watched; prepared on the CPU."""
+    # once per fit Lightning asks the device how many batches there are
+    monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_, **__: True)
+
+    def run(method, device, forget=(1,), batches=(4, 6), callbacks=(), log_every=50):
+        data = make_data(forget, SHAPE, forget_batch_size=batches[0], retain_batch_size=batches[1], flip=True)
+        bench = Bench(method if isinstance(method, str) else "finetune", data, "epsilon", tmp_path / f"{forget}")
+        if isinstance(method, str):
+            unlearner = bench.start() if device == CPU else on_device(bench.start())
+        else:
+            unlearner = method
+        unlearner.prepare = lambda *_: None  # it is
+        for part in ("forget", "retain"):
+            data.batch_sizes[part] *= getattr(unlearner, f"needs_{part}")
+        cost, watch = Cost(sum(batches)), Watch()
+        cost.counted = COUNTED_STEPS  # counting FLOPs takes time, and is watched as well
+        module = UnlearningModule(
+            bench.student,
+            bench.teacher,
+            unlearner,
+            SimpleNamespace(sampler=Sampler(steps=3), data=data),
+            partial(torch.optim.Adam, lr=1e-3),
+        )
+        trainer = Trainer(
+            strategy=OneDevice(device, Accelerator()),
+            max_steps=3,
+            log_every_n_steps=log_every,
+            callbacks=[cost, *callbacks, watch],
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+        )
+        trainer.fit(module, datamodule=data)
+        return SimpleNamespace(module=module, data=data, counts=watch.operations.counts)
+
+    return run
+
+
+def on_device(unlearner: Unlearner) -> Unlearner:
+    """The same with all its tensors on the device."""
+    file = io.BytesIO()
+    torch.save(unlearner, file)
+    file.seek(0)
+    return torch.load(file, map_location=META, weights_only=False)
+
+
+class Example(Unlearner):
+    """Fine-tune, and something else."""
+
+    needs_forget = False
+
+    def __init__(self, more):
+        super().__init__()
+        self.more = more
+
+    def losses(self, task, forget, retain):
+        loss = denoising_loss(task, retain, retain.labels)
+        return Losses(loss.new_zeros(()), loss + 0 * self.more(retain, loss))
+
+
+# -- no step waits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_makes_the_host_wait(fit, method):
+    assert fit(method, META).counts["convolution_backward"] > 0
+
+
+def test_averaging_makes_no_step_wait(fit):
+    assert fit("finetune", META, callbacks=[Average(META, 0.99)]).counts["_foreach_lerp_"] == 2
+
+
+def test_losses_are_reduced_and_read_only_when_they_are_logged(fit, monkeypatch):
+    reduced = []
+    monkeypatch.setattr(ranks, "mean", lambda value: reduced.append(value) or value)
+    fit("finetune", CPU)
+    assert not reduced
+    fit("finetune", CPU, log_every=2)
+    assert len(reduced) == 1
+
+
+def set_by_a_mask(batch, loss):
+    x_0 = batch.x_0.clone()
+    x_0[batch.x_0 > 1] = 1.0
+    return x_0.mean()
+
+
+WAITS = {
+    "item": (lambda batch, loss: loss.item(), "item"),
+    "if": (lambda batch, loss: 1 if loss > 2 else 0, "item"),
+    "to the host": (lambda batch, loss: len(batch.labels.tolist()), "no data"),
+    "by a mask": (lambda batch, loss: batch.x_0[batch.labels > 2].mean(), "nonzero"),
+    "set by a mask": (set_by_a_mask, "by a mask"),
+    "unique": (lambda batch, loss: len(batch.labels.unique()), "_unique2"),
+    "equal": (lambda batch, loss: torch.equal(batch.labels, batch.keys), "equal"),
+    "constant": (lambda batch, loss: torch.tensor(0.5, device=loss.device), "tensor copies"),
+    "from the host": (lambda batch, loss: torch.ones(3).to(loss.device).mean(), "_to_copy copies"),
+    "scalar from the host": (lambda batch, loss: torch.where(loss > 2, torch.tensor(1.0), loss), "where copies"),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_method_that_waits_is_found(fit, wait):
+    more, message = WAITS[wait]
+    with pytest.raises((HostWaits, RuntimeError, NotImplementedError), match=message):
+        fit(Example(more), META)
+
+
+def test_lightnings_own_averaging_is_found(fit):
+    with pytest.raises(RuntimeError, match="item"):
+        fit("finetune", META, callbacks=[EMAWeightAveraging(META, decay=0.99)])
+
+
+SAMPLERS = {
+    "ddim": {},
+    "stochastic": {"eta": 0.5},
+    "clipped": {"clip_sample": True},
+    "ddpm": {"name": "ddpm", "clip_sample": True},
+    "dpm_solver": {"name": "dpm_solver", "clip_sample": True},
+}
+
+
+@pytest.mark.parametrize("settings", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("guidance", [0, 2])
+def test_no_step_of_a_sampler_makes_the_host_wait_or_goes_image_by_image(make_model, settings, guidance):
+    model = make_model(prediction="v").to(META).eval()
+    sampler = Sampler(**{"steps": 4} | settings)
+    model.diffusion.coefficients(torch.zeros(1, dtype=torch.long, device=META))  # moves its tables
+    counts = []
+    for rows in (2, 64):
+        labels, seeds = torch.zeros(2, rows, dtype=torch.long, device=META)
+        with Operations() as operations, Constants():
+            sampler.sample(model.diffusion, guided(model, guidance, model.null_label), labels, seeds, SHAPE)
+        counts.append(operations.counts)
+    assert counts[0] == counts[1] and counts[0]["convolution"] > 0
+
+
+def test_a_network_that_waits_is_found_in_a_sampler(make_model):
+    model = make_model()
+    labels = torch.zeros(2, dtype=torch.long, device=META)
+    with Operations(), Constants(), pytest.raises(RuntimeError, match="item"):
+        Sampler(steps=3).sample(model.diffusion, lambda x, t, labels: x * t.max().item(), labels, labels, SHAPE)
+
+
+# -- operations per step -----------------------------------------------------------------------------------------------
+
+# What a fit adds to a step: whether the losses and the norm of the gradient are finite, and the seed of dropout, the
+# one value that is read, on the host. Lightning adds nothing.
+FIT = Counter(dict.fromkeys(("eq", "abs", "ne", "mul", "bitwise_and_", "full", "_local_scalar_dense"), 1) | {"add": 2})
+# What two losses with weights add to one without.
+LOSSES = Counter({"new_zeros": 1, "mul": 3, "add": 1, "detach": 1})
+
+
+def twice(counts: Counter) -> Counter:
+    return counts + counts
+
+
+def loop(run, step) -> Counter:
+    """The operations of two steps of a fit that has ended, in a loop of one's own; `step(number)` leaves gradients."""
+    (optimizer,), parameters = run.module.trainer.optimizers, list(run.module.student.parameters())
+    with Operations() as operations:
+        for number in (3, 4):
+            optimizer.zero_grad()
+            step(number)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+    return operations.counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fit_adds_nine_small_operations_to_the_mathematics_of_a_step(fit, method):
+    run = fit(method, CPU)
+    unlearner = run.module.unlearner
+
+    def step(number):
+        task = replace(run.module.task(), step=number)
+        unlearner.backward(task, unlearner.losses(task, *(run.data.draw(part, number, CPU) for part in PARTS)))
+        unlearner.before_step(task)
+
+    assert run.counts == loop(run, step) + twice(FIT)
+
+
+def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
+    run = fit("finetune", CPU)
+    unet, alphas_bar = run.module.student.unet, run.module.student.diffusion.scheduler.alphas_cumprod
+    a, b = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
+
+    def step(number):
+        x_0, labels, keys = run.data.draw("retain", number, CPU)
+        t, eps = streams.integers(keys, Stream.TIMESTEP, 100), streams.normal(keys, Stream.NOISE, SHAPE)
+        labels = torch.where(streams.uniform(keys, Stream.NULL_LABEL) < 0.1, 4, labels)
+        x_t = a[t].view(-1, 1, 1, 1) * x_0 + b[t].view(-1, 1, 1, 1) * eps
+        F.mse_loss(unet(x_t, t, labels, return_dict=False)[0], eps).backward()
+
+    assert run.counts == loop(run, step) + twice(FIT + LOSSES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_operations_do_not_grow_with_the_batches_or_the_classes(fit, method):
+    one, other = fit(method, CPU, (1,), (4, 6)), fit(method, CPU, (0, 2), (12, 10))
+    assert one.counts == other.counts
+
+
+def test_a_method_that_goes_image_by_image_is_found(fit):
+    def per_image(batch, loss):
+        return sum(image.mean() for image in batch.x_0)
+
+    one, other = fit(Example(per_image), CPU), fit(Example(per_image), CPU, batches=(12, 10))
+    assert other.counts["mean"] == one.counts["mean"] + 2 * 4
