@@ -1,0 +1,183 @@
+"""What all benchmarks share: sides timed in turn, ceilings of the hardware as measured, tables, JSON files.
+
+A benchmark calls `compare` for its sides and `publish` for its rows:
+
+    timed = compare({"ours": ours, "bare": bare}, repeats=9)
+    timed.ratios["bare"]    # of the seconds of bare to those of ours, repeat by repeat: median and quartiles
+    publish("overhead", "Training step", [{"batch": 64, "bare / ours": timed.ratios["bare"]}], {"64": timed.seconds})
+"""
+
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from safemax_pl.config import quiet
+from safemax_pl.errors import clear_errors, unknown
+from safemax_pl.files import write_json
+from safemax_pl.hardware import hardware
+from safemax_pl.runs import provenance
+
+FOLDER = "runs/benchmarks"
+Side = Callable[[], Any]
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of repeats."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    return Spread(*(float(np.quantile(values, q)) for q in (0.5, 0.25, 0.75)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of every repeat of every side; the first side is what the others are compared with."""
+
+    seconds: dict[str, list[float]]
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {side: spread(values).median for side, values in self.seconds.items()}
+
+    @property
+    def ratios(self) -> dict[str, Spread]:
+        """Of every side to the first, within the same repeat: what slows the machine for a while slows both."""
+        first = next(iter(self.seconds.values()))
+        return {
+            side: spread([a / b for a, b in zip(values, first, strict=True)]) for side, values in self.seconds.items()
+        }
+
+
+def compare(sides: dict[str, Side], repeats: int, warmup: int = 1) -> Comparison:
+    """Time the sides in turn, each repeat beginning with another one, after `warmup` calls that are not timed."""
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    names = list(sides)
+    for repeat in range(-warmup, repeats):
+        for place in range(len(names)):
+            side = names[(repeat + place) % len(names)]
+            elapsed = stopwatch(sides[side])
+            if repeat >= 0:
+                seconds[side].append(elapsed)
+    return Comparison(seconds)
+
+
+def stopwatch(call: Side) -> float:
+    """Seconds of one call, the accelerator synchronised at both ends."""
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def flops(call: Side) -> int:
+    """Floating-point operations of the matrix products and convolutions of one call, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 5) -> float:
+    """FLOPs per second of the fastest matrix product: the ceiling of what a network can reach."""
+    rates = []
+    for size in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        rates += [2 * size**3 / stopwatch(lambda a=a, b=b: a @ b) for _ in range(1 + repeats)]  # type: ignore[misc]
+    return max(rates)
+
+
+def memory_bandwidth(device: torch.device, repeats: int = 5) -> float:
+    """Bytes per second of the fastest copy of 256 MiB, those read and those written."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    return max(2 * source.nbytes / stopwatch(lambda: target.copy_(source)) for _ in range(1 + repeats))
+
+
+def show(value: Any) -> str:
+    """A cell: at least three digits of a number, `median [quartiles]` of a spread."""
+    if isinstance(value, list | tuple):
+        return "{} [{}, {}]".format(*map(show, value))
+    return f"{value:.{4 if abs(value) >= 1000 else 3}g}" if isinstance(value, float) else str(value)
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """One line per row, one column per key of any row."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(show(row.get(column, "")) for column in columns))
+    Console().print(table)
+
+
+def publish(
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    seconds: dict[str, dict[str, list[float]]],
+    folder: str | Path = FOLDER,
+    **facts: Any,
+) -> Path:
+    """Print the table and write it as `<folder>/<name>.json`, with all raw seconds and what they were taken on.
+
+    Args:
+        name: of the script.
+        title: of the table; says what is compared, and the number of repeats.
+        rows: of the table.
+        seconds: case -> side -> seconds of every repeat.
+        facts: more for the file: ceilings, floors, settings.
+    """
+    made_on = {
+        "date": date.today().isoformat(),
+        "hardware": hardware(default_device()),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": provenance()["commit"],
+        "repeats": max(len(values) for sides in seconds.values() for values in sides.values()),
+    }
+    print_table(title, rows)
+    path = Path(folder) / f"{name}.json"
+    write_json(path, {"name": name, "title": title, **made_on, **facts, "rows": rows, "seconds": seconds})
+    return path
+
+
+def command(main: Callable[..., Any]) -> None:
+    """Run `main(option=value, ...)` with the options of the command line; `--help` prints the docstring and them."""
+    legal = inspect.signature(main).parameters
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(inspect.getmodule(main).__doc__, "\nOptions:", *(f"{option}" for option in legal.values()))
+        return
+    quiet()
+    with clear_errors():
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(sys.argv[1:]))
+        for option in options:  # type: ignore[union-attr]
+            if option not in legal:
+                raise unknown("option", str(option), legal)
+        main(**options)  # type: ignore[arg-type]
