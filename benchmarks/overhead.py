@@ -1,0 +1,131 @@
+"""What does the framework add to a training step? Target: at most 3 %.
+
+Times `fit` (Lightning's loop, callbacks, csv logger, no progress bar) on experiment=digits_methods against the same
+SAFEMax mathematics in a plain PyTorch loop, in blocks of ten steps in turn inside one process. Both start from the same
+weights and draw the same numbers, so their losses must be the same in every step: this is checked. Prints for each
+batch size the milliseconds of a step, the overhead, and the floor: the FLOPs of a step at the rate of the fastest
+matrix product on this machine. Takes about a minute and a half on two cores.
+"""
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.setting import silent_fit
+from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, stopwatch, synchronize
+from safemax_pl import streams
+from safemax_pl.callbacks import COUNTED_STEPS
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.module import UnlearningModule
+from safemax_pl.streams import Stream
+
+
+class BareLoop:
+    """SAFEMax with its default settings on a model that predicts ε, as one would write it in a script."""
+
+    def __init__(self, module: UnlearningModule, data: ForgetRetainDataModule):
+        self.data, self.device, self.step, self.losses = data, module.device, 0, list[Tensor]()
+        self.student = copy.deepcopy(module.student.unet)
+        self.teacher: Any = module.teacher.network.unet
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=2e-4)
+        alphas_bar = module.student.diffusion.scheduler.alphas_cumprod.double().to(self.device)
+        self.a, self.b, self.T = alphas_bar.sqrt().float(), (1 - alphas_bar).sqrt().float(), len(alphas_bar)
+        self.mass, self.null_label = -math.expm1(-1), data.num_classes
+        self.psi = self.mass / -math.expm1(-1 / self.T) / self.T  # mean of the gate exp(−t / T)
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            # fit counts the FLOPs of its first steps, and under the counter torch rounds some operations otherwise
+            with FlopCounterMode(display=False) if self.step < COUNTED_STEPS else nullcontext():
+                self.take_step()
+            self.step += 1
+
+    def take_step(self) -> None:
+        forget, retain = (self.data.draw(part, self.step, self.device) for part in ("forget", "retain"))
+        assert forget is not None and retain is not None
+        u = streams.uniform(forget.keys, Stream.TIMESTEP).double()
+        t_f = (-torch.log1p(-u * self.mass) / (1 / self.T)).long().clamp(0, self.T - 1)
+        t = torch.cat([t_f, streams.integers(retain.keys, Stream.TIMESTEP, self.T)])
+        eps = [streams.normal(part.keys, Stream.NOISE, self.data.image_shape) for part in (forget, retain)]
+        a, b = self.a[t].view(-1, 1, 1, 1), self.b[t].view(-1, 1, 1, 1)
+        x_t = a * torch.cat([forget.x_0, retain.x_0]) + b * torch.cat(eps)
+        dropped = streams.uniform(retain.keys, Stream.NULL_LABEL) < 0.1
+        labels = torch.cat([forget.labels, torch.where(dropped, self.null_label, retain.labels)])
+        size = len(t_f)
+        with torch.no_grad():
+            keep = self.teacher(x_t[size:], t[size:], labels[size:], return_dict=False)[0]
+        halt = b[:size] * (x_t[:size] / (a[:size] ** 2 + b[:size] ** 2))
+        error = (self.student(x_t, t, labels, return_dict=False)[0] - torch.cat([halt, keep])).square()
+        rows = error.mean(dim=(1, 2, 3))
+        forget_loss, retain_loss = (self.psi * rows[:size]).mean(), rows[size:].mean()
+        self.optimizer.zero_grad()
+        (forget_loss + 5 * retain_loss).backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.losses.append(torch.stack([forget_loss.detach(), retain_loss.detach()]))
+
+
+class Alternate(Callback):
+    """After every block of a fit's steps, as many of the bare loop; the first block only warms up."""
+
+    def __init__(self, block: int):
+        self.block, self.losses = block, list[Tensor]()
+        self.seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.loop, losses = BareLoop(pl_module, trainer.datamodule), pl_module.unlearner.losses  # type: ignore[attr-defined]
+
+        def recorded(*args: Any) -> Any:
+            found = losses(*args)
+            self.losses.append(torch.stack([loss.detach() for loss in found]))
+            return found
+
+        pl_module.unlearner.losses = recorded
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step % self.block:
+            return
+        synchronize()
+        ours = time.perf_counter() - getattr(self, "started", 0)
+        bare = stopwatch(lambda: self.loop.run(self.block))
+        if trainer.global_step > self.block:
+            self.seconds["ours"].append(ours)
+            self.seconds["bare"].append(bare)
+        self.started = time.perf_counter()
+
+
+def main(batches: tuple[int, ...] = (32, 128), blocks: int = 10, block: int = 10, folder: str = FOLDER) -> Path:
+    """Time `blocks` blocks of `block` steps, after one to warm up; `batches` of forget and as many retain images."""
+    device, rows, seconds = default_device(), [], {}
+    ceiling = matmul_flops(device)
+    for batch in batches:
+        timer, steps = Alternate(block), (blocks + 1) * block
+        settings = ["experiment=digits_methods", "second_classifier=null", "sampler.steps=3", "evaluation.final=quick"]
+        settings += ["evaluation.plans.quick={forget_per_class: 1, retain_total: 9}"]
+        settings += [f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", f"trainer.max_steps={steps}"]
+        settings += [f"trainer.val_check_interval={steps}"]
+        settings += [f"data.{part}_batch_size={batch}" for part in ("forget", "retain")]
+        flops = silent_fit(settings, [timer])["cost"]["unlearn_flops"] / steps
+        apart = max(float((a - b).abs().max()) for a, b in zip(timer.losses, timer.loop.losses, strict=True))
+        timed, floor = Comparison(timer.seconds), flops / ceiling * 1e3
+        step = {side: value / block * 1e3 for side, value in timed.medians.items()}
+        rows.append(
+            {"batch": f"{batch}+{batch}", "bare step, ms": step["bare"], "fit's step, ms": step["ours"]}
+            | {"overhead, %": [100 * (ratio - 1) for ratio in timed.ratios["ours"]], "floor, ms": floor}
+            | {"share of floor": floor / step["ours"], "losses differ by": apart}
+        )
+        seconds[f"{batch}+{batch}"] = timed.seconds
+    title = f"A training step of fit against a bare loop, digits, {blocks} blocks of {block} steps"
+    return publish("overhead", title, rows, seconds, folder, matmul_flops=ceiling)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,183 @@
+"""What several benchmarks work on: random data, a student that any method can train, fits that leave nothing behind."""
+
+import copy
+import io
+import json
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from benchmarks.timing import flops
+from safemax_pl import sources
+from safemax_pl.config import build, compose
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.fit import fit
+from safemax_pl.frozen import Frozen
+from safemax_pl.networks import Model
+from safemax_pl.sampler import Sampler
+from safemax_pl.unlearners.base import Task, Unlearner
+
+
+def random_data(
+    shape: tuple[int, int, int], classes: int, forget: Sequence[int], batch: tuple[int, int], per_class: int = 50
+) -> ForgetRetainDataModule:
+    """Random pixels in equal classes as a data module; `batch` is of forget and of retain images."""
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    images = torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = sources.Split(images, labels, torch.full_like(labels, -1))
+    source = sources.Source(split, split, [f"class {label}" for label in range(classes)], [], "random")
+    data = ForgetRetainDataModule("random", "random", shape[1], shape[0], list(forget), *batch, flip=True)
+    with patch.object(sources, "load", lambda *_: source):
+        data.setup("fit")
+    return data
+
+
+class Account(NamedTuple):
+    """What a step costs on any hardware.
+
+    Attributes:
+        flops: of networks, forward and backward.
+        peak_bytes: of all tensors at once: weights, optimiser, activations; not what a kernel needs inside itself.
+        operations: calls of torch's kernels.
+    """
+
+    flops: float
+    peak_bytes: int
+    operations: float
+
+
+class Tracker(TorchDispatchMode):
+    """Counts operations, and the bytes of all tensors that are alive at once, real ones or without values.
+
+    torch's own MemTracker finds the same, but looks at every module in every operation: minutes for a network of 36 M
+    parameters.
+
+    Args:
+        held: tensors that are there before and after.
+    """
+
+    def __init__(self, held: list[Tensor]):
+        super().__init__()
+        self.alive: set[int] = set()
+        self.bytes, self.peak, self.operations = 0, 0, 0
+        for tensor in held:
+            self.add(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return tree_map_only(Tensor, self.add, func(*args, **(kwargs or {})))
+
+    def add(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive:
+            self.alive.add(key)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self.free, key, size).atexit = False
+        return tensor
+
+    def free(self, key: int, size: int) -> None:
+        self.alive.remove(key)
+        self.bytes -= size
+
+
+def tensors_of(thing: Any) -> list[Tensor]:
+    """All tensors that an object holds, those of a network and those in its lists and attributes."""
+    if isinstance(thing, Tensor):
+        return [thing] if thing.grad is None else [thing, thing.grad]
+    if isinstance(thing, nn.Module):
+        return [found for part in (*thing.parameters(), *thing.buffers()) for found in tensors_of(part)]
+    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else ()
+    return [found for part in (*parts, *getattr(thing, "__dict__", {}).values()) for found in tensors_of(part)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A student that any method can train for a step, as `UnlearningModule` does; its weights hardly move."""
+
+    student: Model
+    teacher: Frozen
+    optimizer: torch.optim.Optimizer
+    data: ForgetRetainDataModule
+    device: torch.device
+    bf16: bool = False
+
+    @classmethod
+    def of(cls, data: ForgetRetainDataModule, device: torch.device, *overrides: str, bf16: bool = False) -> "Training":
+        """A fresh network; `overrides` as for `fit`, such as `model=unet_cifar`."""
+        torch.manual_seed(0)
+        student = build(compose("fit", list(overrides)).model, data=data).to(device).train()
+        teacher = Frozen(copy.deepcopy(student))
+        return cls(student, teacher, torch.optim.Adam(student.parameters(), lr=1e-7), data, device, bf16)
+
+    def task(self, number: int = 0) -> Task:
+        labels = self.data.forget_labels, self.data.retain_labels
+        forget, retain = (torch.tensor(some, device=self.device) for some in labels)
+        networks = self.student, self.teacher, self.student.diffusion, OnePass()
+        return Task(*networks, forget, retain, self.student.null_label, number, 1000, torch.Tensor.backward)
+
+    def step(self, unlearner: Unlearner, number: int = 0) -> None:
+        """Step `number` of a method: draws, losses, gradients, clipping, optimiser."""
+        task, needs = self.task(number), {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
+        batches = [self.data.draw(part, number, self.device) if needed else None for part, needed in needs.items()]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = unlearner.losses(task, *batches)
+        self.optimizer.zero_grad()
+        unlearner.backward(task, losses)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        unlearner.before_step(task)
+        self.optimizer.step()
+
+    def account(self, unlearner: Unlearner, steps: int = 1) -> Account:
+        """What a step costs, counted on tensors without values: no compute, so any size of the batch is possible.
+
+        Args:
+            steps: counted ones, of which FLOPs and operations are the mean: some methods alternate two kinds.
+        """
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(mode):
+            student, teacher, unlearner = copy.deepcopy((self.student, self.teacher.network, unlearner))
+        with mode:
+            optimizer = torch.optim.Adam(student.parameters())
+            fake = replace(self, student=student, teacher=Frozen(teacher), optimizer=optimizer)
+            fake.step(unlearner)  # the optimiser makes its state
+            held = [
+                tensor
+                for part in (student, teacher, [*optimizer.state.values()], unlearner)
+                for tensor in tensors_of(part)
+            ]
+            with Tracker(held) as tracker:
+                counted = [flops(partial(fake.step, unlearner, number)) for number in range(steps)]
+        return Account(sum(counted) / steps, tracker.peak, tracker.operations / steps)
+
+
+class OnePass(Sampler):
+    """The network's part of one step of a sampler, which needs no values: for the FLOPs of generated images."""
+
+    def sample(
+        self, diffusion: Any, denoiser: Any, labels: Tensor, seeds: Tensor, shape: Any, start: Any = None
+    ) -> Tensor:
+        """`[B, C, H, W]`, of which nothing but the shape is right."""
+        with torch.no_grad():
+            return denoiser(torch.empty(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
+
+
+def silent_fit(overrides: list[str], callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """The metrics of a fit whose folder is removed and which prints nothing; `overrides` of configs/fit.yaml."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        quiet = ["logger=csv", "trainer.enable_progress_bar=false", f"runs_dir={folder}"]
+        run = fit(compose("fit", [*overrides, *quiet]), "benchmark", callbacks, "python -m benchmarks")
+        return json.loads((run / "metrics.json").read_text())
