@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -31,16 +32,23 @@ from safemax_pl.unlearners.base import Task, Unlearner
 
 
 def random_data(
-    shape: tuple[int, int, int], classes: int, forget: Sequence[int], batch: tuple[int, int], per_class: int = 50
+    shape: tuple[int, int, int],
+    classes: int,
+    forget: Sequence[int],
+    batch: int,
+    device: torch.device,
+    per_class: int = 50,
 ) -> ForgetRetainDataModule:
-    """Random pixels in equal classes as a data module; `batch` is of forget and of retain images."""
+    """Random pixels in equal classes as a data module, which draws `batch` forget and `batch` retain images."""
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = sources.Split(images, labels, torch.full_like(labels, -1))
     source = sources.Source(split, split, [f"class {label}" for label in range(classes)], [], "random")
-    data = ForgetRetainDataModule("random", "random", shape[1], shape[0], list(forget), *batch, flip=True)
+    data = ForgetRetainDataModule("random", "random", shape[1], shape[0], list(forget), batch, batch, flip=True)
     with patch.object(sources, "load", lambda *_: source):
         data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)  # type: ignore[assignment]
+    data.transfer_batch_to_device(0, device, 0)  # the first batch brings the images to the device
     return data
 
 
@@ -117,11 +125,22 @@ class Training:
 
     @classmethod
     def of(cls, data: ForgetRetainDataModule, device: torch.device, *overrides: str, bf16: bool = False) -> "Training":
-        """A fresh network; `overrides` as for `fit`, such as `model=unet_cifar`."""
+        """The network that overrides of configs/fit.yaml name, such as `model=unet_cifar`, and its copy as teacher."""
         torch.manual_seed(0)
         student = build(compose("fit", list(overrides)).model, data=data).to(device).train()
-        teacher = Frozen(copy.deepcopy(student))
-        return cls(student, teacher, torch.optim.Adam(student.parameters(), lr=1e-7), data, device, bf16)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-7)
+        return cls(student, Frozen(copy.deepcopy(student)), optimizer, data, device, bf16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the matrix products are computed in."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def pass_flops(self, images: int) -> float:
+        """FLOPs of one pass of the network."""
+        one = self.data.chunk("retain", 0, 1, self.device)
+        with torch.no_grad():
+            return images * flops(lambda: self.student(one.x_0, one.labels, one.labels))
 
     def task(self, number: int = 0) -> Task:
         labels = self.data.forget_labels, self.data.retain_labels
@@ -153,7 +172,9 @@ class Training:
         with mode:
             optimizer = torch.optim.Adam(student.parameters())
             fake = replace(self, student=student, teacher=Frozen(teacher), optimizer=optimizer)
-            fake.step(unlearner)  # the optimiser makes its state
+            for parameter in student.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # it makes its state
             held = [
                 tensor
                 for part in (student, teacher, [*optimizer.state.values()], unlearner)

@@ -134,7 +134,9 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column, justify="right" if place else "left")
     for row in rows:
         table.add_row(*(show(row.get(column, "")) for column in columns))
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)  # long lines, but no cut numbers
+    console.print(table)
 
 
 def publish(
@@ -143,15 +145,17 @@ def publish(
     rows: list[dict[str, Any]],
     seconds: dict[str, dict[str, list[float]]],
     folder: str | Path = FOLDER,
+    more: dict[str, list[dict[str, Any]]] | None = None,
     **facts: Any,
 ) -> Path:
-    """Print the table and write it as `<folder>/<name>.json`, with all raw seconds and what they were taken on.
+    """Print the tables and write them as `<folder>/<name>.json`, with all raw seconds and what they were taken on.
 
     Args:
         name: of the script.
         title: of the table; says what is compared, and the number of repeats.
-        rows: of the table.
+        rows: of the table: column -> value, a number, a `Spread` or text.
         seconds: case -> side -> seconds of every repeat.
+        more: title -> rows of further tables.
         facts: more for the file: ceilings, floors, settings.
     """
     made_on = {
@@ -162,9 +166,11 @@ def publish(
         "commit": provenance()["commit"],
         "repeats": max(len(values) for sides in seconds.values() for values in sides.values()),
     }
-    print_table(title, rows)
+    tables = {title: rows, **(more or {})}
+    for heading, lines in tables.items():
+        print_table(heading, lines)
     path = Path(folder) / f"{name}.json"
-    write_json(path, {"name": name, "title": title, **made_on, **facts, "rows": rows, "seconds": seconds})
+    write_json(path, {"name": name, **made_on, **facts, "tables": tables, "seconds": seconds})
     return path
 
 

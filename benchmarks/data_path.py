@@ -1,0 +1,101 @@
+"""How many batches per second do our counter-based draws give, and how many a DataLoader?
+
+Both draw from the same random 3x32x32 images, with replacement, mirrored at random: ours a forget and a retain batch
+from tensors on the device, torch's DataLoader, with 0 and with 2 workers, as many images one by one. First the images
+alone, then with timesteps and Gaussian noise. Prints batches per second, the ratio of times to ours, and the floor: the
+bytes that must be read and written, at the measured bandwidth. Takes half a minute on two cores.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from benchmarks.setting import random_data
+from benchmarks.timing import FOLDER, Side, command, compare, default_device, memory_bandwidth, publish
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.diffusion import Diffusion
+
+
+class Images(Dataset):
+    """The training images of a data module, one by one, as one would write it for a DataLoader."""
+
+    def __init__(self, data: ForgetRetainDataModule):
+        self.train = data.source.train
+
+    def __len__(self) -> int:
+        return len(self.train.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = self.train.images[i].float() / 127.5 - 1
+        return image.flip(-1) if torch.rand(()) < 0.5 else image, self.train.labels[i]
+
+
+class Drawn:
+    """Batches as a fit draws them: a function of the step, on the device."""
+
+    def __init__(self, data: ForgetRetainDataModule, diffusion: Diffusion | None, device: torch.device):
+        self.data, self.diffusion, self.device, self.step = data, diffusion, device, 0
+
+    def take(self, batches: int) -> None:
+        for _ in range(batches):
+            for part in ("forget", "retain"):
+                batch = self.data.draw(part, self.step, self.device)
+                if self.diffusion is not None and batch is not None:
+                    self.diffusion.noised(batch)
+            self.step += 1
+
+
+class Loaded:
+    """Batches of as many images from a DataLoader, noised with torch's own generator."""
+
+    def __init__(
+        self, images: Images, batch: int, batches: int, workers: int, diffusion: Diffusion | None, device: torch.device
+    ):
+        sampler = RandomSampler(images, replacement=True, num_samples=batch * batches)
+        self.loader = DataLoader(images, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+        self.diffusion, self.device = diffusion, device
+
+    def take(self) -> None:
+        for images, labels in self.loader:
+            x_0 = images.to(self.device)
+            labels.to(self.device)
+            if self.diffusion is not None:
+                t = torch.randint(self.diffusion.num_timesteps, (len(x_0),), device=self.device)
+                self.diffusion.add_noise(x_0, t, torch.randn_like(x_0))
+
+
+def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FOLDER) -> Path:
+    """Time `batches` batches of `batch` forget and `batch` retain images per repeat."""
+    device = default_device()
+    data = random_data((3, 32, 32), 10, [6], batch, device, per_class=500)
+    bandwidth, images = memory_bandwidth(device), Images(data)
+    rows, seconds = list[dict[str, Any]](), dict[str, dict[str, list[float]]]()
+    for noised in (False, True):
+        diffusion = Diffusion() if noised else None
+        sides: dict[str, Side] = {"ours": partial(Drawn(data, diffusion, device).take, batches)}
+        for workers in (0, 2):
+            loaded = Loaded(images, 2 * batch, batches, workers, diffusion, device)
+            sides[f"DataLoader, {workers} workers"] = loaded.take
+        timed = compare(sides, repeats)
+        pixels = 2 * batch * batches * images[0][0].numel()
+        floor = pixels * (1 + 4 + 8 * noised) / bandwidth  # uint8 read, float written; noise and x_t written
+        case = "images and noise" if noised else "images"
+        for side, median in timed.medians.items():
+            row: dict[str, Any] = {
+                "batch of": case,
+                "side": side,
+                "batches/s": batches / median,
+                "/ ours": timed.ratios[side],
+            }
+            rows.append(row | {"floor, ms": 1e3 * floor / batches, "share of floor": floor / median})
+        seconds[case] = timed.seconds
+    title = f"Drawing {batch} + {batch} images of 3x32x32, {repeats} repeats of {batches} batches"
+    return publish("data_path", title, rows, seconds, folder, memory_bandwidth=bandwidth)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,116 @@
+"""What does a step of every method cost, and what does it need before its fit?
+
+Takes one step of every method in configs/unlearner in turn, on the network of the paper (unet_cifar, 36 M parameters,
+random weights) and random 3x32x32 images. Prints per method, also as multiples of SalUn's and Selective Amnesia's (SA):
+  seconds of a step, the ratios within the same repeat;
+  images per second, and the share of the floor (FLOPs at the rate of the fastest matrix product) that is reached;
+  forward units: FLOPs of a step over those of one pass of the network over the whole batch;
+  peak memory of a step with 128 + 128 images, on tensors without values (see `Training.account`);
+  FLOPs before the fit for a data set of CIFAR-10's size, on such tensors too, and how many steps of 128 + 128 that is.
+Takes about two minutes on two cores.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.setting import Account, Training, random_data
+from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, flops, matmul_flops, publish, spread
+from safemax_pl.config import CONFIGS, build, compose
+from safemax_pl.priors import Priors, State
+
+METHODS = tuple(sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml")))
+REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
+ALTERNATING = {"sfr_on"}  # methods with two kinds of steps in turn
+SAMPLER_STEPS = 100  # of replay
+
+
+class CountedPriors(Priors):
+    """Priors that are zeros of the right shapes; their FLOPs are those of the first part, on tensors without values."""
+
+    def __init__(self) -> None:
+        self.flops = 0.0
+
+    def fold(self, name: str, settings: Any, parts: int, part: Any, concatenate: bool = False) -> State:
+        state: list[Tensor] = []
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            counted = flops(lambda: state.extend(part(0)))
+        self.flops += counted * parts * (SAMPLER_STEPS if name == "replay" else 1)  # OnePass takes one of them
+        rows = parts if concatenate else 1
+        return [torch.zeros(rows * len(one), *one.shape[1:], dtype=one.dtype, device=one.device) for one in state]
+
+
+def main(
+    methods: tuple[str, ...] = METHODS,
+    network: str = "unet_cifar",
+    batch: int = 1,
+    counted_batch: int = 128,
+    per_class: int = 5000,
+    repeats: int = 3,
+    bf16: bool = False,
+    folder: str = FOLDER,
+) -> Path:
+    """Time steps with `batch` forget and `batch` retain images, count them with `counted_batch` each."""
+    device, shape = default_device(), (3, 32, 32)
+    training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, f"model={network}", bf16=bf16)
+    counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
+    sides, priors, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
+    for method in (*REFERENCES, *(method for method in methods if method not in REFERENCES)):
+        unlearner, counted = build(compose("fit", [f"unlearner={method}"]).unlearner), CountedPriors()
+        unlearner.prepare(training.task(), training.data, counted)
+        kinds = 2 if method in ALTERNATING else 1
+        sides[method] = partial(take_steps, training, unlearner, kinds)
+        priors[method], accounts[method] = counted.flops, counting.account(unlearner, kinds)
+    timed = compare(sides, repeats)
+    for method in ALTERNATING & set(sides):
+        timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]
+    ceiling, unit = matmul_flops(device, training.dtype), training.pass_flops(2 * counted_batch)
+    step_flops = {method: account.flops for method, account in accounts.items()}
+    rows = []
+    for method, seconds in timed.medians.items():
+        pairs = {name: {"one": timed.seconds[key], "other": timed.seconds[method]} for key, name in REFERENCES.items()}
+        row: dict[str, Any] = {"method": method, "step, s": spread(timed.seconds[method])}
+        row |= {f"/ {name}'s": Comparison(pair).ratios["other"] for name, pair in pairs.items()}
+        row |= {"images/s": 2 * batch / seconds, "floor, s": step_flops[method] * batch / counted_batch / ceiling}
+        rows.append(row | {"share of floor": row["floor, s"] / seconds})
+    more = {
+        f"FLOPs and peak memory of a step, {counted_batch} + {counted_batch} images, counted": as_shares(
+            {
+                "forward units": {method: count / unit for method, count in step_flops.items()},
+                "peak, GiB": {method: account.peak_bytes / 2**30 for method, account in accounts.items()},
+            }
+        ),
+        f"Before the fit, {per_class} images per class, counted": [
+            row | {f"steps of {counted_batch} + {counted_batch}": priors[row["method"]] / step_flops[row["method"]]}
+            for row in as_shares({"TFLOPs": {method: count / 1e12 for method, count in priors.items() if count}})
+        ],
+    }
+    title = f"A step of every method, {network}, {batch} + {batch} images, {repeats} repeats"
+    seconds_of = {network: timed.seconds}
+    return publish("methods", title, rows, seconds_of, folder, more, matmul_flops=ceiling, forward_unit_flops=unit)
+
+
+def as_shares(figures: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """A row per method: every figure, and what share it is of the references'."""
+    rows = []
+    for method in next(iter(figures.values())):
+        row: dict[str, Any] = {"method": method}
+        for figure, values in figures.items():
+            row[figure] = values[method]
+            row |= {f"{figure} / {name}'s": values[method] / values[key] for key, name in REFERENCES.items()}
+        rows.append(row)
+    return rows
+
+
+def take_steps(training: Training, unlearner: Any, kinds: int) -> None:
+    for number in range(kinds):
+        training.step(unlearner, number)
+
+
+if __name__ == "__main__":
+    command(main)
