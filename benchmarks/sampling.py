@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.setting import Training, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, matmul_flops, publish
-from safemax_pl.config import build, compose
+from benchmarks.setting import Training, digits_data, random_data
+from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish
 from safemax_pl.networks import Model
 from safemax_pl.sampler import Denoiser, Sampler, guided
 
@@ -41,53 +40,54 @@ def two_passes(model: Model, guidance: float) -> Denoiser:
 
 def main(
     cases: tuple[tuple[str, int, int], ...] = (
-        ("digits", 10, 10),
-        ("digits", 100, 10),
-        ("digits", 250, 10),
-        ("digits", 100, 30),
+        ("digits", 8, 10),
+        ("digits", 64, 10),
+        ("digits", 256, 5),
+        ("digits", 32, 25),
         ("unet_cifar", 2, 3),
     ),
+    guided_cases: tuple[tuple[str, int, int], ...] = (("digits", 8, 10), ("digits", 64, 10), ("unet_cifar", 1, 3)),
     repeats: int = 5,
     folder: str = FOLDER,
 ) -> Path:
     """Time (network, batch, steps): the digits' base model, or random weights of a configs/model on 3x32x32 images."""
-    device = default_device()
-    ceiling, seconds = matmul_flops(device), dict[str, dict[str, list[float]]]()
-    rows, guidance_rows = list[dict[str, Any]](), list[dict[str, Any]]()
-    for network, batch, steps in cases:
-        training = of_network(network, device)
-        model, shape = training.student.eval(), training.data.image_shape
-        labels, seeds = torch.arange(batch, device=device) % 10, torch.arange(batch, device=device)
-        sides: dict[str, Any] = {
-            "passes": partial(passes, model, steps, torch.randn(batch, *shape, device=device), labels)
-        }
-        for name in SAMPLERS:
-            sides[name] = partial(Sampler(name, steps).sample, model.diffusion, model, labels, seeds, shape)
-        denoisers = {"two passes": two_passes(model, 2.0), "doubled batch": guided(model, 2.0, model.null_label)}
-        for name, denoiser in denoisers.items():
-            sides[name] = partial(Sampler("ddim", steps).sample, model.diffusion, denoiser, labels, seeds, shape)
-        timed = compare(sides, repeats)
-        floor, medians = training.pass_flops(batch) * steps / ceiling, timed.medians
-        case: dict[str, Any] = {"network": network, "batch": batch, "steps": steps}
-        for name in ("passes", *SAMPLERS):
-            row = case | {"sampler": name, "images/s": batch / medians[name], "/ passes": timed.ratios[name]}
-            rows.append(row | {"share of floor": floor / medians[name]})
-        pair = Comparison({name: timed.seconds[name] for name in denoisers})
-        row = case | {f"{name}, images/s": batch / medians[name] for name in denoisers}
-        row |= {"doubled batch / two passes": pair.ratios["doubled batch"]}
-        guidance_rows.append(row | {"share of floor": 2 * floor / medians["doubled batch"]})
-        seconds[f"{network}, batch {batch}, {steps} steps"] = timed.seconds
-    more = {f"DDIM with guidance w = 2, {repeats} repeats": guidance_rows}
+    device, seconds = default_device(), dict[str, dict[str, list[float]]]()
+    ceiling, rows, guided_rows = matmul_flops(device), list[dict[str, Any]](), list[dict[str, Any]]()
+
+    def measured(case: tuple[str, int, int], guidance: float, table: list[dict[str, Any]]) -> None:
+        network, batch, steps = case
+        data = digits_data() if network == "digits" else random_data((3, 32, 32), 10, [6], 1, device)
+        training = Training.of(data, device, "data=digits" if network == "digits" else f"model={network}")
+        model = training.student.eval()
+        rows_of = torch.arange(batch, device=device) % 10, torch.arange(batch, device=device), data.image_shape
+        sides = dict[str, Any]()
+        if guidance:
+            denoisers = {
+                "two passes": two_passes(model, guidance),
+                "doubled batch": guided(model, guidance, model.null_label),
+            }
+            for name, denoiser in denoisers.items():
+                sides[name] = partial(Sampler("ddim", steps).sample, model.diffusion, denoiser, *rows_of)
+        else:
+            x = torch.randn(batch, *data.image_shape, device=device)
+            sides["bare passes"] = partial(passes, model, steps, x, rows_of[0])
+            for name in SAMPLERS:
+                sides[name] = partial(Sampler(name, steps).sample, model.diffusion, model, *rows_of)
+        timed, first = compare(sides, repeats), next(iter(sides))
+        floor = training.pass_flops(batch) * steps * (2 if guidance else 1) / ceiling
+        for name, median in timed.medians.items():
+            row: dict[str, Any] = {"network": network, "batch": batch, "steps": steps, "sampler": name}
+            row |= {"images/s": batch / median, f"/ {first}": timed.ratios[name], "share of floor": floor / median}
+            table.append(row)
+        seconds[f"{network}, batch {batch}, {steps} steps, w = {guidance:g}"] = timed.seconds
+
+    for case in cases:
+        measured(case, 0.0, rows)
+    for case in guided_cases:
+        measured(case, 2.0, guided_rows)
+    more = {f"DDIM with guidance w = 2, {repeats} repeats": guided_rows}
     title = f"Samplers against bare passes of the network, w = 0, {repeats} repeats"
     return publish("sampling", title, rows, seconds, folder, more, matmul_flops=ceiling)
-
-
-def of_network(network: str, device: torch.device) -> Training:
-    if network != "digits":
-        return Training.of(random_data((3, 32, 32), 10, [6], 1, device), device, f"model={network}")
-    data = build(compose("fit", ["data=digits"]).data)
-    data.setup("fit")
-    return Training.of(data, device, "data=digits")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ def random_data(
     return data
 
 
+def digits_data() -> ForgetRetainDataModule:
+    """The digits, set up."""
+    data: ForgetRetainDataModule = build(compose("fit", ["data=digits"]).data)
+    data.setup("fit")
+    return data
+
+
 class Account(NamedTuple):
     """What a step costs on any hardware.
 

@@ -120,9 +120,10 @@ def memory_bandwidth(device: torch.device, repeats: int = 5) -> float:
 
 
 def show(value: Any) -> str:
-    """A cell: at least three digits of a number, `median [quartiles]` of a spread."""
+    """A cell: at least three digits of a number, `median [quartiles]` of a spread, if they differ."""
     if isinstance(value, list | tuple):
-        return "{} [{}, {}]".format(*map(show, value))
+        median, low, high = map(show, value)
+        return median if low == high else f"{median} [{low}, {high}]"
     return f"{value:.{4 if abs(value) >= 1000 else 3}g}" if isinstance(value, float) else str(value)
 
 

@@ -1,0 +1,101 @@
+"""Where does the time of an evaluation go?
+
+Scores weights/digits/without_3 against the original as `python -m safemax_pl.evaluate` does, with the plan and sampler
+of experiment=digits_methods and an empty cache, and clocks the parts. Time in a part that another one calls counts for
+the inner one alone. Judging includes the features, which come of the same pass. Prints the seconds and the share of
+every part, the ratio to sampling alone, and the floor: FLOPs of the network's passes at the rate of the fastest matrix
+product. Takes a minute on two cores.
+"""
+
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.setting import Training, digits_data
+from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, spread, stopwatch, synchronize
+from safemax_pl import evaluate
+from safemax_pl.classifier import Classifier
+from safemax_pl.evaluation import Evaluator, ModelImages
+from safemax_pl.files import PROJECT
+from safemax_pl.metrics.frechet import FrechetDistance
+from safemax_pl.metrics.kernel import KernelDistance
+from safemax_pl.metrics.manifold import PrecisionRecall
+from safemax_pl.scores import Scores
+
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "sampling": [(ModelImages, "forward")],
+    "judging and features": [(Classifier, "forward")],
+    "real images: features and statistics": [(Evaluator, "reference")],
+    "FID": [(FrechetDistance, "update"), (FrechetDistance, "compute")],
+    "KID": [(KernelDistance, "update"), (KernelDistance, "compute")],
+    "precision and recall": [(PrecisionRecall, "update"), (PrecisionRecall, "compute")],
+    "other scores": [(Scores, "update"), (Scores, "compute")],
+    "loading": [(evaluate, "load_subject"), (evaluate, "make_evaluator")],
+    "writing": [(evaluate, "draw_samples"), (evaluate, "write_json")],
+}
+
+
+class Clock:
+    """Seconds of every part, without those of parts that it calls."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.inner = [0.0]  # of the parts that each open part has called
+
+    def clocked(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            self.inner.append(0.0)
+            found = function(*args, **kwargs)
+            synchronize()
+            elapsed = time.perf_counter() - start
+            self.seconds[part] += elapsed - self.inner.pop()
+            self.inner[-1] += elapsed
+            return found
+
+        return call
+
+
+def evaluate_once(overrides: list[str]) -> dict[str, float]:
+    """Seconds of every part of one evaluation, the rest and all of it."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        for part, places in PARTS.items():
+            for owner, name in places:
+                stack.enter_context(patch.object(owner, name, clock.clocked(part, getattr(owner, name))))
+        where = [f"runs_dir={folder}", f"data.cache_dir={folder}/cache", "trainer.enable_progress_bar=false"]
+        model = str(PROJECT / "weights/digits/without_3")
+        total = stopwatch(lambda: evaluate.evaluate(model, [*overrides, *where]))
+    return clock.seconds | {"the rest": total - sum(clock.seconds.values()), "all": total}
+
+
+def main(steps: int = 25, forget: int = 100, retain: int = 450, repeats: int = 3, folder: str = FOLDER) -> Path:
+    """Clock evaluations of `forget` and `retain` images, sampled by DDIM in `steps` steps."""
+    device = default_device()
+    overrides = ["data=digits", "data.forget_classes=[3]", f"sampler.steps={steps}", "evaluation.guidance=[0]"]
+    overrides += [f"evaluation.plans.standard={{forget_per_class: {forget}, retain_total: {retain}}}"]
+    overrides += [f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}"]
+    runs = [evaluate_once(overrides) for _ in range(repeats)]
+    seconds = {part: [run[part] for run in runs] for part in runs[0]}
+    ceiling, images = matmul_flops(device), forget + retain // 9 * 9
+    passes = Training.of(digits_data(), device, "data=digits").pass_flops(2 * images) * steps
+    rows = [
+        {"part": part, "seconds": spread(values)}
+        | {"share": spread([run[part] / run["all"] for run in runs])}
+        | {"/ sampling": spread([run[part] / run["sampling"] for run in runs])}
+        | ({"share of floor": passes / ceiling / spread(values).median} if part in ("sampling", "all") else {})
+        for part, values in seconds.items()
+    ]
+    title = f"An evaluation of digits, {images} images of each of two models, DDIM {steps} steps, {repeats} repeats"
+    return publish("evaluation", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,75 @@
+"""How long does every method take until the class is forgotten and the others are unharmed?
+
+Fits every method on experiment=digits_methods with its default settings until the quick plan, scored every few steps,
+says ua_noise_aware ≥ 0.99 and fid_retain/classifier at most 0.5 above the original's. Prints steps, seconds and forward
+units (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of
+a method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
+there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
+floor is the FLOPs at the rate of the fastest matrix product. Takes two and a half minutes on two cores, more the first
+time, until the cache holds what is computed before a fit.
+"""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import METHODS
+from benchmarks.setting import Training, digits_data, silent_fit
+from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, spread
+
+BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
+# retain_only is finetune, and retrain starts anew
+FORGETTING = tuple(method for method in METHODS if method not in ("retain_only", "retrain"))
+REFERENCE = "safemax"
+SETTINGS = ("experiment=digits_methods", "second_classifier=null", "sampler.steps=10", "evaluation.final=quick")
+
+
+def main(
+    methods: tuple[str, ...] = FORGETTING,
+    digits: tuple[int, ...] = (3,),
+    seeds: tuple[int, ...] = (0,),
+    steps: int = 100,
+    every: int = 10,
+    folder: str = FOLDER,
+) -> Path:
+    """Fit all methods for at most `steps` steps, and score after `every` so many of them."""
+    device, runs = default_device(), dict[str, list[dict[str, Any]]]()
+    ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(64)
+    bounds = ", ".join(f"{name}: {bound}" for name, bound in BOUNDS.items())
+    common = [*SETTINGS, f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}", f"stop_when={{{bounds}}}"]
+    for seed, digit, method in product(seeds, digits, methods):
+        run = [f"unlearner={method}", f"data.forget_classes=[{digit}]", f"seed={seed}"]
+        runs.setdefault(method, []).append(silent_fit([*common, *run]))
+    rows, seconds = list[dict[str, Any]](), dict[str, list[float]]()
+    for method, found in runs.items():
+        seconds[method] = [run["cost"]["unlearn_seconds"] for run in found]
+        row: dict[str, Any] = {"method": method, "runs that got there": f"{sum(map(got_there, found))} of {len(found)}"}
+        row["steps"] = spread([run["training"]["steps"] for run in found])
+        row["fit, s"] = spread(seconds[method])
+        if REFERENCE in seconds:
+            pair = {"reference": seconds[REFERENCE], "method": seconds[method]}
+            row[f"/ {REFERENCE}"] = Comparison(pair).ratios["method"]
+        flops = [run["cost"]["unlearn_flops"] for run in found]
+        row["forward units"] = spread([count / unit for count in flops])
+        row["before the fit, s"] = spread([run["cost"]["prior_seconds"] for run in found])
+        row["before the fit, forward units"] = spread([run["cost"]["prior_flops"] / unit for run in found])
+        row["share of floor"] = sum(flops) / ceiling / sum(seconds[method])
+        scores = [run["scores"]["w=0"] for run in found]
+        row["ua_noise_aware"] = spread([models["unlearned"]["ua_noise_aware"] for models in scores])
+        row["Δ fid_retain/classifier"] = spread([delta(models, "fid_retain/classifier") for models in scores])
+        rows.append(row)
+    title = f"Until {bounds}; digits {list(digits)}, seeds {list(seeds)}, at most {steps} steps, scored every {every}"
+    return publish("time_to_forget", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling, unit_flops=unit)
+
+
+def got_there(run: dict[str, Any]) -> bool:
+    return run["training"]["stopped_by"] is not None
+
+
+def delta(models: dict[str, dict[str, float]], metric: str) -> float:
+    """Of the unlearned model to the original."""
+    return models["unlearned"][metric] - models["original"][metric]
+
+
+if __name__ == "__main__":
+    command(main)
