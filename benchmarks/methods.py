@@ -5,7 +5,7 @@ random weights) and random 3x32x32 images. Prints per method, also as multiples 
   seconds of a step, the ratios within the same repeat;
   images per second, and the share of the floor (FLOPs at the rate of the fastest matrix product) that is reached;
   forward units: FLOPs of a step over those of one pass of the network over the whole batch;
-  peak memory of a step with 128 + 128 images, on tensors without values (see `Training.account`);
+  peak memory of a step with 128 + 128 images, on tensors without values (see `Training.account_without_values`);
   FLOPs before the fit for a data set of CIFAR-10's size, on such tensors too, and how many steps of 128 + 128 that is.
 Takes about two minutes on two cores.
 """
@@ -65,7 +65,7 @@ def main(
         unlearner.prepare(training.task(), training.data, counted)
         kinds = 2 if method in ALTERNATING else 1
         sides[method] = partial(take_steps, training, unlearner, kinds)
-        priors[method], accounts[method] = counted.flops, counting.account(unlearner, kinds)
+        priors[method], accounts[method] = counted.flops, counting.account_without_values(unlearner, kinds)
     timed = compare(sides, repeats)
     for method in ALTERNATING & set(sides):
         timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]

@@ -65,16 +65,14 @@ class Account(NamedTuple):
     Attributes:
         flops: of networks, forward and backward.
         peak_bytes: of all tensors at once: weights, optimiser, activations; not what a kernel needs inside itself.
-        operations: calls of torch's kernels.
     """
 
     flops: float
     peak_bytes: int
-    operations: float
 
 
-class Tracker(TorchDispatchMode):
-    """Counts operations, and the bytes of all tensors that are alive at once, real ones or without values.
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once, real ones or without values.
 
     torch's own MemTracker finds the same, but looks at every module in every operation: minutes for a network of 36 M
     parameters.
@@ -86,12 +84,11 @@ class Tracker(TorchDispatchMode):
     def __init__(self, held: list[Tensor]):
         super().__init__()
         self.alive: set[int] = set()
-        self.bytes, self.peak, self.operations = 0, 0, 0
+        self.bytes, self.peak = 0, 0
         for tensor in held:
             self.add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
         return tree_map_only(Tensor, self.add, func(*args, **(kwargs or {})))
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -168,28 +165,24 @@ class Training:
         self.optimizer.step()
 
     def account(self, unlearner: Unlearner, steps: int = 1) -> Account:
-        """What a step costs, counted on tensors without values: no compute, so any size of the batch is possible.
+        """What a step costs, by taking `steps` of them: FLOPs are their mean, as some methods alternate two kinds."""
+        parts = self.student, self.teacher.network, [*self.optimizer.state.values()], unlearner
+        with PeakMemory([tensor for part in parts for tensor in tensors_of(part)]) as memory:
+            counted = [flops(partial(self.step, unlearner, number)) for number in range(steps)]
+        return Account(sum(counted) / steps, memory.peak)
 
-        Args:
-            steps: counted ones, of which FLOPs and operations are the mean: some methods alternate two kinds.
-        """
+    def account_without_values(self, unlearner: Unlearner, steps: int = 1) -> Account:
+        """The same on tensors that have a shape and no values: nothing is computed, so any batch size is possible."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(mode):
             student, teacher, unlearner = copy.deepcopy((self.student, self.teacher.network, unlearner))
         with mode:
             optimizer = torch.optim.Adam(student.parameters())
-            fake = replace(self, student=student, teacher=Frozen(teacher), optimizer=optimizer)
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # it makes its state
-            held = [
-                tensor
-                for part in (student, teacher, [*optimizer.state.values()], unlearner)
-                for tensor in tensors_of(part)
-            ]
-            with Tracker(held) as tracker:
-                counted = [flops(partial(fake.step, unlearner, number)) for number in range(steps)]
-        return Account(sum(counted) / steps, tracker.peak, tracker.operations / steps)
+            fake = replace(self, student=student, teacher=Frozen(teacher), optimizer=optimizer)
+            return fake.account(unlearner, steps)
 
 
 class OnePass(Sampler):

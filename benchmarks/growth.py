@@ -1,0 +1,125 @@
+"""How do time, memory and FLOPs of a SAFEMax step grow with the batch, the images, the classes and the network?
+
+Varies one thing at a time on random grey images and small networks (two resolutions, attention at the lower one), the
+values of each in turn. Prints the slope of every quantity in a log-log plot with its standard error (1: in proportion,
+0: constant), its change from the smallest to the largest value, and what must be constant: calls of torch's kernels per
+step, and the time of a step outside of them (Python, autograd and the optimiser's loop; of profiled steps). Draws
+growth.png. The floor is the FLOPs at the rate of the fastest matrix product; its share is of the largest value. Takes
+a minute on two cores.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from scipy.stats import linregress
+from torch.autograd.profiler import profile
+
+from benchmarks.setting import Training, random_data
+from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish, spread, stopwatch
+from safemax_pl.config import build, compose
+from safemax_pl.reports import charts
+from safemax_pl.unlearners.base import Unlearner
+
+BASE = {"batch": 8, "size": 8, "forget": 1, "retain": 9, "width": 32}
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "batch": (4, 8, 16, 32),
+    "size": (8, 16, 24, 32),
+    "forget": (1, 3, 9, 27),
+    "retain": (1, 3, 9, 27),
+    "width": (16, 32, 64),
+}
+NAMES = {"batch": "images of each kind", "size": "pixels of a side", "forget": "forget classes"}
+NAMES |= {"retain": "retain classes", "width": "channels, and half the lower resolution's"}
+QUANTITIES = {"seconds": "time", "flops": "FLOPs", "peak_bytes": "peak memory", "outside": "time outside of kernels"}
+
+
+def main(
+    sweeps: dict[str, tuple[int, ...]] = SWEEPS, repeats: int = 5, profiled: int = 2, folder: str = FOLDER
+) -> Path:
+    """Time every value of each sweep `repeats` times in turn, and profile `profiled` steps of it."""
+    ceiling = matmul_flops(default_device())
+    points = {
+        sweep: [measured(BASE | {sweep: value}, profiled) for value in values] for sweep, values in sweeps.items()
+    }
+    seconds, rows = dict[str, dict[str, list[float]]](), list[dict[str, Any]]()
+    for sweep, values in sweeps.items():
+        timed = compare(
+            dict(zip(map(str, values), (point.pop("step") for point in points[sweep]), strict=True)), repeats
+        )
+        seconds[sweep] = timed.seconds
+        for point, found in zip(points[sweep], timed.seconds.values(), strict=True):
+            point["seconds"] = found
+        last = points[sweep][-1]
+        row: dict[str, Any] = {"varied": NAMES[sweep], "from, to": f"{values[0]}, {values[-1]}"}
+        row["time, last / first"] = timed.ratios[str(values[-1])]
+        for key, name in QUANTITIES.items():
+            medians = [float(np.median(point[key])) for point in points[sweep]]
+            slope = linregress(np.log(values), np.log(medians))
+            constant = len(set(medians)) == 1
+            row[f"slope of {name}"] = "0 exactly" if constant else f"{slope.slope:.2f} ± {slope.stderr:.2f}"
+        calls = [point["calls"] for point in points[sweep]]
+        row["calls of kernels"] = str(calls[0]) if len(set(calls)) == 1 else f"{min(calls)} to {max(calls)}"
+        row["outside of kernels, ms"] = spread([1e3 * value for point in points[sweep] for value in point["outside"]])
+        rows.append(row | {"share of floor": last["flops"] / ceiling / float(np.median(last["seconds"]))})
+    draw(Path(folder) / "growth.png", sweeps, points, repeats)
+    title = f"Growth of a SAFEMax step, {repeats} repeats; otherwise {BASE}"
+    return publish("growth", title, rows, seconds, folder, matmul_flops=ceiling, points=points)
+
+
+def measured(setting: dict[str, int], profiled: int) -> dict[str, Any]:
+    """A step to be timed, and all that is not timed."""
+    device, size, width = default_device(), setting["size"], setting["width"]
+    classes = setting["forget"] + setting["retain"]
+    data = random_data((1, size, size), classes, range(setting["forget"]), setting["batch"], device, per_class=20)
+    network = [
+        f"model.channels=[{width},{2 * width}]",
+        f"model.head_dim={2 * width}",
+        f"model.attention_at=[{size // 2}]",
+    ]
+    training = Training.of(data, device, "model=unet_digits", *network)
+    unlearner: Unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
+    step = partial(training.step, unlearner)
+    step()  # the optimiser makes its state
+    account = training.account(unlearner)
+    calls, outside = zip(*(look_inside(step) for _ in range(profiled)), strict=True)
+    return {"step": step, "calls": calls[-1], "outside": outside, **account._asdict()}
+
+
+def look_inside(step: Any) -> tuple[int, float]:
+    """How many kernels a step calls, without those that others call, and its seconds outside of them."""
+    with profile(use_device="cuda" if torch.cuda.is_available() else None, use_kineto=False) as profiler:
+        elapsed = stopwatch(step)
+    assert profiler.function_events is not None
+    kernels = [event for event in profiler.function_events if event.name.startswith("aten::")]
+    outer = [one for one in kernels if one.cpu_parent is None or not one.cpu_parent.name.startswith("aten::")]
+    return len(outer), elapsed - sum(one.cpu_time_total for one in outer) / 1e6
+
+
+def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[dict[str, Any]]], repeats: int) -> None:
+    """One panel for each sweep: every quantity as a multiple of its value at the smallest."""
+    figure, axes = plt.subplots(2, 3, figsize=(3 * charts.WIDTH, 2 * charts.HEIGHT), layout="constrained")
+    for axis, (sweep, values) in zip(axes.flat, sweeps.items(), strict=False):
+        for place, (key, name) in enumerate(QUANTITIES.items()):
+            found = [np.quantile(point[key], (0.25, 0.5, 0.75)) for point in points[sweep]]
+            low, median, high = np.array(found).T / found[0][1]
+            axis.errorbar(
+                values, median, (median - low, high - median), label=name, ms=5, capsize=2, **charts.style(place)
+            )
+        axis.set(xlabel=NAMES[sweep], ylabel="multiple of the first")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        axis.set_xticks(values, map(str, values))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.25)
+    for axis in list(axes.flat)[len(sweeps) :]:
+        axis.axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
+    charts.save(figure, path, "Growth of a step", f"Medians and quartiles of {repeats} repeats.")
+
+
+if __name__ == "__main__":
+    command(main)
