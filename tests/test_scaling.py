@@ -1,0 +1,87 @@
+"""The prediction of docs/scaling.md: what it counts is what is done here, and its arithmetic."""
+
+import json
+
+import pytest
+from ranks_job import SMALL, steps
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.ranks import measure
+from benchmarks.scaling import PASSES, Machine, Network, Run, main, networks, runs
+from safemax_pl.module import UnlearningModule
+
+MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
+NETWORK = Network("small", parameters=10**6, forward_flops=1e9, kernels=100)
+RUN = Run(steps=10, batch=64, passes=3.5, calls=4, sampled=6400, rows=100)
+
+
+@pytest.mark.parametrize("method", PASSES)
+def test_the_passes_of_a_method_are_those_that_it_makes(method, tmp_path, monkeypatch):
+    """Counted as FLOPs of two steps of 4 forget and 12 retain images on the digits."""
+    counted, step = [], UnlearningModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        with FlopCounterMode(display=False) as counter:
+            step(self, batch, batch_idx)
+        counted.append(counter.get_total_flops())
+        present = next(part for part in batch.values() if part is not None)
+        with FlopCounterMode(display=False) as forward:
+            self.student(present.x_0, present.labels, present.labels)
+        per_image.append(forward.get_total_flops() / len(present.labels))
+
+    per_image: list[float] = []
+    monkeypatch.setattr(UnlearningModule, "training_step", training_step)
+    steps(tmp_path, 1, method, *SMALL.get(method, []))
+    forget, retain = PASSES[method]
+    made = sum(counted) / len(counted) / per_image[0]
+    assert made == pytest.approx(4 * forget + 12 * retain, rel=0.05)
+
+
+def test_one_gpu_exchanges_nothing_and_computing_is_shared_out():
+    one, two = (RUN.seconds(NETWORK, MACHINE, gpus) for gpus in (1, 2))
+    assert one["exchange"] == 0 and two["exchange"] == pytest.approx(10 * 2 * 1 / 2 * 4e6 / 1e9)
+    assert one["training"] == pytest.approx(10 * 64 * 3.5 * 1e9 / 5e11) and two["training"] == one["training"] / 2
+    assert two["sampling"] == one["sampling"] / 2 and one["start"] == two["start"]
+
+
+def test_a_step_is_never_shorter_than_its_launches_and_between_nodes_the_exchange_is_slower():
+    many = RUN.seconds(NETWORK, MACHINE, 4096)
+    assert many["training"] == pytest.approx(10 * 4 * 100 * 1e-6)
+    assert many["exchange"] > 9 * RUN.seconds(NETWORK, MACHINE, 8)["exchange"]
+
+
+def test_a_small_batch_of_sampling_costs_its_launches():
+    network = Network("tiny", 1, 1.0, 100)
+    assert RUN.seconds(network, MACHINE, 1)["sampling"] == pytest.approx(6400 / 100 * 100 * 1e-6)
+
+
+def test_the_networks_have_their_known_sizes():
+    cifar, dit = networks()
+    assert cifar.parameters == pytest.approx(35.8e6, rel=0.01) and cifar.forward_flops == pytest.approx(
+        12.1e9, rel=0.01
+    )
+    assert dit.forward_flops == pytest.approx(2 * 118.6e9, rel=0.05), "Table 4 of the paper, in multiply-adds"
+
+
+def test_the_priors_of_a_method_are_part_of_its_work():
+    found = runs()
+    plain = found["safemax"].sampled
+    assert found["finetune"].sampled == plain == 100 * 3 * (10_000 + 5 * 280)
+    assert found["esd"].sampled == plain + 500 * 10 * 100
+
+
+def test_the_study_costs_more_gpu_hours_the_more_gpus_share_a_run(tmp_path):
+    main(folder=str(tmp_path))
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    for network in {row["network"] for row in rows}:
+        shared = [row["GPU-hours"] for row in rows if row["network"] == network]
+        apart = [row["GPU-hours (a GPU per run)"] for row in rows if row["network"] == network]
+        assert shared == sorted(shared) and shared[0] == pytest.approx(apart[0]) and len(set(apart)) == 1
+
+
+def test_what_one_rank_measures(tmp_path):
+    measure("unet_digits", batch=4, devices=1, steps=2, out=str(tmp_path / "one.json"))
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert len(found["step"]) == 2 and min(found["step"]) > 0 and found["exchange"] == []
+    assert found["exchanged_bytes"] == 4 * found["parameters"] and found["sampling"] > 0
+    assert 12 * found["parameters"] < found["checkpoint_bytes"] < 13 * found["parameters"]
