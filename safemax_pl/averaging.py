@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -26,7 +27,8 @@ class Average(WeightAveraging):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # type: ignore[override]
         average = self._average_model
         assert average is not None and average.multi_avg_fn is not None
-        weights, current = list(average.module.parameters()), list(pl_module.parameters())
+        weights: list[Tensor] = list(average.module.parameters())
+        current: list[Tensor] = list(pl_module.parameters())
         if trainer.global_step == 1:
             torch._foreach_copy_(weights, current)
         else:

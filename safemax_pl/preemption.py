@@ -14,8 +14,9 @@ ASKS_TO_STOP = (signal.SIGUSR1, signal.SIGTERM)  # the batch script's word that 
 class Preemption(Callback):
     """Ends a fit at SIGUSR1 or SIGTERM: after the step in progress, with a checkpoint, as Ctrl-C ends it without one.
 
-    All ranks stop after the same step, however far apart the signal reaches them. Lightning's own answer to SIGUSR1
-    saves wherever the signal finds each rank: between the optimizer's step and its being counted, or in a collective.
+    All ranks stop after the same step, however far apart the signal reaches them. They must ask each other, for which
+    the host waits, so they do when the losses are logged. Lightning's own answer to SIGUSR1 saves wherever the signal
+    finds each rank: between the optimizer's step and its being counted, or in a collective.
     A signal during a validation waits for its end; one outside of the training is left to the command.
     """
 
@@ -33,16 +34,16 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % (
-            trainer.val_check_batch or math.inf
-        ):  # else a validation follows: a resumed fit skips it
+        step, alone = trainer.global_step, trainer.world_size == 1
+        asks = alone or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if asks and step % (trainer.val_check_batch or math.inf):  # else a validation follows: a resumed fit skips it
             self._save_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_if_asked(trainer)
 
     def _save_if_asked(self, trainer: Trainer) -> None:
-        several = trainer.world_size > 1  # who are asked by the device, which the host waits for
+        several = trainer.world_size > 1
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False) if several else self.asked:
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True

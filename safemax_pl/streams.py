@@ -7,7 +7,7 @@ devices draws the same numbers.
 
 import math
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> T
     Integers before the first tensor are hashed by the host, a dozen small kernels less for each; those after it are
     arguments of kernels: a tensor of them would make the host wait for the device.
     """
-    key: Tensor | int = 0
+    key: Any = 0
     for part in parts:
         key = _mix(_signed((part ^ key) * _STREAM_STRIDE + _GOLDEN))
     return torch.full((), key, device=device) if isinstance(key, int) else key

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safemax_pl.config import compose
 from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 from safemax_pl.module import UnlearningModule
+from safemax_pl.preemption import Preemption
 
 SETTINGS = [*TINY, "trainer.max_steps=6", "trainer.val_check_interval=4", "ema_decay=0.5", "logger=csv"]
 
@@ -65,6 +67,15 @@ def test_a_fit_stops_after_its_step_and_goes_on_to_the_same_result(
     first, second = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in (whole, run))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert history(run) == history(whole)
+
+
+def test_several_ranks_ask_each_other_only_when_the_losses_are_logged(tmp_path):
+    asked = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: asked.append(trainer.global_step))
+    trainer = SimpleNamespace(world_size=2, log_every_n_steps=3, val_check_batch=12, strategy=strategy)
+    for trainer.global_step in range(1, 13):
+        Preemption(tmp_path / "last.ckpt").on_train_batch_end(trainer, None, None, None, 0)
+    assert asked == [3, 6, 9]
 
 
 @pytest.mark.parametrize(("command", "sent"), [("fit", "SIGUSR1"), ("fit", "SIGTERM"), ("sweep", "SIGUSR1")])

@@ -143,6 +143,15 @@ def test_combine_broadcasts_like_arithmetic():
     assert combine(5, KEYS, 6)[17] == combine(5, 17, 6)
 
 
+def test_the_host_hashes_integers_as_the_device_hashes_tensors():
+    numbers = [0, 1, -1, 12345678901, 2**62, -(2**62), 2**63 - 1, -(2**63), Stream.NOISE]
+    for one in numbers:
+        for other in numbers:
+            on_device = combine(torch.tensor([int(one)]), torch.tensor([int(other)]))
+            assert torch.equal(combine(one, other)[None], on_device)
+            assert torch.equal(combine(torch.tensor([int(one)]), other), on_device)
+
+
 def test_combine_depends_on_the_order_and_the_number_of_its_parts():
     assert (
         len({int(combine(*parts)) for parts in [(1, 2), (2, 1), (1,), (2,), (1, 2, 0), (0, 1, 2), (0,), (0, 0)]}) == 8

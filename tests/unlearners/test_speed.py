@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from safemax_pl import ranks, streams
+from safemax_pl import networks, ranks, streams
 from safemax_pl.averaging import Average
 from safemax_pl.callbacks import COUNTED_STEPS, Cost
 from safemax_pl.data import PARTS
+from safemax_pl.frozen import Frozen
 from safemax_pl.module import UnlearningModule
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.streams import Stream
@@ -118,6 +119,7 @@ def fit(make_data, tmp_path, monkeypatch):
     def run(method, device, forget=(1,), batches=(4, 6), callbacks=(), log_every=50):
         data = make_data(forget, SHAPE, forget_batch_size=batches[0], retain_batch_size=batches[1], flip=True)
         bench = Bench(method if isinstance(method, str) else "finetune", data, "epsilon", tmp_path / f"{forget}")
+        bench.student, bench.teacher = small_network(data).train(), Frozen(small_network(data))
         if isinstance(method, str):
             unlearner = bench.start() if device == CPU else on_device(bench.start())
         else:
@@ -155,6 +157,12 @@ def on_device(unlearner: Unlearner) -> Unlearner:
     torch.save(unlearner, file)
     file.seek(0)
     return torch.load(file, map_location=META, weights_only=False)
+
+
+def small_network(data) -> networks.Model:
+    """Of few operations: they take long on a device without values."""
+    torch.manual_seed(0)
+    return networks.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.0, 4, 2)
 
 
 class Example(Unlearner):
@@ -281,7 +289,7 @@ def loop(run, step) -> Counter:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fit_adds_nine_small_operations_to_the_mathematics_of_a_step(fit, method):
+def test_a_fit_adds_nine_small_operations_and_none_for_more_images_or_classes(fit, method):
     run = fit(method, CPU)
     unlearner = run.module.unlearner
 
@@ -291,6 +299,7 @@ def test_a_fit_adds_nine_small_operations_to_the_mathematics_of_a_step(fit, meth
         unlearner.before_step(task)
 
     assert run.counts == loop(run, step) + twice(FIT)
+    assert run.counts == fit(method, CPU, (0, 2), (12, 10)).counts
 
 
 def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
@@ -306,12 +315,6 @@ def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
         F.mse_loss(unet(x_t, t, labels, return_dict=False)[0], eps).backward()
 
     assert run.counts == loop(run, step) + twice(FIT + LOSSES)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_operations_do_not_grow_with_the_batches_or_the_classes(fit, method):
-    one, other = fit(method, CPU, (1,), (4, 6)), fit(method, CPU, (0, 2), (12, 10))
-    assert one.counts == other.counts
 
 
 def test_a_method_that_goes_image_by_image_is_found(fit):
