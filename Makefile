@@ -1,7 +1,7 @@
 # make demo and make test need nothing but Python 3.11 or newer; both set up .venv on their first call.
 PYTHON ?= python3
 
-.PHONY: demo report test lint format weights
+.PHONY: demo report test bench lint format weights
 
 .venv/ready: requirements.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ report: .venv/ready          ## compare all finished runs: runs/report/report.ht
 test: .venv/ready            ## the whole test suite, with coverage
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; eleven minutes on two idle cores
+	.venv/bin/python -m benchmarks
+
 format: .venv/ready
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
@@ -25,7 +28,7 @@ format: .venv/ready
 lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy safemax_pl
+	.venv/bin/mypy safemax_pl benchmarks
 	bash -n .ci/run
 
 weights: .venv/ready         ## train again what weights/digits holds: half an hour on two cores

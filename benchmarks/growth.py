@@ -26,11 +26,11 @@ from safemax_pl.unlearners.base import Unlearner
 
 BASE = {"batch": 8, "size": 8, "forget": 1, "retain": 9, "width": 32}
 SWEEPS: dict[str, tuple[int, ...]] = {
-    "batch": (4, 8, 16, 32),
-    "size": (8, 16, 24, 32),
-    "forget": (1, 3, 9, 27),
-    "retain": (1, 3, 9, 27),
-    "width": (16, 32, 64),
+    "batch": (4, 16, 64, 128),
+    "size": (8, 16, 32),
+    "forget": (1, 5, 25),
+    "retain": (1, 5, 25),
+    "width": (16, 32, 64, 128),
 }
 NAMES = {"batch": "images of each kind", "size": "pixels of a side", "forget": "forget classes"}
 NAMES |= {"retain": "retain classes", "width": "channels, and half the lower resolution's"}

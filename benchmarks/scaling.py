@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import FOLDER, command, print_table, publish
+from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.config import compose
 
 NODE = 8  # GPUs
@@ -250,10 +250,9 @@ def main(
         }
         for net in networks()
     ]
-    print_table("What is counted here", sizes)
-    print_table("One run of SAFEMax, seconds, predicted", parts)
+    more = {"What is counted here": sizes, "One run of SAFEMax, seconds, predicted": parts}
     title = f"CIFAR-100, ten classes, {len(PASSES)} methods, {seeds} seeds: predicted"
-    publish("scaling", title, rows, {}, folder, sizes=sizes, parts=parts, assumed=vars(machine))
+    publish("scaling", title, rows, {}, folder, more, assumed=vars(machine))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_the_priors_of_a_method_are_part_of_its_work():
 
 def test_the_study_costs_more_gpu_hours_the_more_gpus_share_a_run(tmp_path):
     main(folder=str(tmp_path))
-    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    rows = next(iter(json.loads((tmp_path / "scaling.json").read_text())["tables"].values()))
     for network in {row["network"] for row in rows}:
         shared = [row["GPU-hours"] for row in rows if row["network"] == network]
         apart = [row["GPU-hours (a GPU per run)"] for row in rows if row["network"] == network]

@@ -1,0 +1,59 @@
+"""All benchmarks one after the other, then all tables: on the terminal, and as runs/benchmarks/tables.md for the docs.
+
+`make bench`, or `python -m benchmarks`; `python -m benchmarks scripts=[overhead,sampling]` runs some. Ends with 1 if a
+script has failed, after the others have run. Takes eleven minutes on two idle cores.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import FOLDER, command, print_table, show
+from safemax_pl.files import atomic
+
+SCRIPTS: tuple[str, ...] = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "evaluation", "growth")
+SCRIPTS += tuple(name for name in ("levers", "ranks") if find_spec(f"benchmarks.{name}"))
+
+
+def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
+    """Run the scripts, each in a process of its own, with their default settings."""
+    results, failed = list[dict[str, Any]](), list[str]()
+    for name in scripts:
+        path = Path(folder) / f"{name}.json"
+        path.unlink(missing_ok=True)
+        start = time.perf_counter()
+        process = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", f"folder={folder}"], check=False)
+        print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
+        if process.returncode or not path.exists():
+            failed.append(name)
+        else:
+            results.append(json.loads(path.read_text()))
+    for result in results:
+        for title, rows in result["tables"].items():
+            print_table(title, rows)
+    with atomic(Path(folder) / "tables.md") as part:
+        part.write_text("\n".join(markdown(result) for result in results))
+    print(f"written: {folder}/tables.md")
+    if failed:
+        print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of one script, below what they were taken on; a spread is a median and its quartiles."""
+    made_on = f"{result['hardware']}, torch {result['torch']}, commit {result['commit']}, {result['date']}"
+    lines = [f"## {result['name']}", "", f"{made_on}, n = {result['repeats']}, median [quartiles].", ""]
+    for title, rows in result["tables"].items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [f"**{title}**", "", f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+        lines += [f"| {' | '.join(show(row.get(column, '')) for column in columns)} |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,139 @@
+"""What does each lever of the fast path give, on this machine?
+
+Times a step of SAFEMax, or the part of it that a lever touches, with and without the lever in turn, on the digits' UNet
+and on unet_cifar (random images). Prints the time without over the time with, so above 1 the lever pays. Those that pay
+nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, whose
+first step takes minutes. Takes about a minute and a half on two cores.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.setting import Training, digits_data, random_data
+from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, spread, stopwatch
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import build, compose
+from safemax_pl.files import PROJECT
+from safemax_pl.images import from_uint8
+
+WITHOUT, WITH = "without", "with"
+
+
+def step_of(training: Training, unlearner: Any) -> Callable[[], None]:
+    """A step of the method."""
+    return partial(training.step, unlearner)
+
+
+def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Training:
+    """The same with other networks: `change` works on student and teacher in place."""
+    student, teacher = copy.deepcopy(training.student), copy.deepcopy(training.teacher)
+    change(student)
+    change(teacher.network)
+    return replace(training, student=student, teacher=teacher, optimizer=torch.optim.Adam(student.parameters(), 1e-7))
+
+
+def channels_last(network: torch.nn.Module) -> None:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
+    """One update of all weights: torch's default (foreach on CUDA, a loop on the CPU) against two implementations."""
+    parameters = list(training.student.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    sides = {
+        "foreach": torch.optim.Adam(parameters, 0.0, foreach=True),
+        "fused": torch.optim.Adam(parameters, 0.0, fused=True),
+    }
+    default = torch.optim.Adam(parameters, 0.0)
+    return {
+        f"Adam {name}": compare({WITHOUT: default.step, WITH: optimizer.step}, repeats)
+        for name, optimizer in sides.items()
+    }
+
+
+def passes(training: Training, repeats: int) -> Comparison:
+    """Forget and retain images through the student at once, as SAFEMax does, against one after the other."""
+    batch = [training.data.chunk("retain", i, training.data.batch_sizes["retain"], training.device) for i in (0, 1)]
+    both = [torch.cat(part) for part in zip(*(some[:2] for some in batch), strict=True)]
+
+    def run(parts: list[Any]) -> None:
+        loss = torch.stack([training.student(x_0, labels, labels).square().mean() for x_0, labels in parts]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    apart, together = [some[:2] for some in batch], [both]
+    return compare({WITHOUT: partial(run, apart), WITH: partial(run, together)}, repeats)
+
+
+def judge(repeats: int) -> tuple[Comparison, dict[str, float]]:
+    """The judge of the digits on 1 000 images in bfloat16, and what that does to its features and verdicts."""
+    device, data = default_device(), digits_data()
+    classifier = Classifier.load(PROJECT / "weights/digits/classifier", data).to(device)
+    images = from_uint8(data.source.train.images[:1000]).to(device)
+
+    def look(half: bool) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return classifier.plain(images)
+
+    (exact, features), (rough, halved) = look(False), look(True)
+    errors = {
+        "features, relative error": float((halved.float() - features).norm() / features.norm()),
+        "verdicts that change": float((exact.argmax(1) != rough.argmax(1)).float().mean()),
+    }
+    return compare({WITHOUT: partial(look, False), WITH: partial(look, True)}, repeats), errors
+
+
+def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Comparison]:
+    """All of one network."""
+    unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
+    plain = step_of(training, unlearner)
+    sides = {
+        "channels_last": changed(training, channels_last),
+        "bf16 autocast": replace(training, bf16=True),
+    }
+    found = {name: compare({WITHOUT: plain, WITH: step_of(side, unlearner)}, repeats) for name, side in sides.items()}
+    found |= optimizers(training, repeats)
+    found["one pass for both batches"] = passes(training, repeats)
+    if compiled:
+        side = changed(training, lambda network: network.compile())
+        first = stopwatch(step_of(side, unlearner))
+        print(f"torch.compile: the first step took {first:.0f} s")
+        found["torch.compile"] = compare({WITHOUT: plain, WITH: step_of(side, unlearner)}, repeats)
+    return found
+
+
+def main(
+    repeats: int = 7, digits_batch: int = 32, cifar_batch: int = 2, compiled: bool = False, folder: str = FOLDER
+) -> Path:
+    device = default_device()
+    digits = random_data((1, 8, 8), 10, (8,), digits_batch, device)
+    cifar = random_data((3, 32, 32), 10, (8,), cifar_batch, device)
+    rows, seconds = [], {}
+    for name, data in {"unet_digits": digits, "unet_cifar": cifar}.items():
+        training = Training.of(data, device, f"model={name}")
+        case = f"{name}, {data.batch_sizes['forget']}+{data.batch_sizes['retain']}"
+        for lever, timed in levers(training, repeats, compiled).items():
+            rows.append(row(f"{lever}, {case}", timed))
+            seconds[f"{lever}, {case}"] = timed.seconds
+    timed, errors = judge(repeats)
+    rows.append(row("judge in bfloat16, 1000 digits", timed))
+    seconds["judge in bfloat16, 1000 digits"] = timed.seconds
+    title = f"Levers: time without over time with, {repeats} repeats in turn"
+    return publish("levers", title, rows, seconds, folder, judge_in_bfloat16=errors)
+
+
+def row(lever: str, timed: Comparison) -> dict[str, Any]:
+    speed_ups = [a / b for a, b in zip(timed.seconds[WITHOUT], timed.seconds[WITH], strict=True)]
+    medians = {f"{side}, ms": 1e3 * value for side, value in timed.medians.items()}
+    return {"lever": lever, **medians, "without / with": spread(speed_ups)}
+
+
+if __name__ == "__main__":
+    command(main)
