@@ -1,6 +1,6 @@
 """What does a second rank give? Step, sampling, exchange of gradients and checkpoint, on one rank and on two.
 
-  python -m benchmarks.ranks [rounds=3] [steps=8] [network=unet_digits] [batch=64]      about 2 minutes on two cores
+  python -m benchmarks.ranks [rounds=2] [steps=8] [network=unet_digits] [batch=64]      about 2 minutes on two cores
 
 One thread a rank, so that two ranks have twice the cores of one. Every round starts a process for one rank, then a
 command for two. Prints the speed-up of two ranks, and what `benchmarks.scaling` predicts for the step: that of half the
@@ -103,7 +103,7 @@ def started(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def main(
-    rounds: int = 3,
+    rounds: int = 2,
     steps: int = 8,
     network: str = "",
     batch: int = 0,

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.config import compose
+from safemax_pl.errors import UserError
 
 NODE = 8  # GPUs
 SAMPLED_AT_ONCE = 250  # evaluation.batch_size
@@ -68,6 +69,11 @@ class Machine:
     network: float
     start: float
     price: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or value <= 0 or (name == "mfu" and value > 1):
+                raise UserError(f"{name}={value}: give a number above 0" + ", and at most 1" * (name == "mfu"))
 
     def compute(self, flops: float, kernels: float) -> float:
         """Seconds of so much work on one GPU: never less than the launches take."""

@@ -183,8 +183,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def _name_method(cfg: DictConfig, choices: Any) -> None:
     """Fill in `method`: the choice of `unlearner=`, and that of `parameters=`, unless the user has named it."""
     if "method" in cfg and cfg.method is None:
-        named = [choices.get(group) for group in ("unlearner", "parameters")]
-        cfg.method = ", ".join(name for name in named if name not in (None, "all")) or None
+        method, moving = (choices.get(group) for group in ("unlearner", "parameters"))
+        cfg.method = method if moving in (None, "all") else f"{method} ({moving})"
     if "method" in cfg and not re.fullmatch(r"[\w.,+() -]+", str(cfg.method)):
         raise UserError(f"method={cfg.method}: give a name of letters, digits, spaces and . , _ + - ( )")
 

@@ -33,6 +33,8 @@ def atomic(path: Path) -> Iterator[Path]:
         part = scratch / path.name
         yield part
         for file in [part] if part.is_file() else part.rglob("*"):
+            if file.suffix == ".safetensors":
+                file.chmod(0o644)  # safetensors writes for the owner alone; teams share runs
             _to_disk(file)
         if path.is_dir() and part.is_dir():
             path.rename(scratch / "old")

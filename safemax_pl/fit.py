@@ -60,6 +60,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
             tables.print_scores(metrics, name)
+            print(StopWhen.told(metrics["training"]))
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
 
@@ -119,6 +120,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     log_results(loggers, metrics, run, evaluator)
     run.finish(metrics)
     tables.print_scores(metrics, name)
+    print(StopWhen.told(metrics["training"]))
     print(f"written: {run.folder}/metrics.json, samples.png, curves.png, unet/, scheduler/")
     return run.folder
 

@@ -181,8 +181,6 @@ def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:
     """Write `unet/`, `scheduler/` and `data.json`; each is whole or absent, and any diffusers user can load them."""
     with atomic(folder / "unet") as part:
         model.unet.save_pretrained(part)
-        for file in part.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone; teams share runs
     with atomic(folder / "scheduler") as part:
         model.diffusion.scheduler.save_pretrained(part)
     content = {"name": data.name, "class_names": data.class_names, "fingerprint": data.source.fingerprint}

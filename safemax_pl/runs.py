@@ -109,6 +109,7 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
     program = "python -m " + (
         sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
     )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
     return {
         "command": command_line or shlex.join([program, *arguments]).replace(f"'{program}'", program),
@@ -116,9 +117,7 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
         "safemax_pl": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
+        "hardware": f"{ranks.count()} × {device}" if ranks.count() > 1 else device,
     }
 
 

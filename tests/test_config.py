@@ -178,7 +178,7 @@ def test_headers_are_read():
         (["experiment=digits_methods", "unlearner=retrain"], "retrain"),
         (["experiment=digits_pretrain"], "retain_only"),
         (["unlearner=salun", "method=mine"], "mine"),
-        (["unlearner=salun", "parameters=embeddings"], "salun, embeddings"),
+        (["unlearner=salun", "parameters=embeddings"], "salun (embeddings)"),
     ],
     ids=str,
 )

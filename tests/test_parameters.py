@@ -198,7 +198,7 @@ def test_a_step_costs_less(runs):
 
 def test_reports_tell_the_choices_apart(runs):
     found, _ = read([runs["all"], runs["lora"], runs["embeddings"]])
-    assert [run.method for run in found] == ["safemax", "safemax, lora", "safemax, embeddings"]
+    assert [run.method for run in found] == ["safemax", "safemax (lora)", "safemax (embeddings)"]
     assert not [key for key in found[0].settings if key.startswith("parameters")]
 
 

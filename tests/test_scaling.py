@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ranks import measure
 from benchmarks.scaling import PASSES, Machine, Network, Run, main, networks, runs
+from safemax_pl.errors import UserError
 from safemax_pl.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
@@ -68,6 +69,12 @@ def test_the_priors_of_a_method_are_part_of_its_work():
     plain = found["safemax"].sampled
     assert found["finetune"].sampled == plain == 100 * 3 * (10_000 + 5 * 280)
     assert found["esd"].sampled == plain + 500 * 10 * 100
+
+
+@pytest.mark.parametrize("option", [{"mfu": 2}, {"mfu": 0}, {"launch": -1}, {"price": "abc"}, {"peak": None}])
+def test_an_assumption_that_makes_no_sense_is_refused(option, tmp_path):
+    with pytest.raises(UserError, match="give a number above 0"):
+        main(**option, folder=str(tmp_path))
 
 
 def test_the_study_costs_more_gpu_hours_the_more_gpus_share_a_run(tmp_path):

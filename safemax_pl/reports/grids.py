@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 FORGET_COLOUR = "#c1272d"
 SHOWN_SEEDS, SHOWN_RETAIN = 3, 3
 CELL = 0.48  # inches of an image
+LONGEST = 36  # letters of a name above a column of images
 NAMED_CLASSES = 20  # of a heat map; with more, cells have no numbers and only some columns a name
 
 
@@ -91,9 +92,8 @@ def _picture(columns: dict[str, Tensor], rows: dict[str, Tensor]) -> plt.Figure:
     axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.spines[:].set_visible(False)
     centres = [(place + 0.5) * (size + gap) for place in range(len(columns))]
-    axis.set_xticks(
-        centres, [fill(label, 26) for label in columns], fontsize=8.5, rotation=45, ha="left", rotation_mode="anchor"
-    )
+    names = [label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label in columns]  # else they overlap
+    axis.set_xticks(centres, names, fontsize=8.5, rotation=45, ha="left", rotation_mode="anchor")
     heights = np.array([int(mask.sum()) * (size + gap) + 2 * gap for mask in rows.values()])
     names = [f"{fill(name, 12)}\n({'retain' if place else 'forget'})" for place, name in enumerate(rows)]
     axis.set_yticks(np.cumsum(heights) - heights / 2 - 1.5 * gap, names, fontsize=8.5)

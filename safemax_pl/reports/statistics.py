@@ -184,7 +184,7 @@ def best(rows: list[Row], column: Column) -> list[str]:
         return []
     if len({frozenset(run.forget for run in row.runs) for row in rows if row.kind == "method"}) > 1:
         return []
-    if column.key == "peak_memory_mb" and any(run.hardware.startswith("CPU") for run in _runs_of_methods(rows)):
+    if column.key == "peak_memory_mb" and any("CPU" in run.hardware for run in _runs_of_methods(rows)):
         return []
     values = {
         row.label: float(format(row.cells[column.key].mean, column.form))
