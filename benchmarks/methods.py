@@ -47,7 +47,7 @@ class CountedPriors(Priors):
 
 def main(
     methods: tuple[str, ...] = METHODS,
-    network: str = "unet_cifar",
+    network: tuple[str, ...] = ("model=unet_cifar",),
     batch: int = 1,
     counted_batch: int = 128,
     per_class: int = 5000,
@@ -55,9 +55,12 @@ def main(
     bf16: bool = False,
     folder: str = FOLDER,
 ) -> Path:
-    """Time steps with `batch` forget and `batch` retain images, count them with `counted_batch` each."""
+    """Time steps with `batch` forget and `batch` retain images, count them with `counted_batch` each.
+
+    `network` are overrides of configs/fit.yaml.
+    """
     device, shape = default_device(), (3, 32, 32)
-    training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, f"model={network}", bf16=bf16)
+    training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
     sides, priors, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
     for method in (*REFERENCES, *(method for method in methods if method not in REFERENCES)):
@@ -90,8 +93,8 @@ def main(
             for row in as_shares({"TFLOPs": {method: count / 1e12 for method, count in priors.items() if count}})
         ],
     }
-    title = f"A step of every method, {network}, {batch} + {batch} images, {repeats} repeats"
-    seconds_of = {network: timed.seconds}
+    title = f"A step of every method, {' '.join(network)}, {batch} + {batch} images, {repeats} repeats"
+    seconds_of = {" ".join(network): timed.seconds}
     return publish("methods", title, rows, seconds_of, folder, more, matmul_flops=ceiling, forward_unit_flops=unit)
 
 

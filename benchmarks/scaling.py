@@ -256,7 +256,10 @@ def main(
         }
         for net in networks()
     ]
-    more = {"What is counted here": sizes, "One run of SAFEMax, seconds, predicted": parts}
+    more: dict[str, list[dict[str, Any]]] = {
+        "What is counted here": sizes,
+        "One run of SAFEMax, seconds, predicted": parts,
+    }
     title = f"CIFAR-100, ten classes, {len(PASSES)} methods, {seeds} seeds: predicted"
     publish("scaling", title, rows, {}, folder, more, assumed=vars(machine))
 

@@ -1,0 +1,213 @@
+"""Every benchmark at its tiniest size: what it writes, and that its sides compute the same; never how fast they are."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from benchmarks import __main__ as suite
+from benchmarks import data_path, evaluation, growth, methods, overhead, sampling, time_to_forget
+from benchmarks.setting import PeakMemory, Training, random_data, tensors_of
+from benchmarks.timing import Comparison, command, compare, publish, show, spread
+from safemax_pl.config import build, compose, quiet
+from safemax_pl.priors import Priors
+
+CPU = torch.device("cpu")
+TINY = ("model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
+    """Run a benchmark and read what it has written; the cache of the home directory is left alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def check_and_read(script: Any, **settings: Any) -> dict[str, Any]:
+        quiet()
+        path = script.main(**settings, folder=tmp_path / "out")
+        result = json.loads(path.read_text())
+        assert path.name == f"{script.__name__.rpartition('.')[2]}.json"
+        assert {"hardware", "torch", "threads", "commit", "date", "repeats"} <= set(result)
+        assert all(seconds > 0 for sides in result["seconds"].values() for side in sides.values() for seconds in side)
+        for row in (row for rows in result["tables"].values() for row in rows):
+            for column, value in row.items():
+                values = value if isinstance(value, list) else [value]
+                if column == "share of floor":
+                    assert all(0 < share <= 1.2 for share in values)
+                if " / " in column or column.startswith("/ "):
+                    assert all(ratio >= 0 for ratio in values)
+        return result
+
+    return check_and_read
+
+
+def first_table(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return next(iter(result["tables"].values()))
+
+
+@pytest.fixture(scope="module")
+def training() -> Training:
+    return Training.of(random_data((1, 8, 8), 10, [3], 4, CPU), CPU, *TINY)
+
+
+# -- timing -------------------------------------------------------------------------------------------------------
+
+
+def test_sides_are_called_in_turn_and_each_begins_once():
+    calls: list[str] = []
+    timed = compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warmup=1)
+    assert "".join(calls) in ("abbaab", "baabba")
+    assert {side: len(values) for side, values in timed.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_are_of_the_same_repeat():
+    timed = Comparison({"a": [1.0, 10.0, 2.0], "b": [2.0, 20.0, 4.0]})
+    assert timed.ratios == {"a": (1, 1, 1), "b": (2, 2, 2)} and timed.medians == {"a": 2, "b": 4}
+
+
+def test_cells():
+    assert [show(value) for value in (1234.5, 0.12345, 3, "x")] == ["1234", "0.123", "3", "x"]
+    assert show(spread([1.0, 2.0, 3.0])) == "2 [1.5, 2.5]" and show(spread([2.0])) == "2"
+
+
+def test_an_unknown_option_names_the_legal_ones(monkeypatch, capsys):
+    def main(repeats: int = 1) -> None: ...
+
+    monkeypatch.setattr(sys, "argv", ["x", "repeat=2"])
+    with pytest.raises(SystemExit):
+        command(main)
+    assert "did you mean 'repeats'" in capsys.readouterr().err
+
+
+# -- counting -----------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_that_of_torchs_tracker(training):
+    """On a method with one pass of one network: more than that torch's tracker refuses."""
+    unlearner = build(compose("fit", ["unlearner=finetune"]).unlearner)
+    training.step(unlearner)
+    theirs = MemTracker()
+    theirs.track_external(training.student, training.optimizer)
+    with theirs:
+        training.step(unlearner)
+    with PeakMemory(tensors_of([training.student, *training.optimizer.state.values()])) as ours:
+        training.step(unlearner)
+    assert ours.peak == theirs.get_tracker_snapshot("peak")[CPU]["Total"]
+
+
+def test_tensors_without_values_cost_the_same(training):
+    unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
+    training.step(unlearner)
+    real, empty = training.account(unlearner), training.account_without_values(unlearner)
+    assert empty.flops == real.flops and empty.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("salun", 1), ("sfr_on", 1), ("esd", methods.SAMPLER_STEPS)])
+def test_priors_without_values_have_the_true_shapes_and_flops(training, method, passes, tmp_path):
+    settings = ["unlearner.replay_per_class=3"] if method == "esd" else []
+    cfg = compose("fit", [f"unlearner={method}", *settings]).unlearner
+    real, counted = Priors(tmp_path, training.teacher.network, training.data, CPU), methods.CountedPriors()
+    shapes = []
+    for priors in (real, counted):
+        unlearner = build(cfg)
+        unlearner.prepare(training.task(), training.data, priors)
+        shapes.append([(tensor.shape, tensor.dtype) for tensor in tensors_of(unlearner)])
+    assert shapes[0] == shapes[1]
+    assert counted.flops == passes * real.flops > 0
+
+
+# -- the benchmarks -----------------------------------------------------------------------------------------------
+
+
+def test_overhead_compares_the_same_mathematics(run):
+    result = run(overhead, batches=(4,), blocks=1, block=3)
+    assert first_table(result)[0]["losses differ by"] == 0
+
+
+def test_methods(run):
+    result = run(
+        methods, methods=("safemax", "gradient_ascent", "sfr_on"), network=TINY, counted_batch=2, repeats=1,
+        per_class=9,
+    )  # fmt: skip
+    _, counted, before = result["tables"].values()
+    units = {row["method"]: row["forward units"] for row in counted}
+    # both batches forward and backward are 3 passes; half a pass is SAFEMax's teacher, or SalUn's target
+    wanted = {"salun": 3.5, "selective_amnesia": 3, "safemax": 3.5, "gradient_ascent": 1.5, "sfr_on": 1.5}
+    assert units == pytest.approx(wanted, rel=0.02)
+    assert {row["method"] for row in before} == {"salun", "selective_amnesia", "sfr_on"}
+
+
+def test_time_to_forget(run):
+    result = run(time_to_forget, methods=("safemax",), steps=3, every=3)
+    (row,) = first_table(result)
+    assert row["runs that got there"] == "0 of 1" and row["steps"] == [3, 3, 3]
+    assert row["forward units"][0] == pytest.approx(3 * 3.5, rel=0.02)
+
+
+def test_sampling(run):
+    case = (("digits", 2, 3),)
+    result = run(sampling, cases=case, guided_cases=case, repeats=1)
+    assert [row["sampler"] for row in first_table(result)] == ["bare passes", "ddim", "ddpm", "dpm_solver"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
+def test_data_path(run):
+    result = run(data_path, batch=4, batches=2, repeats=1)
+    assert len(first_table(result)) == 6
+
+
+def test_two_passes_are_guidance(training):
+    model = training.student.eval()
+    x, labels = torch.randn(3, 1, 8, 8), torch.arange(3)
+    with torch.no_grad():
+        both = [
+            denoiser(x, labels, labels)
+            for denoiser in (sampling.two_passes(model, 2.0), sampling.guided(model, 2.0, model.null_label))
+        ]
+    model.train()
+    torch.testing.assert_close(*both)
+
+
+def test_parts_of_an_evaluation_are_all_of_it(run):
+    result = run(evaluation, steps=3, forget=2, retain=18, repeats=1)
+    shares = {row["part"]: row["share"][0] for row in first_table(result)}
+    assert shares.pop("all") == 1
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
+
+
+def test_growth(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(growth.BASE, "width", 8)
+    result = run(growth, sweeps={"batch": (2, 4, 8), "forget": (1, 2, 3)}, repeats=1, profiled=1)
+    batch, forget = first_table(result)
+    assert batch["slope of FLOPs"] == "1.00 ± 0.00" and forget["slope of FLOPs"] == "0 exactly"
+    assert batch["calls of kernels"] == forget["calls of kernels"]
+    assert (tmp_path / "out/growth.png").stat().st_size > 0
+
+
+# -- all of them --------------------------------------------------------------------------------------------------
+
+
+def test_a_script_that_fails_fails_the_suite_after_the_others(tmp_path, monkeypatch, capsys):
+    def ran(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        name = command[-2].rpartition(".")[2]
+        if name != "bad":
+            publish(name, f"Table of {name}", [{"a": 1, "b": spread([1.0, 3.0])}], {"x": {"y": [1.0]}}, tmp_path)
+        return subprocess.CompletedProcess(command, int(name == "bad"))
+
+    monkeypatch.setattr(suite, "subprocess", SimpleNamespace(run=ran))
+    with pytest.raises(SystemExit) as stop:
+        suite.main(("bad", "good"), str(tmp_path))
+    assert stop.value.code == 1 and "failed: bad" in capsys.readouterr().err
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| a | b |\n|---|---:|\n| 1 | 2 [1.5, 2.5] |" in tables and "n = 1" in tables
+
+
+def test_all_benchmarks_are_found():
+    there = {path.stem for path in Path(suite.__file__).parent.glob("*.py")}
+    assert set(suite.SCRIPTS) <= there
