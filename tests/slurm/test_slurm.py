@@ -1,8 +1,6 @@
 """The batch scripts on a real SLURM: whatever stops a fit, it goes on by itself to the result of an untouched one."""
 
-import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -107,22 +105,6 @@ def test_the_workers_of_a_sweep_get_its_settings(cluster, fits):
     expected = "-m safemax_pl.sweep trainer.enable_progress_bar=false sweep=safemax\n"
     printed = [file.read_text() for file in cluster.folder.glob("*.out") if "safemax_pl.sweep" in file.read_text()]
     assert printed == [expected] * 2
-
-
-def test_a_grid_runs_as_jobs_by_hydras_launcher(cluster, settings, runs):
-    """The command itself is not waited for: without SLURM's accounting it looks for its results ever more rarely."""
-    small = [*settings, f"runs_dir={runs}/grid", "logger=csv", "trainer.max_steps=2", "trainer.val_check_interval=1"]
-    grid = ["-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10"]
-    command = [sys.executable, "-m", "safemax_pl.fit", *small, *grid]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=cluster.environment, cwd=PROJECT, **quiet)
-    try:
-        cluster.wait("both runs", lambda: len(list(runs.glob("grid/*/metrics.json"))) == 2)
-    finally:
-        process.kill()
-        process.wait()
-    seeds = {json.loads(file.read_text())["training"]["seed"] for file in runs.glob("grid/*/metrics.json")}
-    assert seeds == {0, 1} and list(runs.glob("grid/.submitit/*_0")), "tasks of an array"
 
 
 @pytest.mark.parametrize("stopped", ["requeue", "preemption", "node"])
