@@ -165,7 +165,7 @@ def publish(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "commit": provenance()["commit"],
-        "repeats": max(len(values) for sides in seconds.values() for values in sides.values()),
+        "repeats": max((len(values) for sides in seconds.values() for values in sides.values()), default=0),
     }
     tables = {title: rows, **(more or {})}
     for heading, lines in tables.items():
