@@ -2,8 +2,9 @@
 
 Both draw from the same random 3x32x32 images, with replacement, mirrored at random: ours a forget and a retain batch
 from tensors on the device, torch's DataLoader, with 0 and with 2 workers, as many images one by one. First the images
-alone, then with timesteps and Gaussian noise. Prints batches per second, the ratio of times to ours, and the floor: the
-bytes that must be read and written, at the measured bandwidth. Takes half a minute on two cores.
+alone, then with timesteps and Gaussian noise, then the noise alone, against torch.randn. Prints batches per second, the
+ratio of times to ours, and the floor: the bytes that must be read and written, at the measured bandwidth. Takes half a
+minute on two cores.
 """
 
 from functools import partial
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.setting import random_data
 from benchmarks.timing import FOLDER, Side, command, compare, default_device, memory_bandwidth, publish
+from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
+from safemax_pl.streams import Stream
 
 
 class Images(Dataset):
@@ -72,26 +75,30 @@ def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FO
     """Time `batches` batches of `batch` forget and `batch` retain images per repeat."""
     device = default_device()
     data = random_data((3, 32, 32), 10, [6], batch, device, per_class=500)
-    bandwidth, images = memory_bandwidth(device), Images(data)
-    rows, seconds = list[dict[str, Any]](), dict[str, dict[str, list[float]]]()
-    for noised in (False, True):
-        diffusion = Diffusion() if noised else None
+    bandwidth, images, shape = memory_bandwidth(device), Images(data), data.image_shape
+    keys = torch.arange(2 * batch, device=device)
+    cases: dict[str, tuple[dict[str, Side], int]] = {}  # sides, and bytes per pixel of the floor
+    for case, diffusion in {"images": None, "images and noise": Diffusion()}.items():
         sides: dict[str, Side] = {"ours": partial(Drawn(data, diffusion, device).take, batches)}
         for workers in (0, 2):
             loaded = Loaded(images, 2 * batch, batches, workers, diffusion, device)
             sides[f"DataLoader, {workers} workers"] = loaded.take
+        cases[case] = sides, 1 + 4 + (8 if diffusion else 0)  # uint8 read, float written; noise and x_t written
+    cases["noise"] = (
+        {
+            "ours": lambda: [streams.normal(keys, Stream.NOISE, shape) for _ in range(batches)],
+            "torch.randn": lambda: [torch.randn(2 * batch, *shape, device=device) for _ in range(batches)],
+        },
+        4,
+    )
+    rows, seconds = list[dict[str, Any]](), dict[str, dict[str, list[float]]]()
+    for case, (sides, per_pixel) in cases.items():
         timed = compare(sides, repeats)
-        pixels = 2 * batch * batches * images[0][0].numel()
-        floor = pixels * (1 + 4 + 8 * noised) / bandwidth  # uint8 read, float written; noise and x_t written
-        case = "images and noise" if noised else "images"
+        floor = 2 * batch * images[0][0].numel() * per_pixel / bandwidth
         for side, median in timed.medians.items():
-            row: dict[str, Any] = {
-                "batch of": case,
-                "side": side,
-                "batches/s": batches / median,
-                "/ ours": timed.ratios[side],
-            }
-            rows.append(row | {"floor, ms": 1e3 * floor / batches, "share of floor": floor / median})
+            row: dict[str, Any] = {"batch of": case, "side": side, "batches/s": batches / median}
+            row |= {"/ ours": timed.ratios[side], "floor, ms": 1e3 * floor}
+            rows.append(row | {"share of floor": floor * batches / median})
         seconds[case] = timed.seconds
     title = f"Drawing {batch} + {batch} images of 3x32x32, {repeats} repeats of {batches} batches"
     return publish("data_path", title, rows, seconds, folder, memory_bandwidth=bandwidth)

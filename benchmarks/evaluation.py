@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.setting import Training, digits_data
+from benchmarks.setting import Training, accelerator, digits_data
 from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, spread, stopwatch, synchronize
 from safemax_pl import evaluate
 from safemax_pl.classifier import Classifier
@@ -81,7 +81,7 @@ def main(steps: int = 25, forget: int = 100, retain: int = 450, repeats: int = 3
     device = default_device()
     overrides = ["data=digits", "data.forget_classes=[3]", f"sampler.steps={steps}", "evaluation.guidance=[0]"]
     overrides += [f"evaluation.plans.standard={{forget_per_class: {forget}, retain_total: {retain}}}"]
-    overrides += [f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}"]
+    overrides += [accelerator()]
     runs = [evaluate_once(overrides) for _ in range(repeats)]
     seconds = {part: [run[part] for run in runs] for part in runs[0]}
     ceiling, images = matmul_flops(device), forget + retain // 9 * 9

@@ -42,14 +42,11 @@ def main(
 ) -> Path:
     """Time every value of each sweep `repeats` times in turn, and profile `profiled` steps of it."""
     ceiling = matmul_flops(default_device())
-    points = {
-        sweep: [measured(BASE | {sweep: value}, profiled) for value in values] for sweep, values in sweeps.items()
-    }
+    points = {key: [measured(BASE | {key: value}, profiled) for value in values] for key, values in sweeps.items()}
     seconds, rows = dict[str, dict[str, list[float]]](), list[dict[str, Any]]()
     for sweep, values in sweeps.items():
-        timed = compare(
-            dict(zip(map(str, values), (point.pop("step") for point in points[sweep]), strict=True)), repeats
-        )
+        steps = [point.pop("step") for point in points[sweep]]
+        timed = compare(dict(zip(map(str, values), steps, strict=True)), repeats)
         seconds[sweep] = timed.seconds
         for point, found in zip(points[sweep], timed.seconds.values(), strict=True):
             point["seconds"] = found

@@ -26,11 +26,6 @@ from safemax_pl.images import from_uint8
 WITHOUT, WITH = "without", "with"
 
 
-def step_of(training: Training, unlearner: Any) -> Callable[[], None]:
-    """A step of the method."""
-    return partial(training.step, unlearner)
-
-
 def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Training:
     """The same with other networks: `change` works on student and teacher in place."""
     student, teacher = copy.deepcopy(training.student), copy.deepcopy(training.teacher)
@@ -93,19 +88,21 @@ def judge(repeats: int) -> tuple[Comparison, dict[str, float]]:
 def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Comparison]:
     """All of one network."""
     unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
-    plain = step_of(training, unlearner)
+    plain = partial(training.step, unlearner)
     sides = {
         "channels_last": changed(training, channels_last),
         "bf16 autocast": replace(training, bf16=True),
     }
-    found = {name: compare({WITHOUT: plain, WITH: step_of(side, unlearner)}, repeats) for name, side in sides.items()}
+    found = {
+        name: compare({WITHOUT: plain, WITH: partial(side.step, unlearner)}, repeats) for name, side in sides.items()
+    }
     found |= optimizers(training, repeats)
     found["one pass for both batches"] = passes(training, repeats)
     if compiled:
-        side = changed(training, lambda network: network.compile())
-        first = stopwatch(step_of(side, unlearner))
+        step = partial(changed(training, lambda network: network.compile()).step, unlearner)
+        first = stopwatch(step)
         print(f"torch.compile: the first step took {first:.0f} s")
-        found["torch.compile"] = compare({WITHOUT: plain, WITH: step_of(side, unlearner)}, repeats)
+        found["torch.compile"] = compare({WITHOUT: plain, WITH: step}, repeats)
     return found
 
 

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.setting import PeakMemory, Training, random_data
+from benchmarks.memory import PeakMemory
+from benchmarks.setting import Training, random_data
 from benchmarks.timing import FOLDER, Comparison, command, default_device, publish, spread, stopwatch, synchronize
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError

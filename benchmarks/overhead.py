@@ -19,7 +19,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.setting import silent_fit
+from benchmarks.setting import accelerator, silent_fit
 from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, stopwatch, synchronize
 from safemax_pl import streams
 from safemax_pl.callbacks import COUNTED_STEPS
@@ -89,33 +89,28 @@ class Alternate(Callback):
             return found
 
         pl_module.unlearner.losses = recorded
+        self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step % self.block:
-            return
-        synchronize()
-        ours = time.perf_counter() - getattr(self, "started", 0)
-        bare = stopwatch(lambda: self.loop.run(self.block))
-        if trainer.global_step > self.block:
-            self.seconds["ours"].append(ours)
-            self.seconds["bare"].append(bare)
-        self.started = time.perf_counter()
+        if trainer.global_step % self.block == 0:
+            synchronize()
+            self.seconds["ours"].append(time.perf_counter() - self.started)
+            self.seconds["bare"].append(stopwatch(lambda: self.loop.run(self.block)))
+            self.started = time.perf_counter()
 
 
 def main(batches: tuple[int, ...] = (32, 128), blocks: int = 10, block: int = 10, folder: str = FOLDER) -> Path:
     """Time `blocks` blocks of `block` steps, after one to warm up; `batches` of forget and as many retain images."""
-    device, rows, seconds = default_device(), [], {}
-    ceiling = matmul_flops(device)
+    ceiling, rows, seconds = matmul_flops(default_device()), [], {}
     for batch in batches:
         timer, steps = Alternate(block), (blocks + 1) * block
         settings = ["experiment=digits_methods", "second_classifier=null", "sampler.steps=3", "evaluation.final=quick"]
-        settings += ["evaluation.plans.quick={forget_per_class: 1, retain_total: 9}"]
-        settings += [f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", f"trainer.max_steps={steps}"]
-        settings += [f"trainer.val_check_interval={steps}"]
+        settings += ["evaluation.plans.quick={forget_per_class: 1, retain_total: 9}", accelerator()]
+        settings += [f"trainer.{key}={steps}" for key in ("max_steps", "val_check_interval")]
         settings += [f"data.{part}_batch_size={batch}" for part in ("forget", "retain")]
-        flops = silent_fit(settings, [timer])["cost"]["unlearn_flops"] / steps
+        floor = silent_fit(settings, [timer])["cost"]["unlearn_flops"] / steps / ceiling * 1e3
         apart = max(float((a - b).abs().max()) for a, b in zip(timer.losses, timer.loop.losses, strict=True))
-        timed, floor = Comparison(timer.seconds), flops / ceiling * 1e3
+        timed = Comparison({side: values[1:] for side, values in timer.seconds.items()})
         step = {side: value / block * 1e3 for side, value in timed.medians.items()}
         rows.append(
             {"batch": f"{batch}+{batch}", "bare step, ms": step["bare"], "fit's step, ms": step["ours"]}

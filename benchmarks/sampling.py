@@ -41,12 +41,12 @@ def two_passes(model: Model, guidance: float) -> Denoiser:
 def main(
     cases: tuple[tuple[str, int, int], ...] = (
         ("digits", 8, 10),
-        ("digits", 64, 10),
-        ("digits", 256, 5),
-        ("digits", 32, 25),
-        ("unet_cifar", 2, 3),
+        ("digits", 64, 5),
+        ("digits", 256, 3),
+        ("digits", 32, 20),
+        ("unet_cifar", 1, 3),
     ),
-    guided_cases: tuple[tuple[str, int, int], ...] = (("digits", 8, 10), ("digits", 64, 10), ("unet_cifar", 1, 3)),
+    guided_cases: tuple[tuple[str, int, int], ...] = (("digits", 8, 10), ("digits", 64, 5), ("unet_cifar", 1, 3)),
     repeats: int = 5,
     folder: str = FOLDER,
 ) -> Path:

@@ -14,16 +14,16 @@ project's own steps and networks; what a GPU makes of them is assumed, and every
 
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import FOLDER, command, publish
-from safemax_pl.config import compose
+from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
 
 NODE = 8  # GPUs
@@ -173,21 +173,14 @@ class Kernels(TorchDispatchMode):
 
 @cache
 def networks() -> tuple[Network, Network]:
-    """`unet_cifar`, and diffusers' DiT of the size XL/2, counted without computing anything."""
-    from diffusers import UNet2DModel
+    """`unet_cifar`, and diffusers' DiT of the size XL/2, the latter on a device without values.
 
-    with FakeTensorMode(), torch.no_grad():
-        cifar = compose("fit", ["model=unet_cifar"]).model
-        down = [size in cifar.attention_at for size in (32, 16, 8, 4)]
-        unet = UNet2DModel(
-            sample_size=32,
-            block_out_channels=tuple(cifar.channels),
-            layers_per_block=cifar.blocks,
-            down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in down),
-            up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(down)),
-            attention_head_dim=cifar.head_dim,
-            num_class_embeds=101,
-        )
+    Not on fake tensors, whose mode calls most operators a second time.
+    """
+    data = SimpleNamespace(image_shape=(3, 32, 32), num_classes=100)
+    unet = build(compose("fit", ["model=unet_cifar"]).model, data=data).unet
+    cifar = _count("unet_cifar at 32²", unet, (3, 32, 32))
+    with torch.device("meta"):
         dit = DiTTransformer2DModel(
             num_attention_heads=16,
             attention_head_dim=72,
@@ -198,9 +191,10 @@ def networks() -> tuple[Network, Network]:
             patch_size=2,
             num_embeds_ada_norm=1000,
         )
-        return _count("unet_cifar at 32²", unet, (3, 32, 32)), _count("DiT-XL/2 at 256²", dit, (4, 32, 32))
+        return cifar, _count("DiT-XL/2 at 256²", dit, (4, 32, 32))
 
 
+@torch.no_grad()
 def _count(name: str, network: Any, shape: tuple[int, int, int]) -> Network:
     t = torch.zeros(1, dtype=torch.long)
     with FlopCounterMode(display=False) as flops, Kernels() as kernels:

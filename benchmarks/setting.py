@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import tempfile
-import weakref
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ from unittest.mock import patch
 
 import torch
 from lightning import Callback
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from benchmarks.timing import flops
+from benchmarks.memory import PeakMemory, tensors_of
+from benchmarks.timing import default_device, flops
 from safemax_pl import sources
 from safemax_pl.config import build, compose
 from safemax_pl.data import ForgetRetainDataModule
@@ -69,50 +67,6 @@ class Account(NamedTuple):
 
     flops: float
     peak_bytes: int
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once, real ones or without values.
-
-    torch's own MemTracker finds the same, but only where a network is passed once, and it takes many times as long.
-
-    Args:
-        held: tensors that are there before and after.
-    """
-
-    def __init__(self, held: list[Tensor]):
-        super().__init__()
-        self.alive: set[int] = set()
-        self.bytes, self.peak = 0, 0
-        for tensor in held:
-            self.add(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(Tensor, self.add, func(*args, **(kwargs or {})))
-
-    def add(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.alive:
-            self.alive.add(key)
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self.free, key, size).atexit = False
-        return tensor
-
-    def free(self, key: int, size: int) -> None:
-        self.alive.remove(key)
-        self.bytes -= size
-
-
-def tensors_of(thing: Any) -> list[Tensor]:
-    """All tensors that an object holds, those of a network and those in its lists and attributes."""
-    if isinstance(thing, Tensor):
-        return [thing] if thing.grad is None else [thing, thing.grad]
-    if isinstance(thing, nn.Module):
-        return [found for part in (*thing.parameters(), *thing.buffers()) for found in tensors_of(part)]
-    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else ()
-    return [found for part in (*parts, *getattr(thing, "__dict__", {}).values()) for found in tensors_of(part)]
 
 
 @dataclass(frozen=True)
@@ -193,6 +147,11 @@ class OnePass(Sampler):
         """`[B, C, H, W]`, of which nothing but the shape is right."""
         with torch.no_grad():
             return denoiser(torch.empty(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
+
+
+def accelerator() -> str:
+    """The override that puts a fit or an evaluation on `default_device`, whatever its experiment says."""
+    return f"trainer.accelerator={'gpu' if default_device().type == 'cuda' else 'cpu'}"
 
 
 def silent_fit(overrides: list[str], callbacks: Sequence[Callback] = ()) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks import __main__ as suite
 from benchmarks import data_path, evaluation, growth, methods, overhead, sampling, time_to_forget
-from benchmarks.setting import PeakMemory, Training, random_data, tensors_of
+from benchmarks.memory import PeakMemory, tensors_of
+from benchmarks.setting import Training, random_data
 from benchmarks.timing import Comparison, command, compare, publish, show, spread
 from safemax_pl.config import build, compose, quiet
 from safemax_pl.priors import Priors
@@ -159,7 +160,7 @@ def test_sampling(run):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
 def test_data_path(run):
     result = run(data_path, batch=4, batches=2, repeats=1)
-    assert len(first_table(result)) == 6
+    assert [row["batch of"] for row in first_table(result)] == 3 * ["images"] + 3 * ["images and noise"] + 2 * ["noise"]
 
 
 def test_two_passes_are_guidance(training):
