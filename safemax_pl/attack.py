@@ -13,7 +13,6 @@ The original, the model of `retrain` and pure noise get the same. Results go to 
 same command again resumes: finished curves are kept in the cache.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from safemax_pl.errors import UserError, unknown
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_csv, write_json
 from safemax_pl.networks import Model
-from safemax_pl.runs import provenance
+from safemax_pl.runs import provenance, read_metrics
 
 NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
@@ -158,7 +157,7 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
     """
     write_json(path.parent / block["folder"] / "result.json", block)
     with FileLock(f"{path}.lock"):  # others may be attacking the run as well
-        metrics = json.loads(path.read_text()) if path.exists() else {}
+        metrics = read_metrics(path.parent) or {}
         metrics.setdefault("attacks", {})[name] = block
         write_json(path, metrics)
 

@@ -28,6 +28,13 @@ from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
 
+# What may differ when a run is resumed or shown: what it is called, where things are, what they run on, who listens.
+LOCATIONS = {
+    "": ("name", "method", "runs_dir", "logger"),
+    "data": ("path", "cache_dir"),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
+}
+
 # ${project:weights} is a path inside the repository, from whatever directory a command runs
 OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), replace=True)
 
@@ -225,13 +232,11 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
     if cfg.name is not None:
         return str(cfg.name)
-    ignored = {"experiment", "runs_dir", "logger", "data.path", "data.cache_dir", "trainer.enable_progress_bar"}
-    # a run resumes on other hardware
-    ignored |= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"}
+    ignored = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items() for key in keys} - {"method"}
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ignored and not key.startswith("logger."):
+        if key not in (*ignored, "experiment") and not key.startswith("logger."):
             parts.append(re.sub(r"[^a-zA-Z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
     name = "-".join(parts)
     return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"

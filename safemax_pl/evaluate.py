@@ -10,7 +10,6 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 `model.path` as the original.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
-from safemax_pl.runs import provenance, training
+from safemax_pl.runs import provenance, read_metrics, training
 
 KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
@@ -168,9 +167,8 @@ def evaluate(target: str, overrides: list[str]) -> Path:
     evaluator = make_evaluator(subject.cfg, subject.data)
     ranks.start(evaluator.make_trainer())
     metrics, images = score(evaluator, subject.model, subject.original)
-    finished = subject.folder / "metrics.json"
-    made = json.loads(finished.read_text()).get("training") if subject.is_run and finished.exists() else None
-    metrics |= {"training": made or (training(subject.cfg) if subject.is_run else None), "provenance": provenance()}
+    made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
+    metrics |= {"training": made, "provenance": provenance()}
     same = subject.is_run and not overrides
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     if not ranks.is_first():

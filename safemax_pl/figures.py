@@ -93,7 +93,8 @@ def curves(path: Path, rows: list[dict[str, Any]], guidance: float) -> None:
             left.plot(seconds, [float(row.get(f"{prefix}{name}", "nan")) for row in points], style, label=name, ms=4)
     left.set(xlabel="training seconds", ylabel="share", ylim=(-0.03, 1.03), title=f"quick plan, w = {guidance:g}")
     left.legend(fontsize=8)
-    right.plot(seconds, [float(row[f"{prefix}fid_retain/classifier"]) for row in points], "-o", ms=4, color="#444444")
+    harm = [float(row[f"{prefix}fid_retain/classifier"]) for row in points]
+    right.plot(seconds, harm, "-o", ms=4, color="#444444", clip_on=False)  # where it changes little, all are at the top
     right.set(xlabel="training seconds", ylabel="fid_retain/classifier", title="retained classes (lower is better)")
     right.set_ylim(bottom=0)
     for axis in (left, right):

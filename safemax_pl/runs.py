@@ -13,17 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl import __version__, ranks
-from safemax_pl.config import differing_keys, load_config
+from safemax_pl.config import LOCATIONS, differing_keys, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, atomic, remove_scratch, write_json
-
-# What may differ when a run is resumed or shown: what it is called, where things are, what they run on, who listens.
-LOCATIONS = {
-    "": ("name", "method", "runs_dir", "logger"),
-    "data": ("path", "cache_dir"),
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
-}
-
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last
 
@@ -69,12 +61,17 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """The content of metrics.json; None while the run is unfinished."""
-        path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_metrics(self.folder)
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json: the run is finished from now on."""
         write_json(self.folder / "metrics.json", metrics)
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """The content of the metrics.json in a folder; None if there is none."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def comparable(cfg: DictConfig) -> Any:

@@ -2,7 +2,9 @@
 # needs: when the time is nearly up, or the job is pre-empted, SLURM sends SIGUSR1 to the script (#SBATCH
 # --signal=B:USR1@120), the script hands it on, the command writes its checkpoint and ends, and the job is requeued.
 
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes over what sbatch was told
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+  export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun no longer takes over what sbatch was told
+fi
 
 resumable() {
   local asked="" status=0
