@@ -147,6 +147,7 @@ def without_account(tmp_path_factory):
     """No key, no mode, and a server that does not exist: nothing can reach the network."""
     import wandb
 
+    wandb.teardown()  # or the patch's end would bring back the address of a service that is no more
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("WANDB") or name == "NETRC"]:
             patch.delenv(variable)
@@ -154,7 +155,6 @@ def without_account(tmp_path_factory):
         for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
             patch.setenv(variable, str(home))
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-        wandb.teardown()
         yield
         wandb.teardown()
 
@@ -205,7 +205,9 @@ def test_a_disabled_service_prints_and_writes_nothing(without_account, tmp_path,
     assert not list(tmp_path.rglob("*.wandb"))
 
 
-def test_what_fails_ends_its_wandb_run_so_that_the_next_in_the_process_has_its_own(tmp_path, monkeypatch):
+def test_what_fails_ends_its_wandb_run_so_that_the_next_in_the_process_has_its_own(
+    without_account, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     @ending_wandb()
