@@ -31,7 +31,8 @@ def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Tra
     student, teacher = copy.deepcopy(training.student), copy.deepcopy(training.teacher)
     change(student)
     change(teacher.network)
-    return replace(training, student=student, teacher=teacher, optimizer=torch.optim.Adam(student.parameters(), 1e-7))
+    optimizer = torch.optim.Adam(student.parameters(), 1e-7, fused=True)
+    return replace(training, student=student, teacher=teacher, optimizer=optimizer)
 
 
 def channels_last(network: torch.nn.Module) -> None:
@@ -47,7 +48,7 @@ def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
         "foreach": torch.optim.Adam(parameters, 0.0, foreach=True),
         "fused": torch.optim.Adam(parameters, 0.0, fused=True),
     }
-    default = torch.optim.Adam(parameters, 0.0)
+    default = torch.optim.Adam(parameters, 0.0, fused=False)
     return {
         f"Adam {name}": compare({WITHOUT: default.step, WITH: optimizer.step}, repeats)
         for name, optimizer in sides.items()

@@ -9,7 +9,7 @@ Runs the loop of their command (`--mode saliency_unlearn --method rl`, configs/c
 network, losses, optimiser, mask. Only what it reads from disk is random tensors, and no snapshot is due, at which it
 would sample images. Between two of its steps, our methods take one each on unet_cifar with as many images. Prints the
 images per second and, for the counted batch too, FLOPs and peak memory of a step, counted on tensors without values
-(see `Training.account`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host would hold.
+(see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host would hold.
 Takes about three minutes on two idle cores.
 """
 
@@ -85,7 +85,7 @@ class Original:
             self.runners.Diffusion(Namespace(**arguments), self.settings).saliency_unlearn()
 
     def account(self, batch: int) -> tuple[float, int]:
-        """FLOPs of a step and the peak of two, counted as `Training.account` counts ours."""
+        """FLOPs of a step and the peak of two, counted as `Training.account_without_values` counts ours."""
         flops: list[int] = []
         with FakeTensorMode(), FlopCounterMode(display=False) as counter, PeakMemory([]) as tracker:
             self.run(batch, 2, lambda: flops.append(counter.get_total_flops()))
@@ -126,7 +126,7 @@ def main(
     for batch in (*batches, counted_batch):
         training = replace(training, data=random_data((3, 32, 32), 10, [0], batch, device))
         accounts = {"original": original.account(batch)}
-        accounts |= {name: training.account(unlearner)[:2] for name, unlearner in ours.items()}
+        accounts |= {name: training.account_without_values(unlearner) for name, unlearner in ours.items()}
         timed = Comparison({})
         if batch in batches:
             timed = compare_with(original, training, ours, repeats)

@@ -35,7 +35,7 @@ class BareLoop:
         self.data, self.device, self.step, self.losses = data, module.device, 0, list[Tensor]()
         self.student = copy.deepcopy(module.student.unet)
         self.teacher: Any = module.teacher.network.unet
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=2e-4)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=2e-4, fused=True)
         alphas_bar = module.student.diffusion.scheduler.alphas_cumprod.double().to(self.device)
         self.a, self.b, self.T = alphas_bar.sqrt().float(), (1 - alphas_bar).sqrt().float(), len(alphas_bar)
         self.mass, self.null_label = -math.expm1(-1), data.num_classes

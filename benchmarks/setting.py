@@ -85,7 +85,7 @@ class Training:
         """The network that overrides of configs/fit.yaml name, such as `model=unet_cifar`, and its copy as teacher."""
         torch.manual_seed(0)
         student = build(compose("fit", list(overrides)).model, data=data).to(device).train()
-        optimizer = torch.optim.Adam(student.parameters(), lr=1e-7)
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-7, fused=True)
         return cls(student, Frozen(copy.deepcopy(student)), optimizer, data, device, bf16)
 
     @property
