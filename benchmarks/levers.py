@@ -108,7 +108,7 @@ def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Compar
 
 
 def main(
-    repeats: int = 5, digits_batch: int = 32, cifar_batch: int = 2, compiled: bool = False, folder: str = FOLDER
+    repeats: int = 5, digits_batch: int = 32, cifar_batch: int = 1, compiled: bool = False, folder: str = FOLDER
 ) -> Path:
     device = default_device()
     digits = random_data((1, 8, 8), 10, (8,), digits_batch, device)

@@ -13,6 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
 from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, spread
@@ -29,15 +31,18 @@ def main(
     methods: tuple[str, ...] = FORGETTING,
     digits: tuple[int, ...] = (3,),
     seeds: tuple[int, ...] = (0,),
+    batch: int = 16,
     steps: int = 100,
     every: int = 10,
     folder: str = FOLDER,
 ) -> Path:
-    """Fit all methods for at most `steps` steps, and score after `every` so many of them."""
+    """Fit for at most `steps` steps of `batch` forget and `batch` retain images, and score after `every` so many."""
+    torch.set_num_threads(1)  # on networks this small a second one makes steps slower
     device, runs = default_device(), dict[str, list[dict[str, Any]]]()
-    ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(64)
+    ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(2 * batch)
     bounds = ", ".join(f"{name}: {bound}" for name, bound in BOUNDS.items())
     common = [*SETTINGS, f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}", f"stop_when={{{bounds}}}"]
+    common += [f"data.{part}_batch_size={batch}" for part in ("forget", "retain")]
     for seed, digit, method in product(seeds, digits, methods):
         run = [f"unlearner={method}", f"data.forget_classes=[{digit}]", f"seed={seed}"]
         runs.setdefault(method, []).append(silent_fit([*common, *run]))
@@ -59,7 +64,8 @@ def main(
         row["ua_noise_aware"] = spread([models["unlearned"]["ua_noise_aware"] for models in scores])
         row["Δ fid_retain/classifier"] = spread([delta(models, "fid_retain/classifier") for models in scores])
         rows.append(row)
-    title = f"Until {bounds}; digits {list(digits)}, seeds {list(seeds)}, at most {steps} steps, scored every {every}"
+    title = f"Until {bounds}; digits {list(digits)}, seeds {list(seeds)}, {batch} + {batch} images, "
+    title += f"at most {steps} steps, scored every {every}"
     return publish("time_to_forget", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling, unit_flops=unit)
 
 
