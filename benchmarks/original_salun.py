@@ -29,13 +29,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import PeakMemory
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import FOLDER, Comparison, command, default_device, publish, spread, stopwatch, synchronize
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
+from safemax_pl.flops import counter
 from safemax_pl.unlearners.base import Unlearner
 
 REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"
@@ -87,8 +87,8 @@ class Original:
     def account(self, batch: int) -> tuple[float, int]:
         """FLOPs of a step and the peak of two, counted as `Training.account_without_values` counts ours."""
         flops: list[int] = []
-        with FakeTensorMode(), FlopCounterMode(display=False) as counter, PeakMemory([]) as tracker:
-            self.run(batch, 2, lambda: flops.append(counter.get_total_flops()))
+        with FakeTensorMode(), counter() as counted, PeakMemory([]) as tracker:
+            self.run(batch, 2, lambda: flops.append(counted.get_total_flops()))
         return flops[1] - flops[0], tracker.peak
 
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
+from safemax_pl.flops import counter
 
 NODE = 8  # GPUs
 SAMPLED_AT_ONCE = 250  # evaluation.batch_size
@@ -197,7 +197,7 @@ def networks() -> tuple[Network, Network]:
 @torch.no_grad()
 def _count(name: str, network: Any, shape: tuple[int, int, int]) -> Network:
     t = torch.zeros(1, dtype=torch.long)
-    with FlopCounterMode(display=False) as flops, Kernels() as kernels:
+    with counter() as flops, Kernels() as kernels:
         network(torch.zeros(1, *shape), t, class_labels=t)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Network(name, parameters, flops.get_total_flops(), kernels.count)

@@ -21,11 +21,11 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from safemax_pl.config import quiet
 from safemax_pl.errors import clear_errors, unknown
 from safemax_pl.files import write_json
+from safemax_pl.flops import counter
 from safemax_pl.hardware import hardware
 from safemax_pl.runs import provenance
 
@@ -97,10 +97,10 @@ def default_device() -> torch.device:
 
 
 def flops(call: Side) -> int:
-    """Floating-point operations of the matrix products and convolutions of one call, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of one call, forward and backward, as `safemax_pl.flops` counts them."""
+    with counter() as counted:
         call()
-    return counter.get_total_flops()
+    return counted.get_total_flops()
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 5) -> float:

@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from safemax_pl import ranks
+from safemax_pl import flops, ranks
 from safemax_pl.energy import joules
 from safemax_pl.hardware import hardware
 
@@ -60,7 +60,7 @@ class Cost(Callback):
         self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
         self.prior_flops = float(pl_module.prior_flops)  # type: ignore[arg-type]
         if self.counted < COUNTED_STEPS:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = flops.counter()
             self._counter.__enter__()
         elif self._started is None:
             self._synchronize()

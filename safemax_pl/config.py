@@ -32,7 +32,6 @@ CONFIGS = PROJECT / "configs"
 LOCATIONS = {
     "": ("name", "method", "runs_dir", "logger"),
     "data": ("path", "cache_dir"),
-    "optimizer": ("fused", "foreach"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }
 

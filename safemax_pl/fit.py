@@ -22,12 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from safemax_pl import figures, networks, ranks, tables
+from safemax_pl.averaging import Average
 from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
@@ -60,7 +62,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
             tables.print_scores(metrics, name)
-            print(StopWhen.told(metrics["training"]))
+            tables.print_end_of_fit(metrics["training"])
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
 
@@ -71,13 +73,12 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     student: Model = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
     original = copy.deepcopy(student) if student.weights_digest else None
-    parameters: Parameters | None = build(cfg.get("parameters"))
+    parameters: Parameters | None = build(cfg.parameters)
     if parameters is not None:
         check_parameters(parameters, unlearner, original)
         parameters.choose(student, cfg.seed)
     check(run, data, unlearner, student, evaluator)
-    bounds = cfg.get("stop_when")
-    stop = StopWhen(bounds, evaluator, original is not None) if bounds is not None else None
+    stop = StopWhen(cfg.stop_when, evaluator, original is not None) if cfg.stop_when is not None else None
     ranks.start(evaluator.make_trainer())
     run.begin()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
@@ -120,7 +121,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     log_results(loggers, metrics, run, evaluator)
     run.finish(metrics)
     tables.print_scores(metrics, name)
-    print(StopWhen.told(metrics["training"]))
+    tables.print_end_of_fit(metrics["training"])
     print(f"written: {run.folder}/metrics.json, samples.png, curves.png, unet/, scheduler/")
     return run.folder
 
@@ -139,8 +140,21 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
     unlearner.check(student)
     try:
         build(run.cfg.optimizer)(trainable(student).values())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {error}") from error
+    if run.cfg.ema_decay is not None:
+        Average(torch.device("cpu"), run.cfg.ema_decay)
+    trainer = run.cfg.trainer
+    if str(trainer.precision) in ("16", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={trainer.precision} scales gradients, so that gradient_clip would be of another size: "
+            "use bf16-mixed or 32-true"
+        )
+    if run.cfg.stop_when is not None and trainer.val_check_interval > trainer.max_steps:
+        raise UserError(
+            f"stop_when looks every trainer.val_check_interval={trainer.val_check_interval} steps, the fit has "
+            f"trainer.max_steps={trainer.max_steps}: give a smaller interval"
+        )
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
     devices = evaluator.make_trainer().world_size

@@ -23,6 +23,10 @@ from safemax_pl.unlearners.base import Losses, Task, Unlearner
 
 Batch = dict[str, LabelledImages | None]
 
+# Optimisers that can update all weights by one kernel, and where; the result is the same up to rounding
+FUSED = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
+FUSED_ON = "cpu", "cuda"
+
 
 class UnlearningModule(LightningModule):
     """Trains a student with an unlearner, and scores it on the quick plan during validation.
@@ -36,7 +40,7 @@ class UnlearningModule(LightningModule):
         teacher: a frozen copy of the weights before unlearning.
         unlearner: the method.
         evaluator: gives plans, images and scores.
-        optimizer: a factory, parameters -> optimiser.
+        optimizer: a factory, parameters -> optimiser; those of `FUSED` get `fused=True` unless they say otherwise.
         lr_scheduler: a factory, optimiser -> scheduler that is stepped after every step; or None.
         gradient_clip: largest norm of the gradient; None does not clip.
         seed: of dropout, together with the step and the rank; everything else is drawn from the batches' own streams.
@@ -64,7 +68,10 @@ class UnlearningModule(LightningModule):
         self.prior_seconds, self.prior_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(trainable(self.student).values())
+        make, device = self.make_optimizer, self.device.type
+        chosen = {"fused", "foreach", "differentiable"} & getattr(make, "keywords", {}).keys()
+        fuse = getattr(make, "func", make) in FUSED and device in FUSED_ON and not chosen
+        optimizer = make(trainable(self.student).values(), **({"fused": True} if fuse else {}))
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}

@@ -9,11 +9,11 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from safemax_pl import ranks
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.files import atomic, digest, read_tensors
+from safemax_pl.flops import counter
 from safemax_pl.hardware import hardware
 from safemax_pl.networks import Model
 
@@ -85,9 +85,9 @@ class Priors:
         for first in track(rounds, description=f"prior: {name}", disable=silent):
             i = min(first + ranks.number(), parts - 1)
             if first == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
-                with FlopCounterMode(display=False) as counter:
+                with counter() as counted:
                     part(i)
-                flops = float(counter.get_total_flops())
+                flops = float(counted.get_total_flops())
             start = time.perf_counter()
             more = part(i)
             if first + ranks.number() >= parts:  # this rank has nothing left to do but to wait

@@ -95,6 +95,11 @@ def training(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def steps_taken(training: dict[str, Any]) -> int:
+    """Of a fit, from the `training` section of its metrics.json; versions before 0.4 took all and did not say so."""
+    return training.get("steps", training.get("max_steps", 0))
+
+
 def provenance(command_line: str | None = None) -> dict[str, Any]:
     """Where a number comes from: command, commit, versions and hardware.
 

@@ -79,13 +79,6 @@ class StopWhen(Callback):
                 found[name][guidance.replace("quick_w", "w=")] = value
         return found
 
-    @staticmethod
-    def told(training: dict[str, Any]) -> str:
-        """One line about the end of a fit, from the `training` section of its metrics.json."""
-        steps, most, stopped_by = training.get("steps"), training["max_steps"], training.get("stopped_by")
-        early = f"stop_when was satisfied: {', '.join(stopped_by)}" if stopped_by else "all of them"
-        return f"steps: {steps if steps is not None else most} of {most}, {early}"
-
     def state_dict(self) -> dict[str, Any]:
         return {"stopped_by": self.stopped_by}
 

@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from safemax_pl.runs import steps_taken
+
 COLUMNS = (
     "ua_noise_aware",
     "ua_noise_aware/second",
@@ -42,6 +44,13 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
         console.print(table)
     if metrics.get("cost"):
         console.print("   ".join(f"{name} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True)
+
+
+def print_end_of_fit(training: dict[str, Any]) -> None:
+    """Print, from the `training` section of a `metrics.json`, how many steps were taken and why no more."""
+    stopped_by = training.get("stopped_by")
+    early = f"stop_when was satisfied: {', '.join(stopped_by)}" if stopped_by else "all of them"
+    print(f"steps: {steps_taken(training)} of {training['max_steps']}, {early}")
 
 
 def _plan(metrics: dict[str, Any]) -> str:

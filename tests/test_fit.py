@@ -186,15 +186,28 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, ema_decay, mon
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_fused_update_is_the_default_and_changes_nothing_but_rounding(finished, tmp_path):
+@pytest.mark.parametrize(
+    ("chosen", "fused"),
+    [
+        (["+optimizer.fused=false"], False),
+        (["+optimizer.foreach=true"], None),
+        (["optimizer._target_=torch.optim.AdamW"], True),
+        (["optimizer._target_=torch.optim.SGD"], True),
+        (["optimizer._target_=torch.optim.RMSprop"], "has none"),
+    ],
+)
+def test_the_update_is_one_kernel_where_the_optimiser_has_it_and_nobody_says_otherwise(tmp_path, chosen, fused):
+    folder = fit(tiny(tmp_path, *chosen, "trainer.max_steps=2"), "run")
+    (state,) = torch.load(folder / "last.ckpt", weights_only=False)["optimizer_states"]
+    assert state["param_groups"][0].get("fused", "has none") == fused
+
+
+def test_the_fused_update_changes_nothing_but_rounding(finished, tmp_path):
     weights = "unet/diffusion_pytorch_model.safetensors"
-    fused, plain = (
-        load_file(finished / weights),
-        load_file(fit(tiny(tmp_path, "optimizer.fused=null"), "plain") / weights),
-    )
-    used = torch.load(finished / "last.ckpt", weights_only=False)["optimizer_states"][0]["param_groups"][0]["fused"]
-    assert used is True
-    for name, value in fused.items():  # four steps of 2e-4 each have moved every weight by up to 8e-4
+    plain = load_file(fit(tiny(tmp_path, "+optimizer.fused=false"), "plain") / weights)
+    (state,) = torch.load(finished / "last.ckpt", weights_only=False)["optimizer_states"]
+    assert state["param_groups"][0]["fused"]
+    for name, value in load_file(finished / weights).items():  # four steps have moved weights by up to 8e-4
         torch.testing.assert_close(plain[name], value, rtol=0, atol=4e-5)
 
 
@@ -279,6 +292,10 @@ MISTAKES = {
     "evaluation.guidance=[]": "scores nothing",
     "unlearner.gate.window=[500,100]": "give [start, end)",
     "data.path=/nowhere": "does not exist",
+    "ema_decay=1.5": "ema_decay=1.5: expected a number from 0 to 1",
+    "ema_decay=much": "ema_decay='much': expected a number from 0 to 1",
+    "trainer.precision=16-mixed": "use bf16-mixed or 32-true",
+    "+optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value",
 }
 
 

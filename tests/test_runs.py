@@ -81,13 +81,6 @@ def test_where_a_run_is_and_who_listens_may_differ(tmp_path, changes):
     Run(tmp_path, config(**changes))
 
 
-def test_a_run_resumes_where_the_optimiser_has_no_fused_kernel(tmp_path):
-    adam = {"_target_": "torch.optim.Adam", "lr": 2.0e-4}
-    Run(tmp_path, config(optimizer=adam | {"fused": True})).begin()
-    Run(tmp_path, config(optimizer=adam | {"fused": None}))
-    Run(tmp_path, config(optimizer=adam))
-
-
 def test_a_configuration_without_a_logger_may_follow_one_with(tmp_path):
     Run(tmp_path, config()).begin()
     other = config()

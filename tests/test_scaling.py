@@ -4,11 +4,11 @@ import json
 
 import pytest
 from ranks_job import SMALL, steps
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ranks import measure
 from benchmarks.scaling import PASSES, Machine, Network, Run, main, networks, runs
 from safemax_pl.errors import UserError
+from safemax_pl.flops import counter
 from safemax_pl.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
@@ -22,11 +22,11 @@ def test_the_passes_of_a_method_are_those_that_it_makes(method, tmp_path, monkey
     counted, step = [], UnlearningModule.training_step
 
     def training_step(self, batch, batch_idx):
-        with FlopCounterMode(display=False) as counter:
+        with counter() as flops:
             step(self, batch, batch_idx)
-        counted.append(counter.get_total_flops())
+        counted.append(flops.get_total_flops())
         present = next(part for part in batch.values() if part is not None)
-        with FlopCounterMode(display=False) as forward:
+        with counter() as forward:
             self.student(present.x_0, present.labels, present.labels)
         per_image.append(forward.get_total_flops() / len(present.labels))
 

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from test_fit import history, tiny
 
+from safemax_pl.config import build
 from safemax_pl.errors import UserError
-from safemax_pl.evaluate import evaluate
+from safemax_pl.evaluate import evaluate, make_evaluator
 from safemax_pl.fit import fit
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.module import UnlearningModule
 from safemax_pl.reports.reading import read
-from safemax_pl.stop_when import StopWhen
+from safemax_pl.scores import BETTER
+from safemax_pl.stop_when import StopWhen, quick_names
 
 MET = "stop_when={ua: 0, delta/fid_retain/classifier: 1e9}"  # by every model
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -128,15 +130,33 @@ MISTAKES = {
     "stop_when={ua: null}": "stop_when.ua=None: expected a finite number",
     "stop_when=[ua]": "give metrics and bounds, such as {ua_noise_aware: 0.99}, or null",
     "stop_when={}": "give metrics and bounds",
+    "stop_when={ua: 1, retain_accuracy: 0.9}+trainer.val_check_interval=5": "give a smaller interval",
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_refused_before_any_compute(tmp_path, mistake):
     with pytest.raises(UserError) as caught:
-        fit(tiny(tmp_path, mistake), "run")
+        fit(tiny(tmp_path, *mistake.split("+")), "run")
     assert MISTAKES[mistake] in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [],
+        ["evaluation.plans.quick.retain_total=0"],
+        ["evaluation.plans.quick.retain_total=90"],
+        ["evaluation.plans.quick.forget_per_class=0", "evaluation.plans.quick.retain_total=90"],
+    ],
+)
+def test_bounds_may_name_what_a_fit_logs_and_nothing_else(tmp_path, plan):
+    cfg = tiny(tmp_path, *plan, "trainer.max_steps=2")
+    data = build(cfg.data)
+    data.setup("fit")
+    logged = {key.removeprefix("quick_w0/") for row in history(fit(cfg, "run")) for key, value in row.items() if value}
+    assert set(quick_names(make_evaluator(cfg, data))) == (logged & BETTER.keys()) - {"drift"}
 
 
 def test_random_weights_have_no_original_to_differ_from(tmp_path):

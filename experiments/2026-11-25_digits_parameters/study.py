@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from statistics import median
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from safemax_pl.attack import attack
 from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, compose, quiet
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.fit import fit
+from safemax_pl.flops import counter
 from safemax_pl.frozen import Frozen
 from safemax_pl.module import UnlearningModule
 from safemax_pl.plans import Rows
@@ -49,9 +48,9 @@ def look_flops() -> float:
     assert subject.original is not None
     evaluator = make_evaluator(subject.cfg, subject.data)
     plan = evaluator.plan("quick")
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         evaluator.images_of(subject.original, 0.0)(Rows(plan.labels, plan.seeds, plan.labels))
-    return float(counter.get_total_flops())
+    return float(counted.get_total_flops())
 
 
 def row(folder: Path, method: str, parameters: str, end: str, rate: float, look: float) -> dict:

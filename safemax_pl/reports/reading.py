@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from safemax_pl.config import load_config
 from safemax_pl.errors import UserError
-from safemax_pl.runs import comparable
+from safemax_pl.runs import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
@@ -64,9 +64,7 @@ class FinishedRun:
 
     @property
     def steps(self) -> int:
-        """That the fit took; older runs don't say so, as all took the most that they might."""
-        training = self.metrics["training"]
-        return training.get("steps", training.get("max_steps", 0))
+        return steps_taken(self.metrics["training"])
 
     @property
     def forget(self) -> str:
