@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.setting import Training, digits_data, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, spread, stopwatch
+from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose
 from safemax_pl.files import PROJECT
@@ -128,9 +128,8 @@ def main(
 
 
 def row(lever: str, timed: Comparison) -> dict[str, Any]:
-    speed_ups = [a / b for a, b in zip(timed.seconds[WITHOUT], timed.seconds[WITH], strict=True)]
     medians = {f"{side}, ms": 1e3 * value for side, value in timed.medians.items()}
-    return {"lever": lever, **medians, "without / with": spread(speed_ups)}
+    return {"lever": lever, **medians, "without / with": ratio(timed.seconds[WITHOUT], timed.seconds[WITH])}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.setting import Account, Training, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, flops, matmul_flops, publish, spread
+from benchmarks.timing import FOLDER, command, compare, default_device, flops, matmul_flops, publish, ratio, spread
 from safemax_pl.config import CONFIGS, build, compose
 from safemax_pl.priors import Priors, State
 
@@ -76,9 +76,8 @@ def main(
     step_flops = {method: account.flops for method, account in accounts.items()}
     rows = []
     for method, seconds in timed.medians.items():
-        pairs = {name: {"one": timed.seconds[key], "other": timed.seconds[method]} for key, name in REFERENCES.items()}
         row: dict[str, Any] = {"method": method, "step, s": spread(timed.seconds[method])}
-        row |= {f"/ {name}'s": Comparison(pair).ratios["other"] for name, pair in pairs.items()}
+        row |= {f"/ {name}'s": ratio(timed.seconds[method], timed.seconds[key]) for key, name in REFERENCES.items()}
         row |= {"images/s": 2 * batch / seconds, "floor, s": step_flops[method] * batch / counted_batch / ceiling}
         rows.append(row | {"share of floor": row["floor, s"] / seconds})
     more = {

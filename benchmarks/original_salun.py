@@ -33,7 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import PeakMemory
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import FOLDER, Comparison, command, default_device, publish, spread, stopwatch, synchronize
+from benchmarks.timing import (
+    FOLDER,
+    Comparison,
+    command,
+    default_device,
+    publish,
+    ratio,
+    spread,
+    stopwatch,
+    synchronize,
+)
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Unlearner
@@ -127,15 +137,14 @@ def main(
         training = replace(training, data=random_data((3, 32, 32), 10, [0], batch, device))
         accounts = {"original": original.account(batch)}
         accounts |= {name: training.account_without_values(unlearner) for name, unlearner in ours.items()}
-        timed = Comparison({})
-        if batch in batches:
-            timed = compare_with(original, training, ours, repeats)
+        timed = compare_with(original, training, ours, repeats) if batch in batches else None
+        if timed is not None:
             seconds[f"{batch} + {batch}"] = timed.seconds
         for side, (flops, peak) in accounts.items():
             row: dict[str, Any] = {"images": f"{batch} + {batch}", "side": side}
-            if batch in batches:
-                pair = Comparison({"ours": timed.seconds[side], "original": timed.seconds["original"]})
-                row |= {"step, s": spread(timed.seconds[side]), "images/s, × original's": pair.ratios["original"]}
+            if timed is not None:
+                row["step, s"] = spread(timed.seconds[side])
+                row["images/s, × original's"] = ratio(timed.seconds["original"], timed.seconds[side])
                 row["GFLOP/s"] = flops / 1e9 / timed.medians[side]
             row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
             rows.append(row | {"peak, × original's": peak / accounts["original"][1]})

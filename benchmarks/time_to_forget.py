@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
-from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, spread
+from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
 
 BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
 # retain_only is finetune, retrain starts anew, and the others are SAFEMax with other settings
@@ -53,8 +53,7 @@ def main(
         row["steps"] = spread([run["training"]["steps"] for run in found])
         row["fit, s"] = spread(seconds[method])
         if REFERENCE in seconds:
-            pair = {"reference": seconds[REFERENCE], "method": seconds[method]}
-            row[f"/ {REFERENCE}"] = Comparison(pair).ratios["method"]
+            row[f"/ {REFERENCE}"] = ratio(seconds[method], seconds[REFERENCE])
         flops = [run["cost"]["unlearn_flops"] for run in found]
         row["forward units"] = spread([count / unit for count in flops])
         row["before the fit, s"] = spread([run["cost"]["prior_seconds"] for run in found])

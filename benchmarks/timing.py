@@ -46,6 +46,11 @@ def spread(values: list[float]) -> Spread:
     return Spread(*(float(np.quantile(values, q)) for q in (0.5, 0.25, 0.75)))
 
 
+def ratio(values: list[float], others: list[float]) -> Spread:
+    """Of values to others, each pair of the same repeat: what slows the machine for a while slows both."""
+    return spread([a / b for a, b in zip(values, others, strict=True)])
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Seconds of every repeat of every side; the first side is what the others are compared with."""
@@ -58,11 +63,9 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, Spread]:
-        """Of every side to the first, within the same repeat: what slows the machine for a while slows both."""
+        """Of every side to the first."""
         first = next(iter(self.seconds.values()))
-        return {
-            side: spread([a / b for a, b in zip(values, first, strict=True)]) for side, values in self.seconds.items()
-        }
+        return {side: ratio(values, first) for side, values in self.seconds.items()}
 
 
 def compare(sides: dict[str, Side], repeats: int, warmup: int = 1) -> Comparison:
