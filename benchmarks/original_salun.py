@@ -10,11 +10,14 @@ network, losses, optimiser, mask. Only what it reads from disk is random tensors
 would sample images. Between two of its steps, our methods take one each on unet_cifar with as many images. Prints the
 images per second and, for the counted batch too, FLOPs and peak memory of a step, counted on tensors without values
 (see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host
-would hold. Takes about three minutes on two idle cores.
+would hold. The floor is the FLOPs of a step at the rate of the fastest matrix product, or the bytes of Adam's update at
+the measured bandwidth, whichever takes longer. Takes about three minutes on two idle cores.
 """
 
+import hashlib
 import importlib
 import io
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -38,9 +41,12 @@ from benchmarks.timing import (
     Comparison,
     command,
     default_device,
+    matmul_flops,
+    memory_bandwidth,
     publish,
     ratio,
     spread,
+    step_floor,
     stopwatch,
     synchronize,
 )
@@ -52,15 +58,25 @@ REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"
 
 
 class Original:
-    """The authors' loop, of a copy of their repository; `UserError` when there is none."""
+    """The authors' loop, of a copy of their repository; `UserError` when there is none.
+
+    Attributes:
+        version: the copy's commit, or without git the hash of the file with the loop.
+    """
 
     def __init__(self, checkout: Path):
         folder = checkout / "DDPM"
-        if not (folder / "runners/diffusion.py").is_file():
+        code = folder / "runners/diffusion.py"
+        if not code.is_file():
             raise UserError(
                 f"checkout={checkout} has no DDPM/runners/diffusion.py, the authors' code of SalUn: "
                 f"get it with `git clone {REPOSITORY} {checkout}`"
             )
+        if (checkout / ".git").exists():
+            line = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+            self.version = "commit " + subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+        else:
+            self.version = f"SHA-256 of DDPM/runners/diffusion.py: {hashlib.sha256(code.read_bytes()).hexdigest()}"
         # their torchvision reads images and writes snapshots, neither of which happens here
         names = ("", ".transforms", ".transforms.functional", ".utils", ".datasets")
         absent = {f"torchvision{name}": MagicMock() for name in names}
@@ -133,6 +149,12 @@ def main(
     salun, safemax = (build(compose("fit", [f"unlearner={name}"]).unlearner) for name in ("salun", "safemax"))
     salun.masks = [torch.rand_like(weight) < 0.5 for weight in training.student.parameters()]
     ours: dict[str, Unlearner] = {"SalUn": salun, "SAFEMax": safemax}
+    networks: dict[str, nn.Module] = {"original": original.runners.Conditional_Model(original.settings)}
+    networks |= dict.fromkeys(ours, training.student)
+    sizes = {side: sum(weight.numel() for weight in network.parameters()) for side, network in networks.items()}
+    rates = {dtype: matmul_flops(device, dtype) for dtype in {torch.float32, training.dtype}}
+    ceilings = dict.fromkeys(ours, rates[training.dtype]) | {"original": rates[torch.float32]}
+    bandwidth = memory_bandwidth(device, 4 * sizes["original"])
     for batch in (*batches, counted_batch):
         training = replace(training, data=random_data((3, 32, 32), 10, [0], batch, device))
         accounts = {"original": original.account(batch)}
@@ -146,12 +168,20 @@ def main(
                 row["step, s"] = spread(timed.seconds[side])
                 row["images/s, × original's"] = ratio(timed.seconds["original"], timed.seconds[side])
                 row["GFLOP/s"] = flops / 1e9 / timed.medians[side]
+                floor = step_floor(flops, sizes[side], ceilings[side], bandwidth)
+                row["share of floor"] = floor / timed.medians[side]
             row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
             rows.append(row | {"peak, × original's": peak / accounts["original"][1]})
-    networks = original.runners.Conditional_Model(original.settings), training.student
-    millions = [sum(weight.numel() for weight in network.parameters()) / 1e6 for network in networks]
-    title = "A step of the authors' SalUn ({:.1f} M parameters) and of ours ({:.1f} M)".format(*millions)
-    return publish("original_salun", title, rows, seconds, folder, bf16=bf16)
+    title = "A step of the authors' SalUn ({:.1f} M parameters) and of ours ({:.1f} M)".format(
+        sizes["original"] / 1e6, sizes["SalUn"] / 1e6
+    )
+    facts: dict[str, Any] = {
+        "original": original.version,
+        "bf16": bf16,
+        "matmul_flops": ceilings,
+        "memory_bandwidth": bandwidth,
+    }
+    return publish("original_salun", title, rows, seconds, folder, **facts)
 
 
 if __name__ == "__main__":
