@@ -1,9 +1,11 @@
 """How long does every method take until the class is forgotten and the others are unharmed?
 
-Fits every method on experiment=digits_methods with its default settings until the quick plan, scored every few steps,
-says ua_noise_aware ≥ 0.99 and fid_retain/classifier at most 0.5 above the original's. Prints steps, seconds and forward
-units (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of
-a method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
+Fits every method, with its own default settings, until the quick plan, scored every few steps, says ua_noise_aware ≥
+0.99 and fid_retain/classifier at most 0.5 above the original's. The rest is experiment=digits_methods, but for 16 + 16
+images a step instead of 32 + 32, 10 sampler steps instead of 25 (also of images that a method generates before its
+fit), no second judge, and one thread (its gain: `python -m benchmarks.levers`). Prints steps, seconds and forward units
+(FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of a
+method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
 there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
 floor is the FLOPs at the rate of the fastest matrix product. Takes two and a half minutes on two cores, more the first
 time, until the cache holds what is computed before a fit.
@@ -37,7 +39,7 @@ def main(
     folder: str = FOLDER,
 ) -> Path:
     """Fit for at most `steps` steps of `batch` forget and `batch` retain images, and score after `every` so many."""
-    torch.set_num_threads(1)  # on networks this small a second one makes steps slower
+    torch.set_num_threads(1)
     device, runs = default_device(), dict[str, list[dict[str, Any]]]()
     ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(2 * batch)
     bounds = ", ".join(f"{name}: {bound}" for name, bound in BOUNDS.items())
