@@ -6,7 +6,7 @@ import pytest
 from ranks_job import SMALL, steps
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.ranks import measure
+from benchmarks.rank_worker import measure
 from benchmarks.scaling import PASSES, Machine, Network, Run, main, networks, runs
 from safemax_pl.errors import UserError
 from safemax_pl.module import UnlearningModule
