@@ -137,15 +137,19 @@ def compare_with(original: Original, training: Training, unlearners: dict[str, U
 
 def main(
     checkout: str = "external/Unlearn-Saliency",
+    network: tuple[str, ...] = ("model=unet_cifar",),
     batches: tuple[int, ...] = (2, 4),
     counted_batch: int = 128,
     repeats: int = 7,
     bf16: bool = False,
     folder: str = FOLDER,
 ) -> Path:
-    """Args: batches: forget images, and as many retain images. bf16: precision of our steps; theirs are float32."""
+    """Time steps with each of `batches` as forget and as many retain images, and count those of `counted_batch` too.
+
+    `network` are overrides of configs/fit.yaml for ours; `bf16` is the precision of our steps, theirs are float32.
+    """
     original, device, rows, seconds = Original(Path(checkout)), default_device(), list[dict[str, Any]](), {}
-    training = Training.of(random_data((3, 32, 32), 10, [0], 1, device), device, "model=unet_cifar", bf16=bf16)
+    training = Training.of(random_data((3, 32, 32), 10, [0], 1, device), device, *network, bf16=bf16)
     salun, safemax = (build(compose("fit", [f"unlearner={name}"]).unlearner) for name in ("salun", "safemax"))
     salun.masks = [torch.rand_like(weight) < 0.5 for weight in training.student.parameters()]
     ours: dict[str, Unlearner] = {"SalUn": salun, "SAFEMax": safemax}
@@ -172,9 +176,8 @@ def main(
                 row["share of floor"] = floor / timed.medians[side]
             row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
             rows.append(row | {"peak, × original's": peak / accounts["original"][1]})
-    title = "A step of the authors' SalUn ({:.1f} M parameters) and of ours ({:.1f} M)".format(
-        sizes["original"] / 1e6, sizes["SalUn"] / 1e6
-    )
+    millions = {side: f"{size / 1e6:.1f} M parameters" for side, size in sizes.items()}
+    title = f"A step of the authors' SalUn ({millions['original']}) and of ours ({millions['SalUn']})"
     facts: dict[str, Any] = {
         "original": original.version,
         "bf16": bf16,
