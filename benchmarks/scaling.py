@@ -87,7 +87,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Batches:
     """Images of a plan or of a prior, which are shared out to the devices and go through the network in batches.
 
     Attributes:
@@ -128,7 +128,7 @@ class Run:
     batch: int
     passes: float
     calls: float
-    sampled: tuple[Rows, ...]
+    sampled: tuple[Batches, ...]
 
     def seconds(self, network: Network, machine: Machine, gpus: int) -> dict[str, float]:
         """Start, training, exchange and sampling on `gpus` devices."""
@@ -137,7 +137,7 @@ class Run:
             "start": machine.start,
             "training": self.steps * machine.compute(work * network.forward_flops, self.calls * network.kernels),
             "exchange": self.steps * machine.exchange(network.parameters, gpus),
-            "sampling": sum(rows.seconds(network, machine, gpus) for rows in self.sampled),
+            "sampling": sum(some.seconds(network, machine, gpus) for some in self.sampled),
         }
 
 
@@ -152,7 +152,7 @@ def runs() -> dict[str, Run]:
     }
     validations = cfg.trainer.max_steps // cfg.trainer.val_check_interval
     scored = [
-        Rows(images[plan], cfg.evaluation.batch_size, sampler_steps, doubled=guidance != 0)
+        Batches(images[plan], cfg.evaluation.batch_size, sampler_steps, doubled=guidance != 0)
         for guidance in cfg.evaluation.guidance
         for plan in ("standard", *["quick"] * validations)
     ]
@@ -161,24 +161,24 @@ def runs() -> dict[str, Run]:
     for method, passes in PASSES.items():
         settings = compose("fit", ["experiment=cifar100_forget10", f"unlearner={method}"]).unlearner
         per_image = sum(size * count for size, count in zip(batches, passes, strict=True)) / sum(batches)
-        priors: list[Rows] = []
+        priors: list[Batches] = []
         match method:
             case "salun":  # the gradient of all forget images
-                priors = [Rows(500 * forget, at_once=128, calls=3)]
+                priors = [Batches(500 * forget, at_once=128, calls=3)]
             case "esd":
-                priors = [Rows(settings.replay_per_class * forget, 250, sampler_steps)]
+                priors = [Batches(settings.replay_per_class * forget, 250, sampler_steps)]
             case (
                 "selective_amnesia"
             ):  # replay of what is kept; images of all, and the gradients of each one's timesteps
                 timesteps = settings.fisher_timesteps
                 priors = [
-                    Rows(settings.replay_per_class * retain, 250, sampler_steps),
-                    Rows(settings.fisher_images, 250, sampler_steps),
-                    Rows(settings.fisher_images * timesteps, at_once=timesteps, calls=3),
+                    Batches(settings.replay_per_class * retain, 250, sampler_steps),
+                    Batches(settings.fisher_images, 250, sampler_steps),
+                    Batches(settings.fisher_images * timesteps, at_once=timesteps, calls=3),
                 ]
             case "sfr_on":  # gradients of batches of 128 images of each kind
                 counts = [min(500 * classes // 128, settings.fisher_batches) for classes in (forget, retain)]
-                priors = [Rows(128 * count, at_once=128, calls=3) for count in counts]
+                priors = [Batches(128 * count, at_once=128, calls=3) for count in counts]
         calls = max(passes) if method == "safemax" else sum(passes)  # SAFEMax passes both batches through at once
         found[method] = Run(cfg.trainer.max_steps, sum(batches), per_image, calls, (*scored, *priors))
     return found

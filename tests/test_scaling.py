@@ -8,13 +8,13 @@ from ranks_job import SMALL, steps
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rank_worker import measure
-from benchmarks.scaling import PASSES, Machine, Network, Rows, Run, main, networks, runs
+from benchmarks.scaling import PASSES, Batches, Machine, Network, Run, main, networks, runs
 from safemax_pl.errors import UserError
 from safemax_pl.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
 NETWORK = Network("small", parameters=10**6, forward_flops=1e9, kernels=100)
-RUN = Run(steps=10, batch=64, passes=3.5, calls=4, sampled=(Rows(64, at_once=8, calls=100),))
+RUN = Run(steps=10, batch=64, passes=3.5, calls=4, sampled=(Batches(64, at_once=8, calls=100),))
 
 
 @pytest.mark.parametrize("method", PASSES)
@@ -56,19 +56,19 @@ def test_a_step_is_never_shorter_than_its_launches_and_between_nodes_the_exchang
     ("count", "gpus", "batches"), [(10, 1, 1), (10, 2, 1), (10, 64, 1), (250, 1, 1), (251, 1, 2), (1001, 2, 3)]
 )
 def test_sampling_costs_the_launches_of_its_batches_however_few_images_are_in_them(count, gpus, batches):
-    network, rows = Network("tiny", 1, 1.0, 100), Rows(count, at_once=250, calls=7, doubled=True)
+    network, rows = Network("tiny", 1, 1.0, 100), Batches(count, at_once=250, calls=7, doubled=True)
     assert rows.seconds(network, MACHINE, gpus) == pytest.approx(batches * 7 * 100 * 1e-6)
 
 
 def test_every_plan_has_batches_of_its_own():
-    network, few = Network("tiny", 1, 1.0, 100), Rows(10, at_once=250, calls=7)
+    network, few = Network("tiny", 1, 1.0, 100), Batches(10, at_once=250, calls=7)
     run = replace(RUN, sampled=(few, few, few))
     assert run.seconds(network, MACHINE, 1)["sampling"] == pytest.approx(3 * 7 * 100 * 1e-6)
 
 
 def test_guidance_doubles_the_computing():
     plain, doubled = (
-        Rows(10, at_once=250, calls=7, doubled=twice).seconds(NETWORK, MACHINE, 1) for twice in (False, True)
+        Batches(10, at_once=250, calls=7, doubled=twice).seconds(NETWORK, MACHINE, 1) for twice in (False, True)
     )
     assert plain == pytest.approx(10 * 7 * 1e9 / 5e11) and doubled == 2 * plain
 
