@@ -216,12 +216,20 @@ def test_growth(run, tmp_path, monkeypatch):
 
 
 def test_levers(run):
-    network, threads = " ".join(TINY), torch.get_num_threads()
-    result = run(levers, repeats=1, networks={network: 2})
-    assert torch.get_num_threads() == threads and result["judge_in_bfloat16"]["verdicts that change"] < 0.01
+    result = run(levers, repeats=1, networks={" ".join(TINY): 2})
+    assert result["judge_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
     of_a_network = ["channels_last", "bf16 autocast", "Adam foreach", "Adam fused", "one pass for both batches"]
     assert found == [*of_a_network, "one thread", "judge in bfloat16"]
+
+
+def test_one_thread_is_for_one_call():
+    before, seen = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(2)
+    levers.one_thread(lambda: seen.append(torch.get_num_threads()))
+    seen.append(torch.get_num_threads())
+    torch.set_num_threads(before)
+    assert seen == [1, 2]
 
 
 def test_a_row_of_ranks():
