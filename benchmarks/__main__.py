@@ -8,15 +8,13 @@ import json
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import FOLDER, command, print_table, show
 from safemax_pl.files import atomic
 
-SCRIPTS: tuple[str, ...] = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "evaluation", "growth")
-SCRIPTS += tuple(name for name in ("levers", "ranks") if find_spec(f"benchmarks.{name}"))
+SCRIPTS = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "evaluation", "growth", "levers", "ranks")
 
 
 def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:

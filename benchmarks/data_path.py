@@ -1,10 +1,10 @@
 """How many batches per second do our counter-based draws give, and how many a DataLoader?
 
 Both draw from the same random 3x32x32 images, with replacement, mirrored at random: ours a forget and a retain batch
-from tensors on the device, torch's DataLoader, with 0 and with 2 workers, as many images one by one. First the images
-alone, then with timesteps and Gaussian noise, then the noise alone, against torch.randn. Prints batches per second, the
-ratio of times to ours, and the floor: the bytes that must be read and written, at the measured bandwidth. Takes half a
-minute on two cores.
+from tensors on the device, torch's DataLoader, with 0 and with 2 workers, as many images one by one, and one index with
+torch's own generator as many at once from such tensors. First the images alone, then with timesteps and Gaussian noise,
+then the noise alone, against torch.randn. Prints batches per second, the ratio of times to ours, and the floor: the
+bytes that must be read and written, at the bandwidth measured on as many. Takes half a minute on two cores.
 """
 
 from functools import partial
@@ -59,23 +59,52 @@ class Loaded:
         self, images: Images, batch: int, batches: int, workers: int, diffusion: Diffusion | None, device: torch.device
     ):
         sampler = RandomSampler(images, replacement=True, num_samples=batch * batches)
-        self.loader = DataLoader(images, batch, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+        self.loader = DataLoader(
+            images,
+            batch,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
         self.diffusion, self.device = diffusion, device
 
     def take(self) -> None:
         for images, labels in self.loader:
-            x_0 = images.to(self.device)
-            labels.to(self.device)
-            if self.diffusion is not None:
-                t = torch.randint(self.diffusion.num_timesteps, (len(x_0),), device=self.device)
-                self.diffusion.add_noise(x_0, t, torch.randn_like(x_0))
+            labels.to(self.device, non_blocking=True)
+            noised(images.to(self.device, non_blocking=True), self.diffusion)
+
+
+class Indexed:
+    """Batches of as many images by one index into all of them on the device, with torch's own generator."""
+
+    def __init__(self, data: ForgetRetainDataModule, batch: int, diffusion: Diffusion | None, device: torch.device):
+        train = data.source.train
+        self.images, self.labels = train.images.to(device), train.labels.to(device)
+        self.batch, self.diffusion, self.device = batch, diffusion, device
+
+    def take(self, batches: int) -> None:
+        for _ in range(batches):
+            rows = torch.randint(len(self.labels), (self.batch,), device=self.device)
+            x_0, _ = self.images[rows].float() / 127.5 - 1, self.labels[rows]
+            mirrored = torch.rand(self.batch, 1, 1, 1, device=self.device) < 0.5
+            noised(torch.where(mirrored, x_0.flip(-1), x_0), self.diffusion)
+
+
+def noised(x_0: Tensor, diffusion: Diffusion | None) -> None:
+    """Timesteps and noise of torch's own generator, if there is a process."""
+    if diffusion is not None:
+        t = torch.randint(diffusion.num_timesteps, (len(x_0),), device=x_0.device)
+        diffusion.add_noise(x_0, t, torch.randn_like(x_0))
 
 
 def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FOLDER) -> Path:
     """Time `batches` batches of `batch` forget and `batch` retain images per repeat."""
     device = default_device()
     data = random_data((3, 32, 32), 10, [6], batch, device, per_class=500)
-    bandwidth, images, shape = memory_bandwidth(device), Images(data), data.image_shape
+    images, shape = Images(data), data.image_shape
+    pixels = 2 * batch * images[0][0].numel()
+    bandwidth = memory_bandwidth(device, 4 * pixels)
     keys = torch.arange(2 * batch, device=device)
     cases: dict[str, tuple[dict[str, Side], int]] = {}  # sides, and bytes per pixel of the floor
     for case, diffusion in {"images": None, "images and noise": Diffusion()}.items():
@@ -83,6 +112,7 @@ def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FO
         for workers in (0, 2):
             loaded = Loaded(images, 2 * batch, batches, workers, diffusion, device)
             sides[f"DataLoader, {workers} workers"] = loaded.take
+        sides["torch.randint, one index"] = partial(Indexed(data, 2 * batch, diffusion, device).take, batches)
         cases[case] = sides, 1 + 4 + (8 if diffusion else 0)  # uint8 read, float written; noise and x_t written
     cases["noise"] = (
         {
@@ -94,7 +124,7 @@ def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FO
     rows, seconds = list[dict[str, Any]](), dict[str, dict[str, list[float]]]()
     for case, (sides, per_pixel) in cases.items():
         timed = compare(sides, repeats)
-        floor = 2 * batch * images[0][0].numel() * per_pixel / bandwidth
+        floor = pixels * per_pixel / bandwidth
         for side, median in timed.medians.items():
             row: dict[str, Any] = {"batch of": case, "side": side, "batches/s": batches / median}
             row |= {"/ ours": timed.ratios[side], "floor, ms": 1e3 * floor}

@@ -19,12 +19,11 @@ from unittest.mock import patch
 from benchmarks.setting import Training, accelerator, digits_data
 from benchmarks.timing import (
     FOLDER,
-    Comparison,
-    Spread,
     command,
     default_device,
     matmul_flops,
     publish,
+    ratio,
     spread,
     stopwatch,
     synchronize,
@@ -111,11 +110,6 @@ def main(steps: int = 25, forget: int = 100, retain: int = 450, repeats: int = 3
     ]
     title = f"An evaluation of digits, {images} images of each of two models, DDIM {steps} steps, {repeats} repeats"
     return publish("evaluation", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling)
-
-
-def ratio(values: list[float], others: list[float]) -> Spread:
-    """Repeat by repeat."""
-    return Comparison({"others": others, "values": values}).ratios["values"]
 
 
 if __name__ == "__main__":

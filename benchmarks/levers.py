@@ -4,6 +4,8 @@ Times a step of SAFEMax, or the part of it that a lever touches, with and withou
 and on unet_cifar (random images). Prints the time without over the time with, so above 1 the lever pays. Those that pay
 nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, whose
 first step takes minutes. Takes about a minute and a half on two cores.
+
+Networks are overrides of configs/fit.yaml with the images of each kind: `networks={model=unet_digits: 32}`.
 """
 
 import copy
@@ -17,13 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.setting import Training, digits_data, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, spread, stopwatch
+from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose
 from safemax_pl.files import PROJECT
 from safemax_pl.images import from_uint8
 
 WITHOUT, WITH = "without", "with"
+NETWORKS = {"model=unet_digits": 32, "model=unet_cifar": 1}
 
 
 def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Training:
@@ -48,11 +51,19 @@ def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
         "foreach": torch.optim.Adam(parameters, 0.0, foreach=True),
         "fused": torch.optim.Adam(parameters, 0.0, fused=True),
     }
-    default = torch.optim.Adam(parameters, 0.0, fused=False)
+    default = torch.optim.Adam(parameters, 0.0)
     return {
         f"Adam {name}": compare({WITHOUT: default.step, WITH: optimizer.step}, repeats)
         for name, optimizer in sides.items()
     }
+
+
+def one_thread(step: Callable[[], Any]) -> None:
+    """A call on one thread; then torch has as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    step()
+    torch.set_num_threads(threads)
 
 
 def passes(training: Training, repeats: int) -> Comparison:
@@ -99,6 +110,7 @@ def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Compar
     }
     found |= optimizers(training, repeats)
     found["one pass for both batches"] = passes(training, repeats)
+    found["one thread"] = compare({WITHOUT: plain, WITH: partial(one_thread, plain)}, repeats)
     if compiled:
         step = partial(changed(training, lambda network: network.compile()).step, unlearner)
         first = stopwatch(step)
@@ -107,16 +119,13 @@ def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Compar
     return found
 
 
-def main(
-    repeats: int = 5, digits_batch: int = 32, cifar_batch: int = 1, compiled: bool = False, folder: str = FOLDER
-) -> Path:
-    device = default_device()
-    digits = random_data((1, 8, 8), 10, (8,), digits_batch, device)
-    cifar = random_data((3, 32, 32), 10, (8,), cifar_batch, device)
-    rows, seconds = [], {}
-    for name, data in {"unet_digits": digits, "unet_cifar": cifar}.items():
-        training = Training.of(data, device, f"model={name}")
-        case = f"{name}, {data.batch_sizes['forget']}+{data.batch_sizes['retain']}"
+def main(repeats: int = 5, networks: dict[str, int] = NETWORKS, compiled: bool = False, folder: str = FOLDER) -> Path:
+    """Time every lever on each of the networks, `repeats` times in turn."""
+    device, rows, seconds = default_device(), [], {}
+    for network, batch in networks.items():
+        shape = (1, 8, 8) if "unet_digits" in network else (3, 32, 32)
+        training = Training.of(random_data(shape, 10, (8,), batch, device), device, *network.split())
+        case = f"{network.removeprefix('model=')}, {batch}+{batch}"
         for lever, timed in levers(training, repeats, compiled).items():
             rows.append(row(f"{lever}, {case}", timed))
             seconds[f"{lever}, {case}"] = timed.seconds
@@ -128,9 +137,8 @@ def main(
 
 
 def row(lever: str, timed: Comparison) -> dict[str, Any]:
-    speed_ups = [a / b for a, b in zip(timed.seconds[WITHOUT], timed.seconds[WITH], strict=True)]
     medians = {f"{side}, ms": 1e3 * value for side, value in timed.medians.items()}
-    return {"lever": lever, **medians, "without / with": spread(speed_ups)}
+    return {"lever": lever, **medians, "without / with": ratio(timed.seconds[WITHOUT], timed.seconds[WITH])}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Takes one step of every method in configs/unlearner in turn, on the network of the paper (unet_cifar, 36 M parameters,
 random weights) and random 3x32x32 images. Prints per method, also as multiples of SalUn's and Selective Amnesia's (SA):
   seconds of a step, the ratios within the same repeat;
-  images per second, and the share of the floor (FLOPs at the rate of the fastest matrix product) that is reached;
+  images per second, and the share of the floor that is reached: FLOPs at the rate of the fastest matrix product, or the
+    bytes of Adam's update at the measured bandwidth, whichever takes longer;
   forward units: FLOPs of a step over those of one pass of the network over the whole batch;
   peak memory of a step with 128 + 128 images, on tensors without values (see `Training.account_without_values`);
   FLOPs before the fit for a data set of CIFAR-10's size, on such tensors too, and how many steps of 128 + 128 that is.
@@ -20,27 +21,42 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.setting import Account, Training, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, flops, matmul_flops, publish, spread
+from benchmarks.timing import (
+    FOLDER,
+    command,
+    compare,
+    default_device,
+    flops,
+    matmul_flops,
+    memory_bandwidth,
+    publish,
+    ratio,
+    spread,
+    step_floor,
+)
 from safemax_pl.config import CONFIGS, build, compose
 from safemax_pl.priors import Priors, State
 
 METHODS = tuple(sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml")))
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
 ALTERNATING = {"sfr_on"}  # methods with two kinds of steps in turn
-SAMPLER_STEPS = 100  # of replay
 
 
 class CountedPriors(Priors):
-    """Priors that are zeros of the right shapes; their FLOPs are those of the first part, on tensors without values."""
+    """Priors that are zeros of the right shapes; their FLOPs are those of the first part, on tensors without values.
 
-    def __init__(self) -> None:
-        self.flops = 0.0
+    Args:
+        sampler_steps: of generated images, of which `OnePass` takes one.
+    """
+
+    def __init__(self, sampler_steps: int):
+        self.sampler_steps, self.flops = sampler_steps, 0.0
 
     def fold(self, name: str, settings: Any, parts: int, part: Any, concatenate: bool = False) -> State:
         state: list[Tensor] = []
         with FakeTensorMode(allow_non_fake_inputs=True):
             counted = flops(lambda: state.extend(part(0)))
-        self.flops += counted * parts * (SAMPLER_STEPS if name == "replay" else 1)  # OnePass takes one of them
+        self.flops += counted * parts * (self.sampler_steps if name == "replay" else 1)
         rows = parts if concatenate else 1
         return [torch.zeros(rows * len(one), *one.shape[1:], dtype=one.dtype, device=one.device) for one in state]
 
@@ -64,7 +80,8 @@ def main(
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
     sides, priors, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
     for method in (*REFERENCES, *(method for method in methods if method not in REFERENCES)):
-        unlearner, counted = build(compose("fit", [f"unlearner={method}"]).unlearner), CountedPriors()
+        cfg = compose("fit", [f"unlearner={method}"])
+        unlearner, counted = build(cfg.unlearner), CountedPriors(cfg.sampler.steps)
         unlearner.prepare(training.task(), training.data, counted)
         kinds = 2 if method in ALTERNATING else 1
         sides[method] = partial(take_steps, training, unlearner, kinds)
@@ -73,13 +90,15 @@ def main(
     for method in ALTERNATING & set(sides):
         timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]
     ceiling, unit = matmul_flops(device, training.dtype), training.pass_flops(2 * counted_batch)
+    parameters = sum(weight.numel() for weight in training.student.parameters())
+    bandwidth = memory_bandwidth(device, 4 * parameters)
     step_flops = {method: account.flops for method, account in accounts.items()}
     rows = []
     for method, seconds in timed.medians.items():
-        pairs = {name: {"one": timed.seconds[key], "other": timed.seconds[method]} for key, name in REFERENCES.items()}
         row: dict[str, Any] = {"method": method, "step, s": spread(timed.seconds[method])}
-        row |= {f"/ {name}'s": Comparison(pair).ratios["other"] for name, pair in pairs.items()}
-        row |= {"images/s": 2 * batch / seconds, "floor, s": step_flops[method] * batch / counted_batch / ceiling}
+        row |= {f"/ {name}'s": ratio(timed.seconds[method], timed.seconds[key]) for key, name in REFERENCES.items()}
+        row |= {"images/s": 2 * batch / seconds}
+        row["floor, s"] = step_floor(step_flops[method] * batch / counted_batch, parameters, ceiling, bandwidth)
         rows.append(row | {"share of floor": row["floor, s"] / seconds})
     more = {
         f"FLOPs and peak memory of a step, {counted_batch} + {counted_batch} images, counted": as_shares(
@@ -95,7 +114,8 @@ def main(
     }
     title = f"A step of every method, {' '.join(network)}, {batch} + {batch} images, {repeats} repeats"
     seconds_of = {" ".join(network): timed.seconds}
-    return publish("methods", title, rows, seconds_of, folder, more, matmul_flops=ceiling, forward_unit_flops=unit)
+    facts = {"matmul_flops": ceiling, "memory_bandwidth": bandwidth, "forward_unit_flops": unit}
+    return publish("methods", title, rows, seconds_of, folder, more, **facts)
 
 
 def as_shares(figures: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

@@ -10,11 +10,14 @@ network, losses, optimiser, mask. Only what it reads from disk is random tensors
 would sample images. Between two of its steps, our methods take one each on unet_cifar with as many images. Prints the
 images per second and, for the counted batch too, FLOPs and peak memory of a step, counted on tensors without values
 (see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host
-would hold. Takes about three minutes on two idle cores.
+would hold. The floor is the FLOPs of a step at the rate of the fastest matrix product, or the bytes of Adam's update at
+the measured bandwidth, whichever takes longer. Takes about three minutes on two idle cores.
 """
 
+import hashlib
 import importlib
 import io
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -32,7 +35,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import PeakMemory
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import FOLDER, Comparison, command, default_device, publish, spread, stopwatch, synchronize
+from benchmarks.timing import (
+    FOLDER,
+    Comparison,
+    command,
+    default_device,
+    matmul_flops,
+    memory_bandwidth,
+    publish,
+    ratio,
+    spread,
+    step_floor,
+    stopwatch,
+    synchronize,
+)
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
 from safemax_pl.flops import counter
@@ -42,15 +58,25 @@ REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"
 
 
 class Original:
-    """The authors' loop, of a copy of their repository; `UserError` when there is none."""
+    """The authors' loop, of a copy of their repository; `UserError` when there is none.
+
+    Attributes:
+        version: the copy's commit, or without git the hash of the file with the loop.
+    """
 
     def __init__(self, checkout: Path):
         folder = checkout / "DDPM"
-        if not (folder / "runners/diffusion.py").is_file():
+        code = folder / "runners/diffusion.py"
+        if not code.is_file():
             raise UserError(
                 f"checkout={checkout} has no DDPM/runners/diffusion.py, the authors' code of SalUn: "
                 f"get it with `git clone {REPOSITORY} {checkout}`"
             )
+        if (checkout / ".git").exists():
+            line = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+            self.version = "commit " + subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+        else:
+            self.version = f"SHA-256 of DDPM/runners/diffusion.py: {hashlib.sha256(code.read_bytes()).hexdigest()}"
         # their torchvision reads images and writes snapshots, neither of which happens here
         names = ("", ".transforms", ".transforms.functional", ".utils", ".datasets")
         absent = {f"torchvision{name}": MagicMock() for name in names}
@@ -111,38 +137,54 @@ def compare_with(original: Original, training: Training, unlearners: dict[str, U
 
 def main(
     checkout: str = "external/Unlearn-Saliency",
+    network: tuple[str, ...] = ("model=unet_cifar",),
     batches: tuple[int, ...] = (2, 4),
     counted_batch: int = 128,
     repeats: int = 7,
     bf16: bool = False,
     folder: str = FOLDER,
 ) -> Path:
-    """Args: batches: forget images, and as many retain images. bf16: precision of our steps; theirs are float32."""
+    """Time steps with each of `batches` as forget and as many retain images, and count those of `counted_batch` too.
+
+    `network` are overrides of configs/fit.yaml for ours; `bf16` is the precision of our steps, theirs are float32.
+    """
     original, device, rows, seconds = Original(Path(checkout)), default_device(), list[dict[str, Any]](), {}
-    training = Training.of(random_data((3, 32, 32), 10, [0], 1, device), device, "model=unet_cifar", bf16=bf16)
+    training = Training.of(random_data((3, 32, 32), 10, [0], 1, device), device, *network, bf16=bf16)
     salun, safemax = (build(compose("fit", [f"unlearner={name}"]).unlearner) for name in ("salun", "safemax"))
     salun.masks = [torch.rand_like(weight) < 0.5 for weight in training.student.parameters()]
     ours: dict[str, Unlearner] = {"SalUn": salun, "SAFEMax": safemax}
+    networks: dict[str, nn.Module] = {"original": original.runners.Conditional_Model(original.settings)}
+    networks |= dict.fromkeys(ours, training.student)
+    sizes = {side: sum(weight.numel() for weight in network.parameters()) for side, network in networks.items()}
+    rates = {dtype: matmul_flops(device, dtype) for dtype in {torch.float32, training.dtype}}
+    ceilings = dict.fromkeys(ours, rates[training.dtype]) | {"original": rates[torch.float32]}
+    bandwidth = memory_bandwidth(device, 4 * sizes["original"])
     for batch in (*batches, counted_batch):
         training = replace(training, data=random_data((3, 32, 32), 10, [0], batch, device))
         accounts = {"original": original.account(batch)}
         accounts |= {name: training.account_without_values(unlearner) for name, unlearner in ours.items()}
-        timed = Comparison({})
-        if batch in batches:
-            timed = compare_with(original, training, ours, repeats)
+        timed = compare_with(original, training, ours, repeats) if batch in batches else None
+        if timed is not None:
             seconds[f"{batch} + {batch}"] = timed.seconds
         for side, (flops, peak) in accounts.items():
             row: dict[str, Any] = {"images": f"{batch} + {batch}", "side": side}
-            if batch in batches:
-                pair = Comparison({"ours": timed.seconds[side], "original": timed.seconds["original"]})
-                row |= {"step, s": spread(timed.seconds[side]), "images/s, × original's": pair.ratios["original"]}
+            if timed is not None:
+                row["step, s"] = spread(timed.seconds[side])
+                row["images/s, × original's"] = ratio(timed.seconds["original"], timed.seconds[side])
                 row["GFLOP/s"] = flops / 1e9 / timed.medians[side]
+                floor = step_floor(flops, sizes[side], ceilings[side], bandwidth)
+                row["share of floor"] = floor / timed.medians[side]
             row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
             rows.append(row | {"peak, × original's": peak / accounts["original"][1]})
-    networks = original.runners.Conditional_Model(original.settings), training.student
-    millions = [sum(weight.numel() for weight in network.parameters()) / 1e6 for network in networks]
-    title = "A step of the authors' SalUn ({:.1f} M parameters) and of ours ({:.1f} M)".format(*millions)
-    return publish("original_salun", title, rows, seconds, folder, bf16=bf16)
+    millions = {side: f"{size / 1e6:.1f} M parameters" for side, size in sizes.items()}
+    title = f"A step of the authors' SalUn ({millions['original']}) and of ours ({millions['SalUn']})"
+    facts: dict[str, Any] = {
+        "original": original.version,
+        "bf16": bf16,
+        "matmul_flops": ceilings,
+        "memory_bandwidth": bandwidth,
+    }
+    return publish("original_salun", title, rows, seconds, folder, **facts)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ project's own steps and networks; what a GPU makes of them is assumed, and every
 
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,9 +26,9 @@ from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.config import build, compose
 from safemax_pl.errors import UserError
 from safemax_pl.flops import counter
+from safemax_pl.plans import SamplingPlan
 
 NODE = 8  # GPUs
-SAMPLED_AT_ONCE = 250  # evaluation.batch_size
 # Forward passes per forget image and per retain image of a step: a backward pass counts as two, a teacher's as one.
 PASSES = {
     "safemax": (3.0, 4.0),
@@ -86,24 +87,48 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """Images of a plan or of a prior, which are shared out to the devices and go through the network in batches.
+
+    Attributes:
+        count: of images, on all devices together.
+        at_once: images in a batch, per device.
+        calls: forward passes of a batch one after the other; a backward pass counts as two.
+        doubled: whether a call passes every image twice, for guidance.
+    """
+
+    count: int
+    at_once: int
+    calls: int
+    doubled: bool = False
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one image, all together."""
+        return self.count * self.calls * (1 + self.doubled)
+
+    def seconds(self, network: Network, machine: Machine, gpus: int) -> float:
+        batches = ceil(self.count / gpus / self.at_once)
+        return machine.compute(self.passes / gpus * network.forward_flops, self.calls * batches * network.kernels)
+
+
+@dataclass(frozen=True)
 class Run:
-    """The work of one run, in forward passes of one image.
+    """The work of one run.
 
     Attributes:
         steps: of training.
         batch: images of a step, on all devices together.
         passes: forward passes of a step per image of the batch.
         calls: forward passes of a step one after the other, whatever the batch.
-        sampled: forward passes for scores and priors; they can be shared out at will.
-        rows: images that are sampled at once, per device.
+        sampled: what is generated for scores, and what is computed before the fit.
     """
 
     steps: int
     batch: int
     passes: float
     calls: float
-    sampled: float
-    rows: int
+    sampled: tuple[Batches, ...]
 
     def seconds(self, network: Network, machine: Machine, gpus: int) -> dict[str, float]:
         """Start, training, exchange and sampling on `gpus` devices."""
@@ -112,9 +137,7 @@ class Run:
             "start": machine.start,
             "training": self.steps * machine.compute(work * network.forward_flops, self.calls * network.kernels),
             "exchange": self.steps * machine.exchange(network.parameters, gpus),
-            "sampling": machine.compute(
-                self.sampled / gpus * network.forward_flops, self.sampled / gpus / self.rows * network.kernels
-            ),
+            "sampling": sum(some.seconds(network, machine, gpus) for some in self.sampled),
         }
 
 
@@ -123,29 +146,41 @@ def runs() -> dict[str, Run]:
     """The ten methods in `experiment=cifar100_forget10`, by its own steps, batches, plans, sampler and priors."""
     cfg = compose("fit", ["experiment=cifar100_forget10"])
     forget, retain = len(cfg.data.forget_classes), 100 - len(cfg.data.forget_classes)
-    plans = cfg.evaluation.plans
-    images = {name: forget * plan.forget_per_class + plan.retain_total for name, plan in plans.items()}
+    plans, sampler_steps = cfg.evaluation.plans, cfg.sampler.steps
+    images = {
+        name: len(SamplingPlan(list(range(forget)), list(range(forget, 100)), **plan)) for name, plan in plans.items()
+    }
     validations = cfg.trainer.max_steps // cfg.trainer.val_check_interval
-    evaluations = cfg.sampler.steps * sum(1 if w == 0 else 2 for w in cfg.evaluation.guidance)
-    scored = evaluations * (images["standard"] + validations * images["quick"])
+    scored = [
+        Batches(images[plan], cfg.evaluation.batch_size, sampler_steps, doubled=guidance != 0)
+        for guidance in cfg.evaluation.guidance
+        for plan in ("standard", *["quick"] * validations)
+    ]
     batches = cfg.data.forget_batch_size, cfg.data.retain_batch_size
     found = {}
     for method, passes in PASSES.items():
         settings = compose("fit", ["experiment=cifar100_forget10", f"unlearner={method}"]).unlearner
         per_image = sum(size * count for size, count in zip(batches, passes, strict=True)) / sum(batches)
-        prior = 0.0
+        priors: list[Batches] = []
         match method:
             case "salun":  # the gradient of all forget images
-                prior = 3 * 500 * forget
+                priors = [Batches(500 * forget, at_once=128, calls=3)]
             case "esd":
-                prior = settings.replay_per_class * forget * cfg.sampler.steps
-            case "selective_amnesia":  # replay of what is kept, and the gradient of every image and timestep
-                prior = settings.replay_per_class * retain * cfg.sampler.steps
-                prior += 3 * settings.fisher_images * settings.fisher_timesteps
-            case "sfr_on":
-                prior = 3 * settings.fisher_batches * sum(batches)
+                priors = [Batches(settings.replay_per_class * forget, 250, sampler_steps)]
+            case (
+                "selective_amnesia"
+            ):  # replay of what is kept; images of all, and the gradients of each one's timesteps
+                timesteps = settings.fisher_timesteps
+                priors = [
+                    Batches(settings.replay_per_class * retain, 250, sampler_steps),
+                    Batches(settings.fisher_images, 250, sampler_steps),
+                    Batches(settings.fisher_images * timesteps, at_once=timesteps, calls=3),
+                ]
+            case "sfr_on":  # gradients of batches of 128 images of each kind
+                counts = [min(500 * classes // 128, settings.fisher_batches) for classes in (forget, retain)]
+                priors = [Batches(128 * count, at_once=128, calls=3) for count in counts]
         calls = max(passes) if method == "safemax" else sum(passes)  # SAFEMax passes both batches through at once
-        found[method] = Run(cfg.trainer.max_steps, sum(batches), per_image, calls, scored + prior, SAMPLED_AT_ONCE)
+        found[method] = Run(cfg.trainer.max_steps, sum(batches), per_image, calls, (*scored, *priors))
     return found
 
 
@@ -215,6 +250,7 @@ def main(
     gpus: tuple[int, ...] = (1, 8, 64),
     folder: str = FOLDER,
 ) -> None:
+    """Predict the study and one run of SAFEMax on each number of `gpus`; the other options are the assumptions."""
     machine = Machine(mfu, peak, launch, nvlink, network, start, price)
     rows, parts = [], []
     for net in networks():

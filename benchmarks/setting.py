@@ -102,8 +102,18 @@ class Training:
     def task(self, number: int = 0) -> Task:
         labels = self.data.forget_labels, self.data.retain_labels
         forget, retain = (torch.tensor(some, device=self.device) for some in labels)
-        networks = self.student, self.teacher, self.student.diffusion, OnePass()
-        return Task(*networks, forget, retain, self.student.null_label, number, 1000, torch.Tensor.backward)
+        return Task(
+            student=self.student,
+            teacher=self.teacher,
+            diffusion=self.student.diffusion,
+            sampler=OnePass(),
+            forget_labels=forget,
+            retain_labels=retain,
+            null_label=self.student.null_label,
+            step=number,
+            max_steps=1000,
+            backward=torch.Tensor.backward,
+        )
 
     def step(self, unlearner: Unlearner, number: int = 0) -> None:
         """Step `number` of a method: draws, losses, gradients, clipping, optimiser."""

@@ -1,9 +1,11 @@
 """How long does every method take until the class is forgotten and the others are unharmed?
 
-Fits every method on experiment=digits_methods with its default settings until the quick plan, scored every few steps,
-says ua_noise_aware ≥ 0.99 and fid_retain/classifier at most 0.5 above the original's. Prints steps, seconds and forward
-units (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of
-a method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
+Fits every method, with its own default settings, until the quick plan, scored every few steps, says ua_noise_aware ≥
+0.99 and fid_retain/classifier at most 0.5 above the original's. The rest is experiment=digits_methods, but for 16 + 16
+images a step instead of 32 + 32, 10 sampler steps instead of 25 (also of images that a method generates before its
+fit), no second judge, and one thread (its gain: `python -m benchmarks.levers`). Prints steps, seconds and forward units
+(FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of a
+method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
 there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
 floor is the FLOPs at the rate of the fastest matrix product. Takes two and a half minutes on two cores, more the first
 time, until the cache holds what is computed before a fit.
@@ -17,7 +19,7 @@ import torch
 
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
-from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, spread
+from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
 
 BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
 # retain_only is finetune, retrain starts anew, and the others are SAFEMax with other settings
@@ -37,7 +39,7 @@ def main(
     folder: str = FOLDER,
 ) -> Path:
     """Fit for at most `steps` steps of `batch` forget and `batch` retain images, and score after `every` so many."""
-    torch.set_num_threads(1)  # on networks this small a second one makes steps slower
+    torch.set_num_threads(1)
     device, runs = default_device(), dict[str, list[dict[str, Any]]]()
     ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(2 * batch)
     bounds = ", ".join(f"{name}: {bound}" for name, bound in BOUNDS.items())
@@ -53,8 +55,7 @@ def main(
         row["steps"] = spread([run["training"]["steps"] for run in found])
         row["fit, s"] = spread(seconds[method])
         if REFERENCE in seconds:
-            pair = {"reference": seconds[REFERENCE], "method": seconds[method]}
-            row[f"/ {REFERENCE}"] = Comparison(pair).ratios["method"]
+            row[f"/ {REFERENCE}"] = ratio(seconds[method], seconds[REFERENCE])
         flops = [run["cost"]["unlearn_flops"] for run in found]
         row["forward units"] = spread([count / unit for count in flops])
         row["before the fit, s"] = spread([run["cost"]["prior_seconds"] for run in found])

@@ -46,6 +46,11 @@ def spread(values: list[float]) -> Spread:
     return Spread(*(float(np.quantile(values, q)) for q in (0.5, 0.25, 0.75)))
 
 
+def ratio(values: list[float], others: list[float]) -> Spread:
+    """Of values to others, each pair of the same repeat: what slows the machine for a while slows both."""
+    return spread([a / b for a, b in zip(values, others, strict=True)])
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Seconds of every repeat of every side; the first side is what the others are compared with."""
@@ -58,11 +63,9 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, Spread]:
-        """Of every side to the first, within the same repeat: what slows the machine for a while slows both."""
+        """Of every side to the first."""
         first = next(iter(self.seconds.values()))
-        return {
-            side: spread([a / b for a, b in zip(values, first, strict=True)]) for side, values in self.seconds.items()
-        }
+        return {side: ratio(values, first) for side, values in self.seconds.items()}
 
 
 def compare(sides: dict[str, Side], repeats: int, warmup: int = 1) -> Comparison:
@@ -104,19 +107,42 @@ def flops(call: Side) -> int:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 5) -> float:
-    """FLOPs per second of the fastest matrix product: the ceiling of what a network can reach."""
-    rates = []
+    """FLOPs per second of the fastest matrix product: the ceiling of what a network can reach.
+
+    On CUDA float32 means TF32, which cuDNN's convolutions use by default.
+    """
+    rates, precision = [], torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     for size in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rates += [2 * size**3 / stopwatch(lambda a=a, b=b: a @ b) for _ in range(1 + repeats)]  # type: ignore[misc]
+    torch.set_float32_matmul_precision(precision)
     return max(rates)
 
 
-def memory_bandwidth(device: torch.device, repeats: int = 5) -> float:
-    """Bytes per second of the fastest copy of 256 MiB, those read and those written."""
-    source = torch.ones(2**26, device=device)
-    target = torch.empty_like(source)
-    return max(2 * source.nbytes / stopwatch(lambda: target.copy_(source)) for _ in range(1 + repeats))
+def memory_bandwidth(device: torch.device, size: int, repeats: int = 5) -> float:
+    """Bytes per second, those read and those written, of copies of `size` bytes: small ones stay in a cache."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target, copies = torch.empty_like(source), min(1000, -(-(2**28) // size))
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
+    return max(2 * size * copies / stopwatch(copy) for _ in range(1 + repeats))
+
+
+def step_floor(flops: float, parameters: int, ceiling: float, bandwidth: float) -> float:
+    """Seconds below which no step gets: its FLOPs, or Adam's reading p, g, m, v and writing p, m, v in float32.
+
+    Args:
+        flops: of the step.
+        parameters: how many weights are trained.
+        ceiling: `matmul_flops`.
+        bandwidth: `memory_bandwidth` of buffers as large as the weights.
+    """
+    return max(flops / ceiling, 7 * 4 * parameters / bandwidth)
 
 
 def show(value: Any) -> str:

@@ -1,19 +1,20 @@
 """The prediction of docs/scaling.md: what it counts is what is done here, and its arithmetic."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from ranks_job import SMALL, steps
 
-from benchmarks.ranks import measure
-from benchmarks.scaling import PASSES, Machine, Network, Run, main, networks, runs
+from benchmarks.rank_worker import measure
+from benchmarks.scaling import PASSES, Batches, Machine, Network, Run, main, networks, runs
 from safemax_pl.errors import UserError
 from safemax_pl.flops import counter
 from safemax_pl.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
 NETWORK = Network("small", parameters=10**6, forward_flops=1e9, kernels=100)
-RUN = Run(steps=10, batch=64, passes=3.5, calls=4, sampled=6400, rows=100)
+RUN = Run(steps=10, batch=64, passes=3.5, calls=4, sampled=(Batches(64, at_once=8, calls=100),))
 
 
 @pytest.mark.parametrize("method", PASSES)
@@ -51,9 +52,25 @@ def test_a_step_is_never_shorter_than_its_launches_and_between_nodes_the_exchang
     assert many["exchange"] > 9 * RUN.seconds(NETWORK, MACHINE, 8)["exchange"]
 
 
-def test_a_small_batch_of_sampling_costs_its_launches():
-    network = Network("tiny", 1, 1.0, 100)
-    assert RUN.seconds(network, MACHINE, 1)["sampling"] == pytest.approx(6400 / 100 * 100 * 1e-6)
+@pytest.mark.parametrize(
+    ("count", "gpus", "batches"), [(10, 1, 1), (10, 2, 1), (10, 64, 1), (250, 1, 1), (251, 1, 2), (1001, 2, 3)]
+)
+def test_sampling_costs_the_launches_of_its_batches_however_few_images_are_in_them(count, gpus, batches):
+    network, rows = Network("tiny", 1, 1.0, 100), Batches(count, at_once=250, calls=7, doubled=True)
+    assert rows.seconds(network, MACHINE, gpus) == pytest.approx(batches * 7 * 100 * 1e-6)
+
+
+def test_every_plan_has_batches_of_its_own():
+    network, few = Network("tiny", 1, 1.0, 100), Batches(10, at_once=250, calls=7)
+    run = replace(RUN, sampled=(few, few, few))
+    assert run.seconds(network, MACHINE, 1)["sampling"] == pytest.approx(3 * 7 * 100 * 1e-6)
+
+
+def test_guidance_doubles_the_computing():
+    plain, doubled = (
+        Batches(10, at_once=250, calls=7, doubled=twice).seconds(NETWORK, MACHINE, 1) for twice in (False, True)
+    )
+    assert plain == pytest.approx(10 * 7 * 1e9 / 5e11) and doubled == 2 * plain
 
 
 def test_the_networks_have_their_known_sizes():
@@ -65,10 +82,11 @@ def test_the_networks_have_their_known_sizes():
 
 
 def test_the_priors_of_a_method_are_part_of_its_work():
-    found = runs()
-    plain = found["safemax"].sampled
-    assert found["finetune"].sampled == plain == 100 * 3 * (10_000 + 5 * 280)
-    assert found["esd"].sampled == plain + 500 * 10 * 100
+    passes = {method: sum(rows.passes for rows in run.sampled) for method, run in runs().items()}
+    plain = passes["safemax"]
+    assert passes["finetune"] == plain == 100 * 3 * (9_950 + 5 * 280), "5 000 of 90 classes are 55 of each"
+    assert passes["esd"] == plain + 500 * 10 * 100
+    assert passes["selective_amnesia"] == plain + (500 * 90 + 500) * 100 + 3 * 500 * 32
 
 
 @pytest.mark.parametrize("option", [{"mfu": 2}, {"mfu": 0}, {"launch": -1}, {"price": "abc"}, {"peak": None}])

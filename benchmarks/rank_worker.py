@@ -1,0 +1,86 @@
+"""What `benchmarks.ranks` runs: the times of one command, on one rank or on several."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback
+
+from benchmarks.timing import command
+from safemax_pl import ranks
+from safemax_pl.config import build, compose
+from safemax_pl.evaluate import make_evaluator
+from safemax_pl.files import write_json
+from safemax_pl.frozen import Frozen
+from safemax_pl.module import UnlearningModule
+from safemax_pl.plans import Rows
+from safemax_pl.train import WholeCheckpoints
+
+WARM = 3  # steps before the clock starts
+SAMPLED = 64  # images
+EXCHANGES = 5  # timed
+
+
+class StepTimes(Callback):
+    """When every training step has ended, on the clock of this rank."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def measure(network: str, batch: int, devices: int, steps: int, out: str) -> None:
+    """Write to `out` what a command finds on `devices` ranks: SAFEMax on the digits, `batch` images a step."""
+    torch.set_num_threads(1)
+    halves = [f"data.forget_batch_size={batch // 2}", f"data.retain_batch_size={batch // 2}"]
+    settings = ["experiment=digits_methods", "evaluation.guidance=[0]", f"trainer.devices={devices}", "logger=csv"]
+    settings += [f"model={network}", *halves, "sampler.steps=5"]
+    cfg = compose("fit", settings)
+    data = build(cfg.data)
+    data.setup("fit")
+    student = build(cfg.model, data=data)
+    evaluator = make_evaluator(cfg, data)
+    ranks.start(evaluator.make_trainer())
+    teacher = Frozen(build(cfg.model, data=data))
+    module = UnlearningModule(student, teacher, build(cfg.unlearner), evaluator, build(cfg.optimizer))
+    times = StepTimes()
+    limits = {"max_steps": WARM + steps, "limit_val_batches": 0, "enable_progress_bar": False}
+    quiet = {"logger": False, "enable_checkpointing": False, "plugins": [WholeCheckpoints([])]}
+    trainer = build(cfg.trainer, callbacks=[times], **limits, **quiet)
+    trainer.fit(module, datamodule=data)
+    found: dict[str, Any] = {"step": [b - a for a, b in zip(times.ends[WARM - 1 :], times.ends[WARM:], strict=False)]}
+
+    gradient = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+    found |= {"parameters": len(gradient), "exchanged_bytes": gradient.nbytes, "exchange": []}
+    for _ in range(EXCHANGES if devices > 1 else 0):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradient)
+        found["exchange"].append(time.perf_counter() - start)
+
+    mine = torch.arange(ranks.number(), SAMPLED, devices)
+    images = evaluator.images_of(student.eval(), 0.0)
+    images(Rows(mine[:2] % 10, mine[:2], mine[:2]))
+    start = time.perf_counter()
+    images(Rows(mine % 10, mine, mine))
+    ranks.total(torch.zeros(1))  # all have their images
+    found["sampling"] = SAMPLED / (time.perf_counter() - start)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(ranks.broadcast(folder)) / "last.ckpt"
+        start = time.perf_counter()
+        trainer.save_checkpoint(path)
+        found |= {"checkpoint_seconds": time.perf_counter() - start}
+        if ranks.is_first():
+            found["checkpoint_bytes"] = path.stat().st_size
+            write_json(Path(out), found)
+        ranks.total(torch.zeros(1))
+
+
+if __name__ == "__main__":
+    command(measure)
