@@ -1,7 +1,7 @@
 """What does a step of every method cost, and what does it need before its fit?
 
-Takes one step of every method in configs/unlearner in turn, on the network of the paper (unet_cifar, 36 M parameters,
-random weights) and random 3x32x32 images. Prints per method, also as multiples of SalUn's and Selective Amnesia's (SA):
+Takes one step of every method in turn, on the network of the paper (unet_cifar, 36 M parameters, random weights) and
+random 3x32x32 images. Prints per method, also as multiples of SalUn's and Selective Amnesia's (SA):
   seconds of a step, the ratios within the same repeat;
   images per second, and the share of the floor that is reached: FLOPs at the rate of the fastest matrix product, or the
     bytes of Adam's update at the measured bandwidth, whichever takes longer;
@@ -37,7 +37,10 @@ from benchmarks.timing import (
 from safemax_pl.config import CONFIGS, build, compose
 from safemax_pl.priors import Priors, State
 
-METHODS = tuple(sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml")))
+# whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain
+VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "safemax_paper")
+UNLEARNERS = sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml"))
+METHODS = tuple(method for method in UNLEARNERS if method not in VARIANTS)
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
 ALTERNATING = {"sfr_on"}  # methods with two kinds of steps in turn
 

@@ -1,6 +1,6 @@
 """What does a second rank give? Step, sampling, exchange of gradients and checkpoint, on one rank and on two.
 
-  python -m benchmarks.ranks [rounds=2] [steps=8] [cases=[[unet_digits,64]]]      about 2 minutes on two cores
+  python -m benchmarks.ranks [rounds=1] [steps=8] [cases=[[unet_digits,64]]]      about 2 minutes on two cores
 
 SAFEMax on the digits, which are 8x8, with either network. One thread a rank, so that two ranks have twice the cores of
 one. Every round starts a process for one rank, one for half the batch, and a command for two. Prints the speed-up of
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rank_worker import EXCHANGES
+from benchmarks.rank_worker import EXCHANGES, SAMPLINGS
 from benchmarks.timing import FOLDER, command, publish, ratio, spread
 from safemax_pl.files import PROJECT
 
@@ -34,7 +34,7 @@ def started(folder: Path, **options: Any) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-def main(rounds: int = 2, steps: int = 8, cases: tuple[tuple[str, int], ...] = CASES, folder: str = FOLDER) -> Path:
+def main(rounds: int = 1, steps: int = 8, cases: tuple[tuple[str, int], ...] = CASES, folder: str = FOLDER) -> Path:
     """Take `steps` steps per round of each (network, images a step)."""
     rows, seconds, raw = list[dict[str, Any]](), dict[str, dict[str, list[float]]](), dict[str, Any]()
     for network, batch in cases:
@@ -47,7 +47,7 @@ def main(rounds: int = 2, steps: int = 8, cases: tuple[tuple[str, int], ...] = C
                     runs[side].append(started(Path(scratch), **options))
         seconds[case], raw[case] = pooled(runs, "step"), runs
         rows.append({"network, images": case, **row(runs)})
-    counts = f"n = {rounds * steps} of a step, {rounds * EXCHANGES} of an all-reduce, {rounds} of sampling"
+    counts = f"n = {rounds * steps} of a step, {rounds * EXCHANGES} of an all-reduce, {rounds * SAMPLINGS} of sampling"
     return publish("ranks", f"One rank and two, one thread each, {counts}", rows, seconds, folder, raw=raw)
 
 
@@ -61,7 +61,7 @@ def row(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     steps = {side: spread(values) for side, values in pooled(runs, "step").items()}
     exchange = spread(pooled(runs, "exchange")["two"]).median
     predicted = steps["half"].median + exchange
-    sampled = {side: [found["sampling"] for found in rounds] for side, rounds in runs.items()}
+    sampled = pooled(runs, "sampling")
     return {
         "parameters": runs["one"][0]["parameters"],
         "step on 1 rank, s": steps["one"].median,

@@ -22,15 +22,12 @@ from benchmarks.setting import Training, digits_data, silent_fit
 from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
 
 BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
-# retain_only is finetune, retrain starts anew, and the others are SAFEMax with other settings
-LEFT_OUT = ("retain_only", "retrain", "safemax_no_gate", "safemax_paper", "safemax_robust")
-FORGETTING = tuple(method for method in METHODS if method not in LEFT_OUT)
 REFERENCE = "safemax"
 SETTINGS = ("experiment=digits_methods", "second_classifier=null", "sampler.steps=10", "evaluation.final=quick")
 
 
 def main(
-    methods: tuple[str, ...] = FORGETTING,
+    methods: tuple[str, ...] = METHODS,
     digits: tuple[int, ...] = (3,),
     seeds: tuple[int, ...] = (0,),
     batch: int = 16,

@@ -233,8 +233,8 @@ def test_one_thread_is_for_one_call():
 
 
 def test_a_row_of_ranks():
-    one = {"parameters": 5, "step": [4.0, 8.0, 6.0], "exchange": [], "sampling": 10.0, "checkpoint_bytes": 60}
-    half, two = one | {"step": [3.0]}, one | {"step": [4.0], "exchange": [0.5, 1.5, 1.0], "sampling": 15.0}
+    one = {"parameters": 5, "step": [4.0, 8.0, 6.0], "exchange": [], "sampling": [10.0], "checkpoint_bytes": 60}
+    half, two = one | {"step": [3.0]}, one | {"step": [4.0], "exchange": [0.5, 1.5, 1.0], "sampling": [15.0]}
     row = ranks.row({"one": [one, one], "half": [half, half], "two": [two, two]})
     assert row["step on 1 rank, s"] == 6 and row["speed-up of the step"] == 1.5
     assert row["predicted, s"] == 4 and row["predicted / measured"] == 1 and row["all-reduce, s"] == 1

@@ -76,7 +76,7 @@ def test_guidance_doubles_the_computing():
 def test_the_networks_have_their_known_sizes():
     cifar, dit = networks()
     assert cifar.parameters == pytest.approx(35.8e6, rel=0.01) and cifar.forward_flops == pytest.approx(
-        12.1e9, rel=0.01
+        12.4e9, rel=0.01
     )
     assert dit.forward_flops == pytest.approx(2 * 118.6e9, rel=0.05), "Table 4 of the paper, in multiply-adds"
 
@@ -108,5 +108,5 @@ def test_what_one_rank_measures(tmp_path):
     measure("unet_digits", batch=4, devices=1, steps=2, out=str(tmp_path / "one.json"))
     found = json.loads((tmp_path / "one.json").read_text())
     assert len(found["step"]) == 2 and min(found["step"]) > 0 and found["exchange"] == []
-    assert found["exchanged_bytes"] == 4 * found["parameters"] and found["sampling"] > 0
+    assert found["exchanged_bytes"] == 4 * found["parameters"] and min(found["sampling"]) > 0
     assert 12 * found["parameters"] < found["checkpoint_bytes"] < 13 * found["parameters"]

@@ -146,9 +146,13 @@ def test_mistakes_are_refused_before_any_compute(tmp_path, mistake):
     "plan",
     [
         [],
-        ["evaluation.plans.quick.retain_total=0"],
         ["evaluation.plans.quick.retain_total=90"],
-        ["evaluation.plans.quick.forget_per_class=0", "evaluation.plans.quick.retain_total=90"],
+        [
+            "model=unet_digits",
+            "unlearner=retain_only",
+            "data.forget_classes=[]",
+            "evaluation.plans.quick.retain_total=10",
+        ],
     ],
 )
 def test_bounds_may_name_what_a_fit_logs_and_nothing_else(tmp_path, plan):
