@@ -16,7 +16,7 @@ report: .venv/ready          ## compare all finished runs: runs/report/report.ht
 	.venv/bin/python -m safemax_pl.report $(RUNS)
 
 test: .venv/ready            ## the whole test suite, with coverage
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; eleven minutes on two idle cores
 	.venv/bin/python -m benchmarks

@@ -1,7 +1,7 @@
 """What does the framework add to a training step? Target: at most 3 %.
 
 Times `fit` (Lightning's loop, callbacks, csv logger, no progress bar) on experiment=digits_methods against the same
-SAFEMax mathematics in a plain PyTorch loop, in blocks of five steps in turn inside one process. Both start from the same
+SAFEMax mathematics in a plain PyTorch loop, in blocks of five steps in turn in one process. Both start from the same
 weights and draw the same numbers, so their losses must be the same in every step: this is checked. Prints for each
 batch size the milliseconds of a step, the overhead, and the floor: the FLOPs of a step at the rate of the fastest
 matrix product on this machine. Takes about a minute and a half on two cores.
