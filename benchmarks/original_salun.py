@@ -9,7 +9,8 @@ Runs the loop of their command (`--mode saliency_unlearn --method rl`, configs/c
 network, losses, optimiser, mask. Only what it reads from disk is random tensors, and no snapshot is due, at which it
 would sample images. Between two of its steps, our methods take one each on unet_cifar with as many images. Prints the
 images per second and, for the counted batch too, FLOPs and peak memory of a step, counted on tensors without values
-(see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host would hold.
+(see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host
+would hold.
 Takes about three minutes on two idle cores.
 """
 
