@@ -453,7 +453,8 @@ COMPARED: dict[str, tuple[str, Callable[[list[FinishedRun]], str]]] = {
 }
 ACTIONS = {"ceiling": ceiling, "collect": collect}
 
-if __name__ == "__main__":
+
+def main() -> None:
     with clear_errors():
         part = sys.argv[1] if len(sys.argv) > 1 else ""
         if part in ACTIONS:
@@ -462,3 +463,7 @@ if __name__ == "__main__":
             print("\n".join(PARTS[part]()))
         else:
             raise unknown("part", part, [*PARTS, *ACTIONS])
+
+
+if __name__ == "__main__":
+    main()
