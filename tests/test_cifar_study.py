@@ -30,6 +30,7 @@ def study(monkeypatch: pytest.MonkeyPatch, folder: Path, dry: bool = False) -> M
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RUNS", folder / "runs")
+    monkeypatch.setattr(module, "WEIGHTS", folder / "weights")
     monkeypatch.setattr(module, "OUT", folder / "out")
     return module
 
@@ -91,8 +92,7 @@ def test_the_table_has_every_class_and_three_seeds_of_the_two_rivals(real):
 
 def test_runs_of_the_table_are_named_after_what_they_are(real):
     overrides, _ = split_arguments(arguments(real.table()[1], "fit"))
-    single = [item for item in overrides if not item.startswith("seed=")] + ["seed=2"]
-    assert compose("fit", single).name == "salun-bird-2"
+    assert compose("fit", overrides).name == "salun-bird-0"
 
 
 def write_candidate(module: ModuleType, name: str, fid: float, rate: float, parameters: int) -> None:
@@ -264,11 +264,39 @@ def test_readings_of_the_target_stand_beside_the_posters(real, write_run_to):
     ]
 
 
-def test_an_ancestral_evaluation_is_not_made_twice(real, write_run_to):
-    before = real.targets()
+# -- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_finished_is_left_out(real, write_run_to):
+    every = {part: make() for part, make in real.PARTS.items()}
+    write_run_to(real.RUNS / "table", name="safemax-bird-0")
+    write_run_to(real.RUNS / "table", name="esd-cat-0")
+    write_run_to(real.RUNS / "cifar100", name="salun-2")
     write_ancestral(write_run_to(real.RUNS / "targets", name="identity"), noise_std=0.4)
-    assert (
-        [line for line in before if line not in real.targets()]
-        == [line for line in before if "safemax_pl.evaluate" in line and "/identity " in line]
-        != []
-    )
+    write_run_to(real.RUNS / "gate", name="decay_5")  # not evaluated yet
+    left = {part: make() for part, make in real.PARTS.items()}
+    write_candidate(real, "unet_small", 3.0, 16000.0, 8_954_883)
+    left["candidates"] = real.candidates()
+
+    def gone(part: str) -> list[str]:
+        return [line for line in every[part] if line not in left[part]]
+
+    first, shorter = gone("table")
+    assert first == every["table"][0] and "unlearner=esd" in shorter and "[cat]" in shorter
+    assert shorter.replace("[cat],", "") in left["table"]
+    (line,) = gone("cifar100")
+    assert "name=salun-2 " in line
+    assert [line.split()[2] for line in gone("targets")] == ["safemax_pl.fit", "safemax_pl.evaluate"]
+    assert ["name=decay_5 " in line for line in gone("gate")] == [True]
+    assert ["name=unet_small " in line for line in gone("candidates")] == [True]
+    assert len(left["gate"]) == len(every["gate"]) - 1
+
+
+def test_what_is_shipped_is_not_trained_again(real):
+    for data in ("cifar10", "cifar100"):
+        for name in ("README.md", "classifier/config.json", "second_classifier/config.json"):
+            path = real.WEIGHTS / data / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    assert real.PARTS["classifier"]() == real.PARTS["pretrain"]() == real.PARTS["judges"]() == []
+    assert len(real.PARTS["cifar100"]()) == len(real.AT_ONCE) + 4

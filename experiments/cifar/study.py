@@ -11,6 +11,8 @@ Parts, what matters most first:
   judges       second judges of both
   collect      write the tables and figures of what has finished; run.sh does so at its end
 
+What has finished, and what is in weights/ already, is left out.
+
 Every method has its published rate and steps, but at most 1 000 steps; SAFEMax has none and takes those of
 experiment=cifar10_forget1. All see 32 forget and 96 retain images a step.
 """
@@ -121,9 +123,15 @@ def experiment(module: str, name: str, part: str, *overrides: str) -> str:
     return python(module, f"experiment={name}", *place, *overrides)
 
 
+def finished(part: str, name: str) -> bool:
+    return read_metrics(RUNS / part / name) is not None
+
+
 def judge(data: str, kind: str = "classifier") -> list[str]:
     tiny = ["batch_size=32", "trainer.max_steps=30", "trainer.val_check_interval=30", *DRY_JUDGES[kind]] if DRY else []
     name = f"{data}_{kind}"
+    if (WEIGHTS / data / kind / "config.json").exists():
+        return []
     return [
         experiment("fit_classifier", name, "judges", f"name={name}", *tiny),
         python("publish", RUNS / "judges" / name, WEIGHTS / data / kind),
@@ -147,6 +155,7 @@ def candidates() -> list[str]:
         *(
             experiment("fit", "cifar10_pretrain", "candidates", f"name={name}", *network(name), *scored, *time, *fixed)
             for name in NETWORKS
+            if not finished("candidates", name)
         ),
     ]
 
@@ -170,6 +179,8 @@ def chosen() -> list[str]:
 
 def base_model(data: str) -> list[str]:
     name = f"{data}_pretrain"
+    if (WEIGHTS / data / "README.md").exists():
+        return []
     return [
         experiment("fit", name, "pretrain", f"name={name}", *chosen()),
         python("publish", RUNS / "pretrain" / name, WEIGHTS / data),
@@ -185,21 +196,21 @@ def forget(name: str, part: str, method: str, steps: int, *overrides: str) -> st
 
 
 def table() -> list[str]:
-    called = "name=${method}-${data.forget_classes.0}-${seed}"
-
-    def line(method: str, classes: Iterable[str], seeds: str) -> str:
-        sets = ",".join(f"[{name}]" for name in classes)
-        settings = [called, "-m", f"data.forget_classes={sets}", f"seed={seeds}"]
-        return forget("cifar10_forget1", "table", method, METHODS[method], *settings)
+    def line(method: str, classes: Iterable[str], seed: int) -> list[str]:
+        sets = [f"[{name}]" for name in classes if not finished("table", f"{method}-{name}-{seed}")]
+        called = "name=${method}-${data.forget_classes.0}-${seed}"
+        settings = [called, f"seed={seed}", "-m", f"data.forget_classes={','.join(sets)}"]
+        return [forget("cifar10_forget1", "table", method, METHODS[method], *settings)] if sets else []
 
     others = CLASSES[:1] if DRY else CLASSES
-    seeds = "1" if DRY else "1,2"
-    return [
-        *(line(method, ["bird"], "0") for method in METHODS),
-        *(line(method, ["bird"], seeds) for method in THREE_SEEDS),
-        *(line(method, others, "0") for method in METHODS),
-        *(line(method, others, seeds) for method in THREE_SEEDS),
+    seeds = (1,) if DRY else (1, 2)
+    blocks = [
+        *(line(method, ["bird"], 0) for method in METHODS),
+        *(line(method, ["bird"], seed) for method in THREE_SEEDS for seed in seeds),
+        *(line(method, others, 0) for method in METHODS),
+        *(line(method, others, seed) for method in THREE_SEEDS for seed in seeds),
     ]
+    return [command for block in blocks for command in block]
 
 
 def ancestral(run: Path) -> dict[str, Any] | None:
@@ -211,8 +222,8 @@ def ancestral(run: Path) -> dict[str, Any] | None:
 def fit_and_evaluate(part: str, name: str, *overrides: str) -> list[str]:
     """One fit of SAFEMax at w = 0, scored with DDIM and, if it has not been yet, with the ancestral sampler."""
     settings = [f"name={name}", f"data.forget_classes=[{STUDIED}]", "evaluation.guidance=[0]", *overrides]
-    lines = [forget("cifar10_forget1", part, "safemax", METHODS["safemax"], *settings)]
     run = RUNS / part / name
+    lines = [] if finished(part, name) else [forget("cifar10_forget1", part, "safemax", METHODS["safemax"], *settings)]
     if ancestral(run) is None:
         plan = "{forget_per_class: 10, retain_total: 90}" if DRY else "{forget_per_class: 500, retain_total: 90}"
         steps = ["sampler.steps=10"] if DRY else []
@@ -235,17 +246,14 @@ def targets() -> list[str]:
 
 
 def cifar100() -> list[str]:
-    def line(method: str, seeds: str) -> str:
-        settings = ["name=${method}-${seed}", "-m", f"seed={seeds}"]
-        steps = max(METHODS[method], 1000) if method == "safemax" else METHODS[method]
-        return forget("cifar100_forget10", "cifar100", method, steps, *settings)
+    def line(method: str, seed: int) -> str:
+        steps = 1000 if method == "safemax" else METHODS[method]  # as experiment=cifar100_forget10 has
+        return forget("cifar100_forget10", "cifar100", method, steps, f"name={method}-{seed}", f"seed={seed}")
 
-    return [
-        *judge("cifar100"),
-        *base_model("cifar100"),
-        *(line(method, "0") for method in AT_ONCE),
-        *([] if DRY else [line(method, "1,2") for method in THREE_SEEDS]),
-    ]
+    runs = [(method, 0) for method in AT_ONCE]
+    runs += [] if DRY else [(method, seed) for method in THREE_SEEDS for seed in (1, 2)]
+    unlearned = [line(method, seed) for method, seed in runs if not finished("cifar100", f"{method}-{seed}")]
+    return [*judge("cifar100"), *base_model("cifar100"), *unlearned]
 
 
 def judges() -> list[str]:
