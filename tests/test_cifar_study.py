@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,8 +156,11 @@ def run_sh(tmp_path: Path, *parts: str, leg: int = 60, **env: str) -> subprocess
     python = tmp_path / "python"
     python.write_text(STAND_IN)
     python.chmod(0o755)
+    script = tmp_path / "experiments/cifar/run.sh"  # it works two folders above
+    script.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(STUDY / "run.sh", script)
     return subprocess.run(
-        ["bash", STUDY / "run.sh", *parts],
+        ["bash", script, *parts],
         env=os.environ | {"PYTHON": str(python), "LEG": str(leg)} | env,
         capture_output=True,
         text=True,
@@ -181,6 +185,18 @@ def test_a_leg_that_is_over_stops_the_command_and_says_how_to_go_on(tmp_path):
     done = run_sh(tmp_path, "slow", "two", leg=2)
     assert done.returncode == 75 and "saved" in done.stdout and "the same call goes on" in done.stdout
     assert "ran: " not in done.stdout
+
+
+@pytest.mark.parametrize(("part", "code"), [("two", 0), ("slow", 75)])
+def test_what_is_kept_is_small(tmp_path, part, code):
+    kept = {"runs/cifar/table/a/metrics.json", "runs/cifar/table/a/samples.png", "weights/cifar10/unet/w.safetensors"}
+    left = {"runs/cifar/table/a/last.ckpt", "runs/cifar/table/a/unet/w.safetensors", "runs/digits/metrics.json"}
+    for name in kept | left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert run_sh(tmp_path, part, leg=2, KEEP=str(tmp_path / "kept")).returncode == code
+    there = {str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    assert there == kept | {"experiments/cifar/run.sh"}
 
 
 def test_a_script_without_a_part_asks_for_one(tmp_path):

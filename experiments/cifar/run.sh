@@ -16,8 +16,9 @@ leg=${LEG:-540}
 failed=0
 
 keep() {
-  find runs/cifar* weights/cifar* experiments/cifar -type f ! -name '*.ckpt' ! -path 'runs/*.safetensors' 2> /dev/null \
-    | xargs -r -d '\n' cp --parents -t "$KEEP"
+  shopt -s nullglob
+  find runs/cifar* weights/cifar* experiments/cifar -type f ! -name '*.ckpt' ! -path 'runs/*.safetensors' -print0 \
+    | xargs -r -0 cp --parents -t "$KEEP"
 }
 if [ -n "${KEEP:-}" ]; then
   mkdir -p "$KEEP"
