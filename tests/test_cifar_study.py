@@ -280,6 +280,20 @@ def test_readings_of_the_target_stand_beside_the_posters(real, write_run_to):
     ]
 
 
+def test_everything_that_has_finished_is_collected(real, write_run_to):
+    write_candidate(real, "unet_medium", 2.0, 8000.0, 20_123_139)
+    for method in ("safemax", "salun"):
+        write_run_to(real.RUNS / "table", method)
+    write_run_to(real.RUNS / "gate", name="decay_5", settings={"unlearner": {"gate": {"decay": 5}}})
+    real.collect()
+    text = (real.OUT / "tables.md").read_text()
+    found = [line for line in text.splitlines() if line.startswith("## ")]
+    assert found == ["## Base models", "## By forgotten class, w=0", "## Gate, airplane forgotten, w = 0"]
+    assert {row["method"] for row in rows(real.OUT / "table/results.csv")} == {"safemax", "salun"}
+    assert len(rows(real.OUT / "gate/results.csv")) == 1 and (real.OUT / "table/report.md").exists()
+    assert not (real.OUT / "targets").exists()
+
+
 # -- going on --------------------------------------------------------------------------------------------------------
 
 
