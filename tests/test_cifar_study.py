@@ -121,11 +121,11 @@ def test_the_base_model_is_the_best_candidate_that_can_be_shipped(real):
     write_candidate(real, "unet_cifar", 1.0, 5000.0, 35_751_939)
     write_candidate(real, "unet_medium", 2.0, 8000.0, 20_123_139)
     write_candidate(real, "unet_small", 3.0, 16000.0, 8_954_883)
-    assert real.chosen() == ["model=unet_medium", "trainer.max_steps=37500"]  # 1200 s · 8000 / 256
+    assert real.chosen("cifar10") == ["model=unet_medium", "trainer.max_steps=37500"]  # 1200 s · 8000 / 256
 
 
 def test_without_candidates_the_base_model_is_the_experiments(real, capsys):
-    assert real.chosen() == []
+    assert real.chosen("cifar10") == []
     assert "no candidate has been measured" in capsys.readouterr().err
 
 

@@ -74,15 +74,6 @@ TARGETS = {
 POSTER = {"noise_std": "0.526 to 0.564", "noise_saturation": "0.07 to 0.10", "entropy": "1.12 to 1.16"}
 
 # What makes a dry run of the same commands: everything tiny
-DRY_FIT = [
-    "trainer.max_steps=4",
-    "trainer.val_check_interval=4",
-    "trainer.log_every_n_steps=1",
-    "sampler.steps=4",
-    "evaluation.batch_size=100",
-    "evaluation.plans.quick={forget_per_class:2,retain_total:100}",
-    "evaluation.plans.standard={forget_per_class:10,retain_total:200}",
-]
 DRY_BATCHES = ["data.forget_batch_size=4", "data.retain_batch_size=4"]
 DRY_METHODS = {
     "selective_amnesia": [
@@ -94,14 +85,27 @@ DRY_METHODS = {
     "sfr_on": ["unlearner.fisher_batches=2"],
 }
 DRY_NETWORKS = {
-    "unet_cifar": "[32,64,64,64]",
-    "unet_medium": "[24,48,48,48]",
-    "unet_small": "[16,32,32,32]",
+    "unet_cifar": "[24,32,32,32]",
+    "unet_medium": "[16,24,24,24]",
+    "unet_small": "[8,16,16,16]",
 }
 DRY_JUDGES = {
     "classifier": ["architecture.widths=[8,16,32]", "architecture.blocks=1"],
     "second_classifier": ["architecture.width=32", "architecture.blocks=1"],
 }
+
+
+def dry_fit(data: str) -> list[str]:
+    few = 100 if data == "cifar100" else 10
+    return [
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=4",
+        "trainer.log_every_n_steps=1",
+        "sampler.steps=3",
+        "evaluation.batch_size=100",
+        f"evaluation.plans.quick={{forget_per_class:1,retain_total:{few}}}",
+        "evaluation.plans.standard={forget_per_class:5,retain_total:200}",
+    ]
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ def network(name: str) -> list[str]:
 def candidates() -> list[str]:
     """No schedule, as it would have to know how many steps the seconds have."""
     scored = ["evaluation.guidance=[0]", "sampler.steps=50", "evaluation.plans.standard.retain_total=2000"]
-    scored = [*DRY_FIT, "evaluation.guidance=[0]"] if DRY else scored
+    scored = [*dry_fit("cifar10"), "evaluation.guidance=[0]"] if DRY else scored
     clock = f"{CANDIDATE_SECONDS // 60:02d}:{CANDIDATE_SECONDS % 60:02d}"
     time = [f"+trainer.max_time=00:00:{clock}", "trainer.max_steps=1000000", "trainer.val_check_interval=1000000"]
     fixed = ["lr_scheduler=null", "ema_decay=0.999", f"data.retain_batch_size={BATCH}"]
@@ -160,7 +164,7 @@ def candidates() -> list[str]:
     ]
 
 
-def chosen() -> list[str]:
+def chosen(data: str) -> list[str]:
     """Overrides of the network with the lowest FID at equal seconds, and of the steps that BASE_SECONDS have."""
     measured = {name: found for name in NETWORKS if (found := read_metrics(RUNS / "candidates" / name)) is not None}
     shippable = {
@@ -170,10 +174,10 @@ def chosen() -> list[str]:
     }
     if not shippable:
         print("no candidate has been measured: the network and the steps are the experiment's", file=sys.stderr)
-        return [*network("unet_medium"), *DRY_FIT, f"data.retain_batch_size={BATCH}"] if DRY else []
+        return [*network("unet_medium"), *dry_fit(data), f"data.retain_batch_size={BATCH}"] if DRY else []
     best = min(shippable, key=lambda name: shippable[name]["scores"]["w=0"]["model"][FID])
     steps = 8 if DRY else round(BASE_SECONDS * shippable[best]["cost"]["images_per_second"] / BATCH, -2)
-    tiny = [*DRY_FIT, f"data.retain_batch_size={BATCH}"] if DRY else []
+    tiny = [*dry_fit(data), f"data.retain_batch_size={BATCH}"] if DRY else []
     return [*network(best), *tiny, f"trainer.max_steps={steps:.0f}"]
 
 
@@ -182,7 +186,7 @@ def base_model(data: str) -> list[str]:
     if (WEIGHTS / data / "README.md").exists():
         return []
     return [
-        experiment("fit", name, "pretrain", f"name={name}", *chosen()),
+        experiment("fit", name, "pretrain", f"name={name}", *chosen(data)),
         python("publish", RUNS / "pretrain" / name, WEIGHTS / data),
     ]
 
@@ -191,7 +195,7 @@ def forget(name: str, part: str, method: str, steps: int, *overrides: str) -> st
     data = name.partition("_")[0]
     length = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "evaluation.batch_size=500"]
     if DRY:
-        length = [*DRY_FIT, *DRY_BATCHES, *DRY_METHODS.get(method, []), f"model.path={WEIGHTS / data}"]
+        length = [*dry_fit(data), *DRY_BATCHES, *DRY_METHODS.get(method, []), f"model.path={WEIGHTS / data}"]
     return experiment("fit", name, part, f"unlearner={method}", *length, *overrides)
 
 
