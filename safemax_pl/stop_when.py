@@ -83,8 +83,11 @@ class StopWhen(Callback):
     def told(training: dict[str, Any]) -> str:
         """One line about the end of a fit, from the `training` section of its metrics.json."""
         steps, most, stopped_by = training.get("steps"), training["max_steps"], training.get("stopped_by")
-        early = f"stop_when was satisfied: {', '.join(stopped_by)}" if stopped_by else "all of them"
-        return f"steps: {steps if steps is not None else most} of {most}, {early}"
+        steps = most if steps is None else steps
+        why = "all of them" if steps >= most else "trainer.max_time was over"
+        if stopped_by:
+            why = f"stop_when was satisfied: {', '.join(stopped_by)}"
+        return f"steps: {steps} of {most}, {why}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped_by": self.stopped_by}

@@ -212,7 +212,7 @@ def test_a_run_killed_after_training_is_scored_without_training_again(tmp_path, 
     assert json.loads((folder / "metrics.json").read_text())["cost"]["unlearn_seconds"] > 0
 
 
-def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch):
+def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch, capsys):
     """Also when it is killed while it is scored: the time of all starts counts together."""
     limited = tiny(
         tmp_path,
@@ -233,6 +233,7 @@ def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch
     folder = fit(limited, "run")
     training = json.loads((folder / "metrics.json").read_text())["training"]
     assert 2 < trained["global_step"] == training["steps"] < training["max_steps"]
+    assert f"steps: {training['steps']} of 100000, trainer.max_time was over" in capsys.readouterr().out
     saved = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     averaged = trained["state_dict"]
     assert all(torch.equal(saved[name.removeprefix("student.unet.")], value) for name, value in averaged.items())
