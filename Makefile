@@ -34,11 +34,11 @@ lint: .venv/ready
 weights: .venv/ready         ## train again what weights/digits holds: half an hour on two cores
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_second_classifier
-	mkdir -p weights/digits/second_classifier && cp -r runs/digits_classifier/classifier weights/digits/
-	cp runs/digits_second_classifier/classifier/* weights/digits/second_classifier/
+	.venv/bin/python -m safemax_pl.publish runs/digits_classifier weights/digits/classifier --precision float32
+	.venv/bin/python -m safemax_pl.publish runs/digits_second_classifier weights/digits/second_classifier --precision float32
 	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
-	cd runs/digits_pretrain && cp -r unet scheduler data.json config.yaml metrics.json samples.png ../../weights/digits/
+	.venv/bin/python -m safemax_pl.publish runs/digits_pretrain weights/digits --precision float32
+	cp runs/digits_pretrain/config.yaml weights/digits/
 	.venv/bin/python -m safemax_pl.fit experiment=digits_methods name=digits_without_3 unlearner=retrain data.forget_classes=[3] \
 	  data.retain_batch_size=64 optimizer.lr=1e-3 trainer.max_steps=2000 trainer.val_check_interval=1000
-	mkdir -p weights/digits/without_3
-	cd runs/digits_without_3 && cp -r unet scheduler data.json ../../weights/digits/without_3/
+	.venv/bin/python -m safemax_pl.publish runs/digits_without_3 weights/digits/without_3 --precision float32

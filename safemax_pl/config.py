@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,6 +36,7 @@ LOCATIONS = {
     "data": ("path", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }
+LOCATION_KEYS = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items() for key in keys}
 
 # ${project:weights} is a path inside the repository, from whatever directory a command runs
 OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), replace=True)
@@ -45,7 +48,16 @@ def _shipped(path: str) -> str | None:
     return str(found) if found.exists() else None
 
 
+def _fast_precision(accelerator: str) -> str:
+    """bf16-mixed where the accelerator computes in bfloat16; 32-true elsewhere."""
+    fast = (
+        accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return "bf16-mixed" if fast else "32-true"
+
+
 OmegaConf.register_new_resolver("shipped", _shipped, replace=True)
+OmegaConf.register_new_resolver("fast_precision", _fast_precision, replace=True)
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any]) -> None:
@@ -232,7 +244,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
     if cfg.name is not None:
         return str(cfg.name)
-    ignored = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items() for key in keys} - {"method"}
+    ignored = LOCATION_KEYS - {"method"}
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
         key, _, value = override.lstrip("+~").partition("=")
@@ -240,6 +252,12 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
             parts.append(re.sub(r"[^a-zA-Z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
     name = "-".join(parts)
     return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"
+
+
+def without_locations(command_line: str) -> str:
+    """A command without its overrides of `LOCATIONS`: it computes the same on any machine."""
+    words = shlex.split(command_line)
+    return shlex.join([word for word in words if word.lstrip("+~").partition("=")[0] not in LOCATION_KEYS])
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:

@@ -23,7 +23,7 @@ LINES: list[dict[str, Any]] = [  # fourteen lines that are told apart, also with
     for colour in ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 ]
 FORGET_COLOUR = "#c1272d"
-PANEL_COLUMNS, MOST_ROWS = 8, 20
+PANEL_COLUMNS, LONE_COLUMNS, MOST_ROWS = 8, 10, 20  # a lone panel has room for more
 
 
 def sample_grid(
@@ -46,7 +46,8 @@ def sample_grid(
     """
     labels = forget_labels + [label for label in range(len(class_names)) if label not in forget_labels]
     labels = sorted(labels[:MOST_ROWS])
-    columns = min(PANEL_COLUMNS, *(int((plan.labels == label).sum()) for label in labels))
+    most = PANEL_COLUMNS if len(panels) > 1 else LONE_COLUMNS
+    columns = min(most, *(int((plan.labels == label).sum()) for label in labels))
     figure, axes = plt.subplots(1, len(panels), figsize=(0.55 * columns * len(panels) + 1.2, 0.55 * len(labels) + 0.9))
     for axis, (name, images) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         rows = [images[(plan.labels == label) & (plan.seeds < columns)] for label in labels]

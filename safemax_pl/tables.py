@@ -48,9 +48,11 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
 
 def print_end_of_fit(training: dict[str, Any]) -> None:
     """Print, from the `training` section of a `metrics.json`, how many steps were taken and why no more."""
-    stopped_by = training.get("stopped_by")
-    early = f"stop_when was satisfied: {', '.join(stopped_by)}" if stopped_by else "all of them"
-    print(f"steps: {steps_taken(training)} of {training['max_steps']}, {early}")
+    steps, most, stopped_by = steps_taken(training), training["max_steps"], training.get("stopped_by")
+    why = "all of them" if steps >= most else "trainer.max_time was over"
+    if stopped_by:
+        why = f"stop_when was satisfied: {', '.join(stopped_by)}"
+    print(f"steps: {steps} of {most}, {why}")
 
 
 def _plan(metrics: dict[str, Any]) -> str:

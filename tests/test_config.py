@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -164,6 +165,37 @@ def test_headers_are_read():
     found = {path.stem: commands_in(path) for path in HEADERS}
     assert len(found["cifar10_smoke"]) == 3 and all(found[name] for name in EXPERIMENTS)
     assert found["retrain"] == ["fit unlearner=retrain trainer.max_steps=5000 optimizer.lr=1e-3"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_base_model_warms_up_and_ends_at_a_rate_of_nothing(name):
+    """However many steps it gets; the schedule would refuse one step more."""
+    cfg = compose("fit", [f"experiment={name}_pretrain", "trainer.max_steps=40"])
+    optimizer = build(cfg.optimizer, fused=None)([torch.nn.Parameter(torch.zeros(1))])
+    scheduler, rates = build(cfg.lr_scheduler)(optimizer), []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == rates[1] == cfg.optimizer.lr
+    assert rates[0] < 0.1 * max(rates) and rates[-1] < 0.01 * max(rates)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "available", "supported", "precision"),
+    [
+        ("auto", True, True, "bf16-mixed"),
+        ("auto", True, False, "32-true"),
+        ("auto", False, True, "32-true"),
+        ("cpu", True, True, "32-true"),
+    ],
+)
+def test_bfloat16_is_for_accelerators_that_compute_in_it(monkeypatch, accelerator, available, supported, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    cfg = compose("fit", ["experiment=cifar10_forget1", f"trainer.accelerator={accelerator}"])
+    assert cfg.trainer.precision == precision
 
 
 # -- the name of the method --------------------------------------------------------------------------------------

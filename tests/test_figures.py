@@ -101,6 +101,15 @@ def test_a_grid_without_forget_classes_marks_none(tmp_path, drawn):
     assert labels_of(drawn[0].axes[0]) == TEN
 
 
+def test_a_lone_model_of_ten_classes_shows_a_hundred_images(tmp_path, drawn):
+    plan = SamplingPlan([], list(range(10)), 1, 110)
+    lone = {"model": made_images(plan, 1, 8)}
+    figures.sample_grid(tmp_path / "samples.png", lone, plan, TEN, [], title="a run")
+    figures.sample_grid(tmp_path / "two.png", lone | {"other": lone["model"]}, plan, TEN, [], title="two")
+    shown = [axis.images[0].get_array().shape for figure in drawn for axis in figure.axes]
+    assert shown == [(90, 90), (90, 72), (90, 72)]  # images of eight pixels and a gap of one
+
+
 def test_a_grid_has_a_titled_panel_per_model(tmp_path, drawn):
     grid(tmp_path / "samples.png", [3], TEN, models=3)
     assert [axis.get_title() for axis in drawn[0].axes] == ["original", "unlearned", "third"]

@@ -225,6 +225,33 @@ def test_a_run_killed_after_training_is_scored_without_training_again(tmp_path, 
     assert json.loads((folder / "metrics.json").read_text())["cost"]["unlearn_seconds"] > 0
 
 
+def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch, capsys):
+    """Also when it is killed while it is scored: the time of all starts counts together."""
+    limited = tiny(
+        tmp_path,
+        "+trainer.max_time=00:00:00:02",
+        "ema_decay=0.5",
+        "trainer.max_steps=100000",
+        "trainer.val_check_interval=100000",
+    )
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safemax_pl.fit.score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(limited, "run")
+    monkeypatch.undo()
+    trained = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
+    folder = fit(limited, "run")
+    training = json.loads((folder / "metrics.json").read_text())["training"]
+    assert 2 < trained["global_step"] == training["steps"] < training["max_steps"]
+    assert f"steps: {training['steps']} of 100000, trainer.max_time was over" in capsys.readouterr().out
+    saved = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    averaged = trained["state_dict"]
+    assert all(torch.equal(saved[name.removeprefix("student.unet.")], value) for name, value in averaged.items())
+
+
 def test_a_diverging_loss_stops_the_fit_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(UserError, match="NaN or infinite"):
         fit(tiny(tmp_path, "optimizer.lr=1e18", "gradient_clip=null", "trainer.max_steps=8"), "run")

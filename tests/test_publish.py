@@ -1,0 +1,228 @@
+"""What is published is small, loads as float32 with our own loaders, and says where it comes from."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
+from test_fit import TINY as TINY_FIT
+from test_fit_classifier import TINY as TINY_CLASSIFIER
+
+from safemax_pl import networks, publish
+from safemax_pl.classifier import Classifier
+from safemax_pl.config import compose, without_locations
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError
+from safemax_pl.files import file_digest
+from safemax_pl.fit import fit
+from safemax_pl.fit_classifier import fit_classifier
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+BASE = [
+    "unlearner=retain_only",
+    "model=unet_digits",
+    "model.channels=[16,16]",
+    "model.head_dim=16",
+    "data.forget_classes=[]",
+]
+BASE += ["data.forget_batch_size=0", "evaluation.plans.quick.retain_total=10", "ema_decay=0.5"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with the finished runs `model` and `classifier`; read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    place = ["logger=csv", f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]
+    fit(compose("fit", [*TINY_FIT, *BASE, *place]), "model", command_line=command(folder))
+    fit_classifier(compose("fit_classifier", [*TINY_CLASSIFIER, *place]), "classifier")
+    return folder
+
+
+def command(folder: Path) -> str:
+    return f"python -m safemax_pl.fit experiment=digits_pretrain runs_dir={folder} data.path={folder} seed=0 name=model"
+
+
+@pytest.fixture(scope="module")
+def data(runs) -> ForgetRetainDataModule:
+    return instantiate(compose("fit", ["data=digits"]).data, cache_dir=str(runs / "cache"))
+
+
+@pytest.fixture
+def model(runs, tmp_path) -> Path:
+    return publish.publish(runs / "model", tmp_path / "digits")
+
+
+@pytest.fixture
+def classifier(runs, tmp_path) -> Path:
+    return publish.publish(runs / "classifier", tmp_path / "digits/classifier")
+
+
+def predictions(folder: Path, data: ForgetRetainDataModule) -> torch.Tensor:
+    loaded = networks.pretrained(data, str(folder)).eval()
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return loaded(x, torch.arange(8) * 100, torch.arange(8))
+
+
+def logits(folder: Path, data: ForgetRetainDataModule) -> torch.Tensor:
+    loaded = Classifier.load(folder, data)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    return loaded(data.source.test.images[:50]).noise_aware
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_model_computes_the_same_up_to_rounding(runs, model, data):
+    before, after = predictions(runs / "model", data), predictions(model, data)
+    deviation = ((before - after).square().mean() / before.square().mean()).sqrt().item()
+    assert 0 < deviation < 1e-2
+
+
+def test_a_published_classifier_computes_the_same_up_to_rounding(runs, classifier, data):
+    before, after = logits(runs / "classifier/classifier", data), logits(classifier, data)
+    assert 0 < (before - after).abs().max() < 0.02 * before.abs().max()
+
+
+def test_matrices_are_rounded_and_vectors_are_not(runs, classifier):
+    before = load_file(runs / "classifier/classifier/model.safetensors")
+    for name, tensor in load_file(classifier / "model.safetensors").items():
+        if before[name].ndim > 1:
+            assert tensor.dtype == torch.float16
+            torch.testing.assert_close(tensor.float(), before[name], rtol=2**-11, atol=2**-24)
+        else:
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_half_precision_is_half_as_large(runs, model):
+    before, after = ((folder / WEIGHTS).stat().st_size for folder in (runs / "model", model))
+    assert 0.5 < after / before < 0.6
+
+
+def test_in_full_precision_nothing_is_rounded(runs, tmp_path, data):
+    folder = publish.publish(runs / "model", tmp_path / "full", "float32")
+    torch.testing.assert_close(predictions(folder, data), predictions(runs / "model", data), rtol=0, atol=0)
+
+
+def test_a_fit_starts_from_what_was_published_and_names_its_hashes(runs, model, classifier, tmp_path):
+    place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={runs}/cache"]
+    chosen = ["model=pretrained", f"model.path={model}", f"classifier={classifier}", "second_classifier=null"]
+    metrics = json.loads((fit(compose("fit", [*TINY_FIT, *place, *chosen]), "run") / "metrics.json").read_text())
+    said = json.loads((model / "metrics.json").read_text())["published"]
+    assert metrics["weights"]["original"] == said["weights"] in (model / "README.md").read_text()
+    digest = file_digest(classifier / "model.safetensors")
+    assert metrics["protocol"]["classifier"]["hash"] == digest
+    assert digest in (classifier / "README.md").read_text()
+    accuracy = json.loads((runs / "classifier/metrics.json").read_text())["scores"]["accuracy"]
+    assert metrics["protocol"]["classifier"]["accuracy"] == accuracy
+
+
+# -- the card --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_published_names_a_folder_of_the_machine(runs, model, classifier):
+    texts = [path for path in model.rglob("*") if path.suffix in (".json", ".md")]
+    assert {path.name for path in texts} >= {"README.md", "metrics.json", "config.json", "data.json"}
+    assert not [path for path in texts if str(runs) in path.read_text()]
+
+
+def test_a_model_card_has_data_recipe_seed_scores_licence_and_command(runs, model):
+    card = (model / "README.md").read_text()
+    scores = json.loads((runs / "model/metrics.json").read_text())["scores"]["w=0"]["model"]
+    assert f"| fid_retain/classifier | {scores['fid_retain/classifier']:.4g} |" in card
+    for name, accuracy in scores["per_class"]["retain_accuracy"].items():
+        assert f"| {name} | {accuracy:.4g} |" in card
+    assert "digits, training split, 10 classes; fingerprint 633470c0fd21" in card
+    assert "4 steps of 4 images, Adam 0.0002, weights averaged with decay 0.5" in card
+    assert "| seed | 0 |" in card and "CC BY 4.0" in card and "Apache-2.0" in card
+    assert "\npython -m safemax_pl.fit experiment=digits_pretrain seed=0\n" in card
+    assert "![samples](samples.png)" in card and (model / "samples.png").exists()
+
+
+def test_a_classifier_card_has_its_scores_and_what_it_says_of_noise(runs, classifier):
+    card = (classifier / "README.md").read_text()
+    scores = json.loads((runs / "classifier/metrics.json").read_text())["scores"]
+    assert f"{scores['accuracy']:.4g}; {scores['accuracy_noise_aware']:.4g} with the class for noise (n = 359" in card
+    assert len(scores["noise"]) > 10
+    assert all(
+        f"| {kind} ({said['group']}) | {said['noise_rate']:.4g} |" in card for kind, said in scores["noise"].items()
+    )
+    assert "20 steps of 32 images, AdamW 0.03, shifts of 1 pixels" in card
+
+
+@pytest.mark.parametrize("run", ["model", "classifier"])
+def test_a_card_is_replaced_unless_it_was_written_by_hand(runs, tmp_path, capsys, run):
+    folder = tmp_path / "there"
+    publish.publish(runs / run, folder)
+    written = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(written + "old")
+    publish.publish(runs / run, folder)
+    assert (folder / "README.md").read_text() == written
+    assert "by hand" not in capsys.readouterr().out
+    (folder / "README.md").write_text("# Mine\n")
+    publish.publish(runs / run, folder)
+    assert (folder / "README.md").read_text() == "# Mine\n"
+    assert "by hand" in capsys.readouterr().out
+
+
+def test_the_card_comes_last(runs, model, monkeypatch):
+    """Where something goes wrong, no card tells of weights that are others or not there."""
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(publish, "write_json", fails)
+    with pytest.raises(OSError, match="no space"):
+        publish.publish(runs / "model", model)
+    assert not (model / "README.md").exists()
+
+
+def test_a_command_loses_where_it_ran():
+    line = (
+        "python -m safemax_pl.fit experiment=x data.path='/a b' runs_dir=/r 'model.channels=[1, 2]' +trainer.devices=2"
+    )
+    assert without_locations(line) == "python -m safemax_pl.fit experiment=x 'model.channels=[1, 2]'"
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_weights_above_the_limit_are_refused_before_anything_is_written(runs, tmp_path):
+    with pytest.raises(UserError, match=r"have 0\.\d MB in float16, and 0\.01 MB are legal.*smaller network.*--most"):
+        publish.publish(runs / "model", tmp_path / "new", most=0.01)
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_a_precision_cannot_hold_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / WEIGHTS)
+    tensors["conv_in.weight"][0] = 1e5
+    save_file(tensors, tmp_path / "model" / WEIGHTS)
+    with pytest.raises(UserError, match=r"conv_in\.weight is not finite in float16.*bfloat16"):
+        publish.publish(tmp_path / "model", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    publish.publish(tmp_path / "model", tmp_path / "new", "bfloat16")
+
+
+@pytest.mark.parametrize("missing", ["metrics.json", "config.yaml", "unet"])
+def test_an_unfinished_run_is_refused(runs, tmp_path, missing):
+    shutil.copytree(runs / "model", tmp_path / "model")
+    (tmp_path / "model" / missing).rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"no finished run .*run its command again"):
+        publish.publish(tmp_path / "model", tmp_path / "new")
+
+
+def test_the_command(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["publish", str(runs / "model"), str(tmp_path / "new"), "--precision", "bfloat16"])
+    publish.main()
+    assert "MB of weights in bfloat16" in capsys.readouterr().out
+    assert load_file(tmp_path / "new" / WEIGHTS)["conv_in.weight"].dtype == torch.bfloat16
+    monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path), str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as stop:
+        publish.main()
+    assert stop.value.code == 1 and "no finished run" in capsys.readouterr().err
