@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from diffusers import UNet2DModel
 from hydra.utils import instantiate
 from safetensors.torch import save_file
+from test_fit import TINY
 
 from safemax_pl import networks
 from safemax_pl.config import compose, override
@@ -215,17 +217,13 @@ def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stan
     assert call(study, monkeypatch, "base") == 0 and asked
 
 
-def test_a_base_model_ends_early_enough_to_be_shipped(study, monkeypatch):
-    class Trainer:
-        should_stop = False
-
-    trainer = Trainer()
-    monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + 100)
-    study.EndOfLeg().on_train_batch_end(trainer)
-    assert not trainer.should_stop
-    monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + 50)
-    study.EndOfLeg().on_train_batch_end(trainer)
-    assert trainer.should_stop
+@pytest.mark.parametrize(("seconds", "steps"), [(50, 1), (100, 4)])
+def test_a_base_model_ends_early_enough_to_be_shipped(study, monkeypatch, tmp_path, seconds, steps):
+    monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + seconds)
+    place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
+    folder = study.fit(compose("fit", [*TINY, *place]), "run", [study.EndOfLeg()])
+    assert json.loads((folder / "metrics.json").read_text())["training"]["steps"] == steps
+    assert (folder / "unet").is_dir()
 
 
 def test_a_run_that_fails_is_told_and_comes_last_in_the_next_call(study, stand_ins, monkeypatch):
@@ -354,6 +352,14 @@ def test_the_script_hands_all_parts_to_one_process_and_passes_its_status_on(tmp_
     done = run_sh(tmp_path, "one", "two")
     assert done.stdout == f"ran: 3 experiments/cifar/study.py one two, LEG 500, in {tmp_path}\n" and not done.returncode
     assert run_sh(tmp_path, "bad").returncode == 1
+
+
+def test_a_call_and_what_it_keeps_are_within_the_limits_of_ten_minutes_and_64_mib(study):
+    script = (STUDY / "run.sh").read_text()
+    leg, grace = (int(re.search(f"{name}(\\d+)", script)[1]) for name in ("LEG:-", "-k "))  # type: ignore[index]
+    assert leg + grace < 600 and leg == study.LEG
+    assert study.PIECE < 16 * 2**20 and study.PIECE * study.PIECES < 64 * 2**20 and study.PIECES <= 8
+    assert 1e6 * sum(LIMITS.values()) < study.PIECE * study.PIECES  # a judge and a base model
 
 
 def test_a_leg_that_is_over_asks_the_study_to_stop(tmp_path):
