@@ -25,7 +25,7 @@ from safemax_pl import networks
 from safemax_pl.config import compose, override
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.files import PROJECT
-from safemax_pl.publish import LIMITS
+from safemax_pl.publish import FILES, LIMITS
 from safemax_pl.reports.reading import read
 from safemax_pl.sampler import Sampler
 from safemax_pl.targets import MaxEntropyTarget
@@ -76,6 +76,7 @@ def stand_ins(monkeypatch):
                 asked.append((kind, cfg))
                 folder = Path(cfg.runs_dir) / name
                 (folder / part).mkdir(parents=True, exist_ok=True)
+                (folder / part / FILES[part]).write_text("")
                 write_json(folder / "metrics.json", {})
                 (folder / "last.ckpt").write_text("")
                 return folder
@@ -315,6 +316,7 @@ def test_what_came_back_without_its_weights_is_made_again_where_they_are_needed(
     monkeypatch.setattr(study, "BOUNDS", ())
     for name in ("gate/decay_0", "gate/decay_1", "base/cifar10"):
         write_json(study.RUNS / name / "metrics.json", {"restored": True})
+        write_json(study.RUNS / name / "unet/config.json", {})
     write_json(study.RUNS / "gate/decay_1/evaluations/x/metrics.json", {"protocol": {"sampler": {"name": "ddpm"}}})
     assert call(study, monkeypatch, "base", "gate") == 0
     assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit", "evaluate"]

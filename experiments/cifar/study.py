@@ -41,7 +41,7 @@ from safemax_pl.evaluate import evaluate
 from safemax_pl.files import SCRATCH, atomic, write_json
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
-from safemax_pl.publish import publish
+from safemax_pl.publish import FILES, publish
 from safemax_pl.runs import provenance, read_metrics
 
 DRY = os.environ.get("DRY") == "1"
@@ -152,9 +152,8 @@ def configured(kind: str, folder: Path, experiment: str, *overrides: str) -> tup
 
 
 def fitted(folder: Path, experiment: str, *overrides: str, callbacks: Iterable[Callback] = ()) -> Path:
-    """Fit what is not fitted yet; a run that came back without its weights is made anew."""
-    if finished(folder) and not (folder / "unet").exists():
-        shutil.rmtree(folder)
+    """Fit what is not fitted yet."""
+    remove_weightless(folder, "unet")
     cfg, name, command = configured("fit", folder, experiment, *overrides)
     fit(cfg, name, list(callbacks), command)
     for checkpoint in folder.glob("*.ckpt"):  # six times the weights
@@ -172,12 +171,17 @@ def finished(folder: Path) -> bool:
     return read_metrics(folder) is not None
 
 
+def remove_weightless(folder: Path, part: str) -> None:
+    """Have a finished run made anew that came from another machine without its weights."""
+    if finished(folder) and not (folder / part / FILES[part]).exists():
+        shutil.rmtree(folder)
+
+
 def judge(data: str, kind: str = "classifier") -> list[Job]:
     folder, shipped = RUNS / "judges" / f"{data}_{kind}", WEIGHTS / data / kind
 
     def work() -> None:
-        if finished(folder) and not (folder / "classifier").exists():
-            shutil.rmtree(folder)
+        remove_weightless(folder, "classifier")
         fit_classifier(*configured("fit_classifier", folder, f"{data}_{kind}"))
         publish(folder, shipped)
 
