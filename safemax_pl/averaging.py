@@ -20,15 +20,15 @@ class Average(WeightAveraging):
 
     Args:
         device: of the average; Lightning makes it before it moves the student there.
-        decay: from 0 to 1.
+        decay: at least 0 and below 1.
 
     Raises:
         UserError: for another decay.
     """
 
     def __init__(self, device: torch.device, decay: float):
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
-            raise UserError(f"ema_decay={decay!r}: expected a number from 0 to 1, or null for no averaging")
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise UserError(f"ema_decay={decay!r}: expected a number from 0 to below 1, or null for no average")
         super().__init__(device)
         self.decay = decay
 
