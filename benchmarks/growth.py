@@ -118,6 +118,8 @@ def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[
         axis.set(xlabel=NAMES[sweep], ylabel="multiple of the first")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.5), max(high, 2))  # what is constant looks so
         axis.set_xticks(values, map(str, values))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25)
