@@ -38,7 +38,6 @@ weights: .venv/ready         ## train again what weights/digits holds: half an h
 	.venv/bin/python -m safemax_pl.publish runs/digits_second_classifier weights/digits/second_classifier --precision float32
 	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
 	.venv/bin/python -m safemax_pl.publish runs/digits_pretrain weights/digits --precision float32
-	cp runs/digits_pretrain/config.yaml weights/digits/
 	.venv/bin/python -m safemax_pl.fit experiment=digits_methods name=digits_without_3 unlearner=retrain data.forget_classes=[3] \
 	  data.retain_batch_size=64 optimizer.lr=1e-3 trainer.max_steps=2000 trainer.val_check_interval=1000
 	.venv/bin/python -m safemax_pl.publish runs/digits_without_3 weights/digits/without_3 --precision float32

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +255,32 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 
 
 def without_locations(command_line: str) -> str:
-    """A command without its overrides of `LOCATIONS`: it computes the same on any machine."""
-    words = shlex.split(command_line)
-    return shlex.join([word for word in words if word.lstrip("+~").partition("=")[0] not in LOCATION_KEYS])
+    """A command without its overrides of `LOCATIONS` and without absolute paths: it can be given on any machine."""
+    pairs = [(word, *word.lstrip("+~").partition("=")[::2]) for word in shlex.split(command_line)]
+    return shlex.join(
+        [word for word, key, value in pairs if key not in LOCATION_KEYS and not value.strip("'\"").startswith("/")]
+    )
+
+
+def without_folders(cfg: DictConfig) -> DictConfig:
+    """A run's configuration in which every setting that is an absolute path is the data set's default again."""
+    known = (CONFIGS / "data" / f"{cfg.data.name}.yaml").exists()
+    command = "fit" if "unlearner" in cfg else "fit_classifier"
+    usual: Any = OmegaConf.to_container(compose(command, [f"data={cfg.data.name if known else 'imagefolder'}"]))
+    defaults, cfg, written = dict(_leaves(usual)), cfg.copy(), OmegaConf.to_container(cfg)
+    for key, value in _leaves(written):
+        if isinstance(value, str) and value.startswith("/"):
+            OmegaConf.update(cfg, key, defaults.get(key))
+    return cfg
+
+
+def _leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf, interpolations as they are written."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:

@@ -161,14 +161,20 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     return Subject(folder.name, where, cfg, is_run, data, model, original)
 
 
-def evaluate(target: str, overrides: list[str]) -> Path:
-    """Score `target`; returns the folder that holds `metrics.json` and `samples.png`."""
+def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:
+    """Score `target`; returns the folder that holds `metrics.json` and `samples.png`.
+
+    Args:
+        target: the folder of a run, or a diffusers folder.
+        overrides: key=value changes of its configuration.
+        command_line: that makes these scores, where it is not the running one.
+    """
     subject = load_subject(target, overrides)
     evaluator = make_evaluator(subject.cfg, subject.data)
     ranks.start(evaluator.make_trainer())
     metrics, images = score(evaluator, subject.model, subject.original)
     made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
-    metrics |= {"training": made, "provenance": provenance()}
+    metrics |= {"training": made, "provenance": provenance(command_line)}
     same = subject.is_run and not overrides
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     if not ranks.is_first():

@@ -33,8 +33,8 @@ from safemax_pl.train import make_loggers, train
 
 
 @ending_wandb()
-def fit_classifier(cfg: DictConfig, name: str) -> Path:
-    """Train, calibrate, score and write one classifier; returns the run's folder."""
+def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) -> Path:
+    """Train, calibrate, score and write one classifier; returns the run's folder. Arguments as those of `fit`."""
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
@@ -69,7 +69,7 @@ def fit_classifier(cfg: DictConfig, name: str) -> Path:
         "seed": cfg.seed,
         "data": data.source.fingerprint,
         "scores": scores,
-        "provenance": provenance(),
+        "provenance": provenance(command_line),
     }
     classifier.save(run.folder / "classifier", metrics)
     for logger in loggers:

@@ -1,6 +1,7 @@
 """A run is a folder: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -125,7 +126,12 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout."""
+    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout.
+
+    Where the checkout's history is elsewhere, SAFEMAX_COMMIT says it.
+    """
+    if said := os.environ.get("SAFEMAX_COMMIT"):
+        return said
     try:
         described = _git("describe", "--always", "--dirty", "--abbrev=12")
         new = _git("ls-files", "--others", "--exclude-standard", "safemax_pl", "configs")

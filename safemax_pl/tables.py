@@ -29,6 +29,13 @@ COLUMNS = (
 )
 
 
+def markdown(rows: list[list[Any]], left: int | None = None) -> str:
+    """Rows of cells, the first of them the head, as Markdown; columns after the first `left` are aligned right."""
+    head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    left = len(rows[0]) if left is None else left
+    return "\n".join([head, "|---" * left + "|---:" * (len(rows[0]) - left) + "|", *body])
+
+
 def print_scores(metrics: dict[str, Any], title: str) -> None:
     """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
     console = Console()

@@ -14,13 +14,15 @@ from test_fit_classifier import TINY as TINY_CLASSIFIER
 
 from safemax_pl import networks, publish
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import compose, without_locations
+from safemax_pl.config import compose, load_config, without_locations
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.evaluate import evaluate
 from safemax_pl.files import file_digest
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 
+TEXTS = (".json", ".yaml", ".md")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 BASE = [
     "unlearner=retain_only",
@@ -43,7 +45,8 @@ def runs(tmp_path_factory) -> Path:
 
 
 def command(folder: Path) -> str:
-    return f"python -m safemax_pl.fit experiment=digits_pretrain runs_dir={folder} data.path={folder} seed=0 name=model"
+    places = f"runs_dir={folder} data.path={folder} evaluation.inception={folder}/i.pth classifier={folder}/judge"
+    return f"python -m safemax_pl.fit experiment=digits_pretrain {places} seed=0 name=model"
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +129,34 @@ def test_a_fit_starts_from_what_was_published_and_names_its_hashes(runs, model, 
 
 
 def test_nothing_published_names_a_folder_of_the_machine(runs, model, classifier):
-    texts = [path for path in model.rglob("*") if path.suffix in (".json", ".md")]
-    assert {path.name for path in texts} >= {"README.md", "metrics.json", "config.json", "data.json"}
+    texts = [path for folder in (model, classifier) for path in folder.rglob("*") if path.suffix in TEXTS]
+    assert {path.name for path in texts} >= {"README.md", "metrics.json", "config.json", "config.yaml", "data.json"}
     assert not [path for path in texts if str(runs) in path.read_text()]
+    assert str(runs) in (runs / "model/config.yaml").read_text()
+    assert load_config(model / "config.yaml").data.cache_dir == "~/.cache/safemax_pl"
+
+
+def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
+    before = json.loads((model / "metrics.json").read_text())
+    assert "Scores of the weights before rounding" in (model / "README.md").read_text()
+    changes = ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"]
+    found = evaluate(str(model), changes)
+    publish.publish(found, model)
+    after = json.loads((model / "metrics.json").read_text())
+    scores = json.loads((found / "metrics.json").read_text())["scores"]
+    assert after["scores"] == scores != before["scores"] and after["protocol"]["plan"]["retain_total"] == 20
+    card = (model / "README.md").read_text()
+    assert f"| fid_retain/classifier | {scores['w=0']['model']['fid_retain/classifier']:.4g} |" in card
+    assert "Scores of these very weights" in card and after["cost"] == before["cost"]
+    assert (model / "samples.png").read_bytes() == (found / "samples.png").read_bytes()
+
+
+def test_the_scores_of_other_weights_are_refused(runs, model, tmp_path):
+    found = evaluate(str(model), ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"])
+    other = publish.publish(runs / "model", tmp_path / "other", "bfloat16")
+    with pytest.raises(UserError, match=r"has scored other weights .*evaluate"):
+        publish.publish(found, other)
+    assert "Scores of the weights before rounding" in (other / "README.md").read_text()
 
 
 def test_a_model_card_has_data_recipe_seed_scores_licence_and_command(runs, model):
@@ -184,7 +212,8 @@ def test_the_card_comes_last(runs, model, monkeypatch):
 
 def test_a_command_loses_where_it_ran():
     line = (
-        "python -m safemax_pl.fit experiment=x data.path='/a b' runs_dir=/r 'model.channels=[1, 2]' +trainer.devices=2"
+        "python -m safemax_pl.fit experiment=x data.path='/a b' runs_dir=/r 'model.channels=[1, 2]' +trainer.devices=2 "
+        "evaluation.inception=/w/i.pth classifier=/w 'model.path=\"/w w\"'"
     )
     assert without_locations(line) == "python -m safemax_pl.fit experiment=x 'model.channels=[1, 2]'"
 

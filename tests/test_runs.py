@@ -128,6 +128,11 @@ def test_provenance_has_the_commit_of_the_project_from_any_directory(tmp_path, m
     assert provenance()["commit"] == commit
 
 
+def test_provenance_takes_the_commit_that_it_is_told(monkeypatch):
+    monkeypatch.setenv("SAFEMAX_COMMIT", "c0ffee-told")
+    assert provenance()["commit"] == "c0ffee-told"
+
+
 def test_provenance_needs_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["commit"] is None

@@ -1,49 +1,15 @@
 #!/usr/bin/env bash
-# CIFAR, part by part, in legs: after LEG seconds (540) a fit saves and stops, this script ends with 75, and the same
+# CIFAR, part by part, in legs: after LEG seconds (500) a fit saves and stops, this script ends with 75, and the same
 # call goes on from there. What matters most comes first.
-#   bash experiments/cifar/run.sh classifier candidates pretrain table
-#   bash experiments/cifar/run.sh gate targets cifar100 judges
-#   DRY=1 bash experiments/cifar/run.sh classifier candidates pretrain table     tiny, on a CPU, in runs/cifar_dry
+#   bash experiments/cifar/run.sh classifier base table
+#   bash experiments/cifar/run.sh candidates gate targets cifar100 judges standard
+#   PYTHONPATH=. python experiments/cifar/results.py              tables and figures, on any machine
+#   DRY=1 bash experiments/cifar/run.sh classifier base table    tiny, on a CPU, in runs/cifar_dry
 # CIFAR_PATH: folder with cifar10/ and cifar100/ as parquet files; without it they come from the Hugging Face hub.
-# BASE_SECONDS (1200), CANDIDATE_SECONDS (90): of training. INCEPTION: weights for evaluation.inception.
-# KEEP=FOLDER: copy all but checkpoints and unlearned weights there at the end, whatever the end.
+# BASE_SECONDS (330), CANDIDATE_SECONDS (45): of training. INCEPTION: weights for evaluation.inception.
+# KEEP=FOLDER: what a call has written, but checkpoints and unlearned weights, is there after every run, in pieces of
+# 15 MiB; `for call in FOLDER/*; do cat $call/kept.* | tar x; done` puts it in place, also on another machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PYTHONPATH=.
-python=${PYTHON:-python}
-study=experiments/cifar/study.py
-leg=${LEG:-540}
-failed=0
-
-keep() {
-  shopt -s nullglob
-  find runs/cifar* weights/cifar* experiments/cifar -type f ! -name '*.ckpt' ! -path 'runs/*.safetensors' -print0 \
-    | xargs -r -0 cp --parents -t "$KEEP"
-}
-if [ -n "${KEEP:-}" ]; then
-  mkdir -p "$KEEP"
-  trap keep EXIT
-fi
-
-for part in "${@:?name a part, see experiments/cifar/study.py}"; do
-  commands=$($python $study "$part")
-  while IFS= read -r command <&3; do
-    left=$((leg - SECONDS))
-    code=124
-    if [ "$left" -gt 0 ]; then
-      echo "[$SECONDS s] $command"
-      code=0
-      timeout -s TERM -k 90 "$left" bash -c "exec ${command/#python/$python}" || code=$?
-    fi
-    if [ "$code" -eq 124 ]; then
-      echo "the $leg seconds are over in $part: the same call goes on from here"
-      exit 75
-    elif [ "$code" -ne 0 ]; then
-      echo "failed with $code: $command" >&2
-      failed=$((failed + 1))
-    fi
-  done 3<<< "$commands"
-done
-echo "[$SECONDS s] all done, $failed failed"
-$python $study collect
-[ "$failed" -eq 0 ]
+export PYTHONPATH=. LEG="${LEG:-500}"
+exec timeout --preserve-status -s TERM -k 15 "$LEG" "${PYTHON:-python}" experiments/cifar/study.py "$@"

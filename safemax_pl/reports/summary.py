@@ -5,6 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safemax_pl import tables
 from safemax_pl.files import write_csv
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
@@ -94,14 +95,13 @@ def _shown(row: Row, column: Column, bold: list[str]) -> Shown | None:
 
 def markdown(content: Table) -> str:
     """One Markdown table."""
-    titles = ["", *content.titles]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * 2 + "|---:" * (len(titles) - 2) + "|"]
+    lines = [["", *content.titles]]
     for row, count, cells in content.rows:
         texts = ["" if cell is None else f"**{cell.text}**" if cell.best else cell.text for cell in cells]
         asides = [cell.aside if cell else "" for cell in cells]
         joined = [f"{text} {aside}".strip() for text, aside in zip(texts, asides, strict=True)]
-        lines.append("| " + " | ".join([row.name, count, *joined]) + " |")
-    return "\n".join(lines)
+        lines.append([row.name, count, *joined])
+    return tables.markdown(lines, left=2)
 
 
 def html(content: Table, caption: str) -> str:

@@ -1,0 +1,145 @@
+"""Model cards: what a published folder holds, how it was made and what it scores, as Markdown."""
+
+import json
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safemax_pl.config import load_config
+from safemax_pl.tables import markdown
+
+MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
+PICTURES = ("samples.png", "curves.png")
+LICENCES = {
+    "digits": "CC BY 4.0 (optical recognition of handwritten digits, UCI)",
+    **dict.fromkeys(("cifar10", "cifar100"), "none stated by its author; cite Krizhevsky, 2009"),
+}
+SCORED = {True: "Scores of these very weights", False: "Scores of the weights before rounding"}
+
+
+def model_card(folder: Path) -> str:
+    """The card of the diffusion model in `folder`."""
+    cfg, tensors = load_config(folder / "config.yaml"), load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = {guidance: models.get("unlearned") or models["model"] for guidance, models in metrics["scores"].items()}
+    first = next(iter(scores.values()))
+    names = [name for name in first if name != "per_class"]
+    table = [["", *scores], *([name, *(_number(by.get(name)) for by in scores.values())] for name in names)]
+    classes = list(first["per_class"].get("retain_accuracy", {}))
+    accuracies = [
+        ["class", *scores],
+        *([name, *(_number(by["per_class"]["retain_accuracy"][name]) for by in scores.values())] for name in classes),
+    ]
+    protocol, cost, published = metrics["protocol"], metrics["cost"], metrics["published"]
+    sampler, plan = protocol["sampler"], protocol["plan"]
+    data = json.loads((folder / "data.json").read_text())
+    forgotten = protocol["forget_classes"]
+    facts = {
+        "data": f"{data['name']}, training split, {len(data['class_names'])} classes"
+        + (f", but {', '.join(forgotten)}" if forgotten else "")
+        + f"; fingerprint {data['fingerprint']}",
+        "network": f"diffusers' UNet2DModel, {_parameters(tensors)}, class-conditional, loads as float32",
+        "process": ", ".join(
+            f"{key}={value}"
+            for key, value in json.loads((folder / "scheduler/scheduler_config.json").read_text()).items()
+            if key in ("num_train_timesteps", "beta_schedule", "prediction_type")
+        ),
+        "recipe": _recipe(cfg, metrics["training"]["steps"], cfg.data.retain_batch_size) + f", {protocol['precision']}",
+        "seed": cfg.seed,
+        "cost": f"{cost['unlearn_seconds']:.0f} s of training, {cost['images_per_second']:.0f} images/s, "
+        f"{cost['unlearn_flops']:.3g} FLOPs; {_made_on(metrics)}",
+        "weights": f"matrices in {published['precision']}, hash {published['weights']}",
+        "licence": _licence(data["name"]),
+    }
+    lines = [
+        f"{MARK}# {data['name']}: diffusion model",
+        markdown([["", ""], *map(list, facts.items())]),
+        _command(metrics),
+        f"{SCORED[published['scored']]}: {sampler['name']}, {sampler['steps']} steps, η = {sampler['eta']}, "
+        f"clip_sample = {sampler['clip_sample']}, {plan['rows']} images, classifier {protocol['classifier']['hash']} "
+        f"(test accuracy {_number(protocol['classifier']['accuracy'])}). All of the protocol: metrics.json.",
+        markdown(table),
+        "Accuracy of the images of each class, by the classifier:",
+        markdown(accuracies),
+        *(f"![{name.removesuffix('.png')}]({name})" for name in PICTURES if (folder / name).exists()),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def classifier_card(folder: Path) -> str:
+    """The card of the classifier in `folder`."""
+    cfg, tensors = load_config(folder / "config.yaml"), load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    info, scores = config["info"], config["info"]["scores"]
+    facts = {
+        "data": f"{cfg.data.name}, training split less {cfg.data.calibration_fraction:.0%} for the temperature, "
+        f"{len(config['class_names'])} classes; fingerprint {info['data']}",
+        "networks": f"two of the same kind, with and without a class for noise: {config['architecture']}, together "
+        f"{_parameters(tensors)}",
+        "recipe": _recipe(cfg, cfg.trainer.max_steps, cfg.batch_size) + f", shifts of {cfg.shift} pixels",
+        "seed": cfg.seed,
+        "made on": _made_on(info),
+        "weights": f"matrices in {info['published']['precision']}, hash {info['published']['weights']}",
+        "licence": _licence(cfg.data.name),
+        "test accuracy": f"{_number(scores['accuracy'])}; {_number(scores['accuracy_noise_aware'])} with the class for "
+        f"noise (n = {scores['n_test']}, temperature {scores['temperature']:.2f})",
+    }
+    noise = [
+        ["noise", "called noise", "the other network's favourite", "its share"],
+        *(
+            [
+                f"{kind} ({said['group']})",
+                _number(said["noise_rate"]),
+                said["plain_favourite"],
+                _number(said["plain_favourite_share"]),
+            ]
+            for kind, said in scores["noise"].items()
+        ),
+    ]
+    lines = [
+        f"{MARK}# {cfg.data.name}: {folder.name.replace('_', ' ')}",
+        markdown([["", ""], *map(list, facts.items())]),
+        _command(info),
+        "All scores are of the weights before rounding. What it says of noise:",
+        markdown(noise),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _recipe(cfg: DictConfig, steps: int, batch: int) -> str:
+    """Steps, batch, optimiser and what else decides a fit."""
+    schedule, average = cfg.get("lr_scheduler"), cfg.get("ema_decay")
+    parts = [
+        f"{steps} steps of {batch} images",
+        f"{cfg.optimizer['_target_'].rpartition('.')[2]} {cfg.optimizer.lr:g}",
+        *([schedule["_target_"].rpartition(".")[2]] if schedule else []),
+        *([f"weights averaged with decay {average:g}"] if average is not None else []),
+        *(["mirrored images"] if cfg.data.flip else []),
+    ]
+    return ", ".join(parts)
+
+
+def _made_on(metrics: dict[str, Any]) -> str:
+    made = metrics["provenance"]
+    return f"{made['hardware']}, torch {made['torch']}, safemax_pl {made['safemax_pl']}, commit {made['commit']}"
+
+
+def _command(metrics: dict[str, Any]) -> str:
+    return f"Made, and made again, by\n\n```bash\n{metrics['provenance']['command']}\n```"
+
+
+def _licence(name: str) -> str:
+    return f"Apache-2.0, as the code; of the data: {LICENCES.get(name, 'see where they come from')}"
+
+
+def _parameters(tensors: dict[str, Tensor]) -> str:
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    return f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.2f} M numbers, {size:.1f} MB"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or isnan(value) else f"{value:.4g}"
