@@ -1,7 +1,7 @@
 """All benchmarks one after the other, then all tables: on the terminal, and as runs/benchmarks/tables.md for the docs.
 
 `make bench`, or `python -m benchmarks`; `python -m benchmarks scripts=[overhead,sampling]` runs some. Ends with 1 if a
-script has failed, after the others have run. Takes eleven minutes on two idle cores.
+script has failed, after the others have run. Takes a quarter of an hour on two idle cores.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import FOLDER, command, print_table, show
+from safemax_pl.errors import unknown
 from safemax_pl.files import atomic
 
 SCRIPTS = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "evaluation", "growth", "levers", "ranks")
@@ -19,6 +20,9 @@ SCRIPTS = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "ev
 
 def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
     """Run the scripts, each in a process of its own, with their default settings."""
+    for name in scripts:
+        if name not in SCRIPTS:
+            raise unknown("script", name, SCRIPTS)
     results, failed = list[dict[str, Any]](), list[str]()
     for name in scripts:
         path = Path(folder) / f"{name}.json"

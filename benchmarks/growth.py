@@ -19,6 +19,7 @@ from torch.autograd.profiler import profile
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish, spread, stopwatch
 from safemax_pl.config import build, compose
+from safemax_pl.errors import UserError, unknown
 from safemax_pl.reports import charts
 from safemax_pl.unlearners.base import Unlearner
 
@@ -41,6 +42,11 @@ def main(
     sweeps: dict[str, tuple[int, ...]] = SWEEPS, repeats: int = 5, profiled: int = 2, folder: str = FOLDER
 ) -> Path:
     """Time every value of each sweep, at least three, `repeats` times in turn, and profile `profiled` steps of it."""
+    for key, values in sweeps.items():
+        if key not in SWEEPS:
+            raise unknown("sweep", key, SWEEPS)
+        if len(values) < 3:
+            raise UserError(f"sweeps.{key}={list(values)}: a slope with its error needs at least three values")
     ceiling = matmul_flops(default_device())
     points = {key: [measured(BASE | {key: value}, profiled) for value in values] for key, values in sweeps.items()}
     seconds, rows = dict[str, dict[str, list[float]]](), list[dict[str, Any]]()
@@ -65,7 +71,8 @@ def main(
             row["outside of operators, ms"] = spread(outside)
         rows.append(row | {"share of floor": last["flops"] / ceiling / float(np.median(last["seconds"]))})
     draw(Path(folder) / "growth.png", sweeps, points, repeats)
-    title = f"Growth of a SAFEMax step, {repeats} repeats; otherwise {BASE}"
+    fixed = ", ".join(f"{key} {value}" for key, value in BASE.items())
+    title = f"Growth of a SAFEMax step, {repeats} repeats; otherwise {fixed}"
     return publish("growth", title, rows, seconds, folder, matmul_flops=ceiling, points=points)
 
 
@@ -111,6 +118,8 @@ def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[
         axis.set(xlabel=NAMES[sweep], ylabel="multiple of the first")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.5), max(high, 2))  # what is constant looks so
         axis.set_xticks(values, map(str, values))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25)

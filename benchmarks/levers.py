@@ -110,7 +110,8 @@ def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Compar
     }
     found |= optimizers(training, repeats)
     found["one pass for both batches"] = passes(training, repeats)
-    found["one thread"] = compare({WITHOUT: plain, WITH: partial(one_thread, plain)}, repeats)
+    if torch.get_num_threads() > 1:
+        found["one thread"] = compare({WITHOUT: plain, WITH: partial(one_thread, plain)}, repeats)
     if compiled:
         step = partial(changed(training, lambda network: network.compile()).step, unlearner)
         first = stopwatch(step)

@@ -35,6 +35,7 @@ from benchmarks.timing import (
     step_floor,
 )
 from safemax_pl.config import CONFIGS, build, compose
+from safemax_pl.errors import unknown
 from safemax_pl.priors import Priors, State
 
 # whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain
@@ -76,8 +77,11 @@ def main(
 ) -> Path:
     """Time steps with `batch` forget and `batch` retain images, count them with `counted_batch` each.
 
-    `network` are overrides of configs/fit.yaml.
+    `network` are overrides of configs/fit.yaml. SalUn and Selective Amnesia, the references, are always there.
     """
+    for method in methods:
+        if method not in UNLEARNERS:
+            raise unknown("method", method, UNLEARNERS)
     device, shape = default_device(), (3, 32, 32)
     training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))

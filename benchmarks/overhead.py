@@ -1,7 +1,7 @@
 """What does the framework add to a training step? Target: at most 3 %.
 
 Times `fit` (Lightning's loop, callbacks, csv logger, no progress bar) on experiment=digits_methods against the same
-SAFEMax mathematics in a plain PyTorch loop, in blocks of five steps in turn in one process. Both start from the same
+SAFEMax mathematics in a plain PyTorch loop, in blocks of four steps in turn in one process. Both start from the same
 weights and draw the same numbers, so their losses must be the same in every step: this is checked. Prints for each
 batch size the milliseconds of a step, the overhead, and the floor: the FLOPs of a step at the rate of the fastest
 matrix product on this machine. Takes about a minute and a half on two cores.
@@ -99,7 +99,7 @@ class Alternate(Callback):
             self.started = time.perf_counter()
 
 
-def main(batches: tuple[int, ...] = (32, 128), blocks: int = 10, block: int = 5, folder: str = FOLDER) -> Path:
+def main(batches: tuple[int, ...] = (32, 128), blocks: int = 20, block: int = 4, folder: str = FOLDER) -> Path:
     """Time `blocks` blocks of `block` steps, after one to warm up; `batches` of forget and as many retain images."""
     ceiling, rows, seconds = matmul_flops(default_device()), [], {}
     for batch in batches:

@@ -30,7 +30,8 @@ def started(folder: Path, **options: Any) -> dict[str, Any]:
     arguments = [f"{name}={value}" for name, value in options.items()]
     line = [sys.executable, "-m", "benchmarks.rank_worker", *arguments, f"out={out}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(line, cwd=PROJECT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    if code := subprocess.run(line, cwd=PROJECT, env=environment, check=False, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(code)  # it has said why
     return json.loads(out.read_text())
 
 

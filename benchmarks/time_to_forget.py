@@ -20,6 +20,7 @@ import torch
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
 from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
+from safemax_pl.config import build, compose
 
 BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
 REFERENCE = "safemax"
@@ -42,9 +43,14 @@ def main(
     bounds = ", ".join(f"{name}: {bound}" for name, bound in BOUNDS.items())
     common = [*SETTINGS, f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}", f"stop_when={{{bounds}}}"]
     common += [f"data.{part}_batch_size={batch}" for part in ("forget", "retain")]
-    for seed, digit, method in product(seeds, digits, methods):
-        run = [f"unlearner={method}", f"data.forget_classes=[{digit}]", f"seed={seed}"]
-        runs.setdefault(method, []).append(silent_fit([*common, *run]))
+    settings = {
+        (method, digit, seed): [*common, f"unlearner={method}", f"data.forget_classes=[{digit}]", f"seed={seed}"]
+        for seed, digit, method in product(seeds, digits, methods)
+    }
+    for overrides in settings.values():  # all of them are legal before the first is run
+        build(compose("fit", overrides).data).setup("fit")
+    for (method, _, _), overrides in settings.items():
+        runs.setdefault(method, []).append(silent_fit(overrides))
     rows, seconds = list[dict[str, Any]](), dict[str, list[float]]()
     for method, found in runs.items():
         seconds[method] = [run["cost"]["unlearn_seconds"] for run in found]

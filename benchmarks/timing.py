@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from safemax_pl.config import quiet
-from safemax_pl.errors import clear_errors, unknown
+from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.files import write_json
 from safemax_pl.flops import counter
 from safemax_pl.hardware import hardware
@@ -202,15 +202,48 @@ def publish(
 
 
 def command(main: Callable[..., Any]) -> None:
-    """Run `main(option=value, ...)` with the options of the command line; `--help` prints the docstring and them."""
+    """Run `main(option=value, ...)` with the options of the command line; `--help` prints docstrings and defaults."""
     legal = inspect.signature(main).parameters
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(inspect.getmodule(main).__doc__, "\nOptions:", *(f"{option}" for option in legal.values()))
+        defaults = (f"  {name}={typed(option.default)}" for name, option in legal.items())
+        print(inspect.getmodule(main).__doc__, "\nOptions and their defaults:", *defaults, "", main.__doc__, sep="\n")
         return
     quiet()
     with clear_errors():
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(sys.argv[1:]))
-        for option in options:  # type: ignore[union-attr]
-            if option not in legal:
-                raise unknown("option", str(option), legal)
-        main(**options)  # type: ignore[arg-type]
+        options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(sys.argv[1:]))
+        for name, value in options.items():
+            if name not in legal:
+                raise unknown("option", str(name), legal)
+            if not is_legal(value, legal[name].annotation):
+                raise UserError(f"{name}={typed(value)}: expected something like {name}={typed(legal[name].default)}")
+        try:
+            main(**options)
+        except KeyboardInterrupt:
+            print("interrupted: a benchmark keeps nothing until it ends", file=sys.stderr)
+            sys.exit(130)
+
+
+def typed(value: Any) -> str:
+    """A value as one types it: `[[digits,8,10]]`."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {typed(inner)}" for key, inner in value.items()) + "}"
+    return f"[{','.join(map(typed, value))}]" if isinstance(value, list | tuple) else str(value).lower()
+
+
+def is_legal(value: Any, kind: Any, least: int = 1) -> bool:
+    """Whether a value is what an option's annotation says: integers of at least `least`, inside lists 0; none empty."""
+    inner = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and bool(value) and all(is_legal(each, inner[1], 0) for each in value.values())
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list) or not value:
+            return False
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(is_legal(*pair, 0) for pair in zip(value, kinds, strict=True))
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, str)

@@ -73,6 +73,9 @@ class Generation(LightningModule):
         self.result, self.images = self.scores.compute(), self.scores.gallery.compute().cpu()
 
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
 class Evaluator:
     """Scores models under one protocol.
 
@@ -86,7 +89,7 @@ class Evaluator:
         cache_dir: where the original's scores and the features of the real images are kept.
         make_trainer: makes a Lightning Trainer for testing.
         final: the plan that a run's metrics.json holds.
-        precision: of the trainer, for the protocol.
+        precision: of the trainer, for the protocol: one of `PRECISIONS`.
         second_classifier: another judge, which must agree; None for none.
         inception: weights for `Inception`, a path or "download", whose features then score the final plan too; None
             leaves them out.
@@ -112,6 +115,8 @@ class Evaluator:
     ):
         if not isinstance(guidance, list) or not guidance or not all(isinstance(w, int | float) for w in guidance):
             raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
+        if precision not in PRECISIONS:  # networks keep float32 weights, and float16 would need scaled gradients
+            raise UserError(f"trainer.precision={precision}: legal are {' and '.join(PRECISIONS)}")
         if batch_size < 1:
             raise UserError(f"evaluation.batch_size={batch_size}: give at least 1")
         if second_classifier is not None and second_classifier.digest == classifier.digest:

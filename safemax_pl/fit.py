@@ -139,17 +139,14 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     unlearner.check(student)
     try:
-        build(run.cfg.optimizer)(trainable(student).values())
+        optimizer = build(run.cfg.optimizer)(trainable(student).values())
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {error}") from error
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("optimizer: LBFGS evaluates the loss several times a step, a fit once: give another")
     if run.cfg.ema_decay is not None:
         Average(torch.device("cpu"), run.cfg.ema_decay)
     trainer = run.cfg.trainer
-    if str(trainer.precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={trainer.precision} scales gradients, so that gradient_clip would be of another size: "
-            "use bf16-mixed or 32-true"
-        )
     if run.cfg.stop_when is not None and trainer.val_check_interval > trainer.max_steps:
         raise UserError(
             f"stop_when looks every trainer.val_check_interval={trainer.val_check_interval} steps, the fit has "

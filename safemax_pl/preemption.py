@@ -17,16 +17,12 @@ class Preemption(Callback):
     All ranks stop after the same step, however far apart the signal reaches them. They must ask each other, for which
     the host waits, so they do when the losses are logged. Lightning's own answer to SIGUSR1 saves wherever the signal
     finds each rank: between the optimizer's step and its being counted, or in a collective.
-    A signal during a validation waits for its end; one outside of the training is left to the command.
+    A signal during a validation waits for its end; one outside of the training, or in what a method computes before
+    it, is left to the command.
     """
 
     def __init__(self, checkpoint: Path):
-        self.checkpoint, self.asked, self.saved = checkpoint, False, False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning has noted who listened before, and puts them back when the fit ends."""
-        for number in ASKS_TO_STOP:
-            signal.signal(number, self._note)
+        self.checkpoint, self.listens, self.asked, self.saved = checkpoint, False, False, False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -49,7 +45,11 @@ class Preemption(Callback):
             self.saved = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Listen; Lightning has noted who listened before, and puts them back when the fit ends."""
         self._stop_if_saved()  # and not earlier: the step's losses are logged in between
+        for number in ASKS_TO_STOP if not self.listens else ():
+            signal.signal(number, self._note)
+        self.listens = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_saved()

@@ -86,12 +86,13 @@ def comparable(cfg: DictConfig) -> Any:
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:
-    """How the scored weights were made: method, seed, most steps, and whether they are averaged."""
+    """How the scored weights were made: method, seed, most steps, what might end them, whether they are averaged."""
     return {
         "method": cfg.method,
         "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],
         "seed": cfg.seed,
         "max_steps": cfg.trainer.max_steps,
+        "stop_when": OmegaConf.to_container(cfg.stop_when) if cfg.get("stop_when") else None,
         "weights": "raw" if cfg.ema_decay is None else f"averaged, decay {cfg.ema_decay}",
     }
 

@@ -37,7 +37,7 @@ def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoi
         if guidance == -1:
             return denoiser(x_t, t, torch.full_like(labels, null_label))
         both = torch.cat([labels, torch.full_like(labels, null_label)])
-        conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).float().chunk(2)
         return (1 + guidance) * conditional - guidance * unconditional
 
     return denoise

@@ -59,6 +59,8 @@ def print_end_of_fit(training: dict[str, Any]) -> None:
     why = "all of them" if steps >= most else "trainer.max_time was over"
     if stopped_by:
         why = f"stop_when was satisfied: {', '.join(stopped_by)}"
+    elif training.get("stop_when"):
+        why += "; stop_when was not satisfied"
     print(f"steps: {steps} of {most}, {why}")
 
 

@@ -18,6 +18,7 @@ from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
 from safemax_pl.config import build, compose, quiet
+from safemax_pl.errors import UserError
 from safemax_pl.evaluation import ModelImages
 from safemax_pl.priors import Priors
 
@@ -91,6 +92,56 @@ def test_an_unknown_option_names_the_legal_ones(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(main)
     assert "did you mean 'repeats'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("repeats=0", "repeats=0: expected something like repeats=3"),
+        ("repeats=two", "repeats=two: expected something like repeats=3"),
+        ("cases=[]", "cases=[]: expected something like cases=[[digits,8]]"),
+        ("cases=[[digits,8,1]]", "cases=[[digits,8,1]]: expected something like cases=[[digits,8]]"),
+        ("cases=4", "cases=4: expected"),
+        ("fast=1", "fast=1: expected something like fast=false"),
+        ("networks={unet: many}", "networks={unet: many}: expected something like networks={unet: 4}"),
+        ("folder", "folder=none: expected something like folder=x"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_timed(monkeypatch, capsys, given, line):
+    def main(
+        repeats: int = 3,
+        cases: tuple[tuple[str, int], ...] = (("digits", 8),),
+        fast: bool = False,
+        networks: dict[str, int] = {"unet": 4},  # noqa: B006
+        folder: str = "x",
+    ) -> None:
+        pytest.fail("it runs")
+
+    monkeypatch.setattr(sys, "argv", ["x", given])
+    with pytest.raises(SystemExit):
+        command(main)
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_legal_options_arrive_and_help_shows_them_as_one_types_them(monkeypatch, capsys):
+    found = []
+
+    def main(cases: tuple[tuple[str, int], ...] = (("digits", 8),), rate: float = 0.5) -> None:
+        """What it does."""
+        found.append((cases, rate))
+
+    monkeypatch.setattr(sys, "argv", ["x", "cases=[[unet,0]]", "rate=2"])
+    command(main)
+    assert found == [([["unet", 0]], 2)]
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    command(main)
+    assert "  cases=[[digits,8]]\n  rate=0.5\n\nWhat it does." in capsys.readouterr().out
+
+
+def test_a_script_that_does_not_exist_is_refused_before_any_runs(tmp_path):
+    with pytest.raises(UserError, match="unknown script 'nope'"):
+        suite.main(("overhead", "nope"), str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 # -- counting -----------------------------------------------------------------------------------------------------
@@ -252,6 +303,7 @@ def test_a_script_that_fails_fails_the_suite_after_the_others(tmp_path, monkeypa
         return subprocess.CompletedProcess(command, int(name == "bad"))
 
     monkeypatch.setattr(suite, "subprocess", SimpleNamespace(run=ran))
+    monkeypatch.setattr(suite, "SCRIPTS", ("bad", "good"))
     with pytest.raises(SystemExit) as stop:
         suite.main(("bad", "good"), str(tmp_path))
     assert stop.value.code == 1 and "failed: bad" in capsys.readouterr().err

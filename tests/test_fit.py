@@ -319,9 +319,11 @@ MISTAKES = {
     "evaluation.guidance=[]": "scores nothing",
     "unlearner.gate.window=[500,100]": "give [start, end)",
     "data.path=/nowhere": "does not exist",
-    "ema_decay=1.5": "ema_decay=1.5: expected a number from 0 to 1",
-    "ema_decay=much": "ema_decay='much': expected a number from 0 to 1",
-    "trainer.precision=16-mixed": "use bf16-mixed or 32-true",
+    "ema_decay=1": "ema_decay=1: expected a number from 0 to below 1",
+    "ema_decay=much": "ema_decay='much': expected a number from 0",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed: legal are 32-true and bf16-mixed",
+    "trainer.precision=fp8": "trainer.precision=fp8: legal are",
+    "optimizer._target_=torch.optim.LBFGS": "optimizer: LBFGS evaluates the loss several times a step",
     "+optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value",
 }
 

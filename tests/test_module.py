@@ -26,8 +26,9 @@ def test_dropout_is_on_in_training_and_off_in_sampling(tmp_path, monkeypatch):
     assert modes == {"training": {True}, "validation": {False}}
 
 
-def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch):
-    """With a decay of 1 the average stays at the first step's weights, so validation must see those, not the last."""
+@pytest.mark.parametrize("decay", [0.9999, 0.2])
+def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch, decay):
+    """The average of all steps, in which the decay grows to its value."""
     weights = {"training_step": [], "validation_step": []}
     for name, seen in weights.items():
         step = getattr(UnlearningModule, name)
@@ -37,9 +38,13 @@ def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch):
             seen.append(torch.cat([parameter.detach().flatten() for parameter in self.student.parameters()]))
 
         monkeypatch.setattr(UnlearningModule, name, spy)
-    fit(tiny(tmp_path, "ema_decay=1.0", "trainer.val_check_interval=4"), "run")
-    first, *_, last = weights["training_step"]
-    assert torch.equal(weights["validation_step"][-1], first) and not torch.equal(first, last)
+    fit(tiny(tmp_path, f"ema_decay={decay}", "trainer.val_check_interval=4"), "run")
+    average, *later = weights["training_step"]
+    for step, current in enumerate(later, start=2):
+        kept = min(decay, (1 + step) / (10 + step))
+        average = kept * average + (1 - kept) * current
+    torch.testing.assert_close(weights["validation_step"][-1], average, rtol=0, atol=1e-6)
+    assert (later[-1] - average).abs().max() > 1e-5
 
 
 def test_the_gradient_is_clipped(tmp_path, monkeypatch):

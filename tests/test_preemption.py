@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 from safemax_pl.module import UnlearningModule
 from safemax_pl.preemption import Preemption
+from safemax_pl.unlearners.base import Unlearner
 
 SETTINGS = [*TINY, "trainer.max_steps=6", "trainer.val_check_interval=4", "ema_decay=0.5", "logger=csv"]
 
@@ -101,3 +103,22 @@ sys.argv[1:] = {[*TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cach
     )
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert not (tmp_path / "requeued").exists() and not list(tmp_path.rglob("hpc_ckpt*"))
+
+
+def test_a_signal_ends_what_a_method_computes_before_the_fit_at_once(tmp_path, monkeypatch):
+    """As it ends a command anywhere outside of the training: priors may take longer than a cluster waits."""
+    done = []
+
+    def prepare(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        done.append(self)
+
+    monkeypatch.setattr(Unlearner, "prepare", prepare)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in every command
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny(tmp_path), "run")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not done

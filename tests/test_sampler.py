@@ -79,6 +79,13 @@ def test_guidance_extrapolates_from_the_null_label(guidance):
     expected = (1 + guidance) * conditional - guidance * unconditional
     torch.testing.assert_close(guided(curved, guidance, 3)(x, t, labels), expected)
 
+    def rough(*arguments):
+        return curved(*arguments).bfloat16()
+
+    halves = (rough(x, t, labels).float(), rough(x, t, torch.full_like(labels, 3)).float())
+    exact = (1 + guidance) * halves[0] - guidance * halves[1]  # not rounded again
+    torch.testing.assert_close(guided(rough, guidance, 3)(x, t, labels).float(), exact, rtol=0, atol=1e-6)
+
 
 def test_guidance_costs_one_call_with_a_doubled_batch():
     denoise, calls = recorded(curved)
