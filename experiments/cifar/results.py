@@ -190,9 +190,14 @@ def draw_gates(rows: list[dict[str, Any]]) -> None:
         axes[1, column].set(xlabel="lambda" if x == "lambda" else "tau")
     for axis in axes[:, 0]:
         axis.set_xscale("symlog", linthresh=1)
+        axis.set_xticks(study.DECAYS, map(str, study.DECAYS))
+        axis.set_xlim(-0.3, 1.3 * max(study.DECAYS))
+    for axis in axes[:, 1:].flat:
+        axis.set_xticks(study.BOUNDS)
+        axis.set_xlim(0, 1000)
     axes[0, 0].set_ylabel("share")
     axes[1, 0].set_ylabel(f"delta {FID}")
-    axes[0, 1].legend(fontsize=7)
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     with atomic(OUT / "gate.png") as part:
         figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
