@@ -18,7 +18,7 @@ report: .venv/ready          ## compare all finished runs: runs/report/report.ht
 test: .venv/ready            ## the whole test suite, with coverage
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; eleven minutes on two idle cores
+bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; a quarter of an hour on two idle cores
 	.venv/bin/python -m benchmarks
 
 format: .venv/ready

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import FOLDER, command, print_table, show
+from safemax_pl import tables
 from safemax_pl.errors import unknown
 from safemax_pl.files import atomic
 
@@ -51,9 +52,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"## {result['name']}", "", f"{made_on}, n = {result['repeats']}, median [quartiles].", ""]
     for title, rows in result["tables"].items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"**{title}**", "", f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
-        lines += [f"| {' | '.join(show(row.get(column, '')) for column in columns)} |" for row in rows]
-        lines.append("")
+        cells = [[show(row.get(column, "")) for column in columns] for row in rows]
+        lines += [f"**{title}**", "", tables.markdown([columns, *cells], left=1), ""]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ fit), no second judge, and one thread (its gain: `python -m benchmarks.levers`).
 (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of a
 method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
 there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
-floor is the FLOPs at the rate of the fastest matrix product. Takes two and a half minutes on two cores, more the first
+floor is the FLOPs at the rate of the fastest matrix product. Takes three minutes on two cores, more the first
 time, until the cache holds what is computed before a fit.
 """
 
