@@ -1,4 +1,4 @@
-"""What a judge can be made of: a residual network or a mixer, which share no kind of layer but the last one."""
+"""Networks that a classifier can be made of: residual, plain convolutional, or an MLP-Mixer."""
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,52 @@ class ResNet(nn.Module):
         return self.head(features), features
 
 
+class ConvBlock(nn.Module):
+    """Convolution, 2×2 max-pooling, convolution, `[B, in, H, W]` to `[B, out, H/2, W/2]`."""
+
+    def __init__(self, inside: int, outside: int):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
+        self.norm_1 = BatchNorm(outside)
+        self.conv_2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.norm_2 = BatchNorm(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.norm_1(F.max_pool2d(self.conv_1(x), 2)))
+        return F.gelu(self.norm_2(self.conv_2(hidden)))
+
+
+class ConvNet(nn.Module):
+    """A plain convolutional network that learns small images in few epochs (https://arxiv.org/abs/2404.00498).
+
+    Args:
+        image_shape: (channels, height, width); height and width are at least 2 ** len(widths) + 1.
+        num_outputs: number of logits.
+        widths: channels of each block; every block halves the resolution.
+        stem: channels of the 2×2 convolution before them.
+
+    Raises:
+        UserError: when the image is too small for so many blocks.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], stem: int):
+        super().__init__()
+        channels, height, width = image_shape
+        if (min(height, width) - 1) >> len(widths) < 1:
+            raise UserError(
+                f"architecture.widths has {len(widths)} blocks, each halves the image, and images have "
+                f"{height}×{width} pixels: give fewer"
+            )
+        self.stem = nn.Conv2d(channels, stem, 2)
+        self.blocks = nn.Sequential(*map(ConvBlock, [stem, *widths[:-1]], widths))
+        self.head = nn.Linear(widths[-1], num_outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
+        features = self.blocks(F.gelu(self.stem(x))).amax(dim=(2, 3))
+        return self.head(features), features
+
+
 class MixerBlock(nn.Module):
     """One perceptron over the patches and one over the channels, `[B, tokens, width]` to the same (eq. 1)."""
 
@@ -128,4 +174,4 @@ class Mixer(nn.Module):
         return self.head(features), features
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (ResNet, Mixer)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (ResNet, ConvNet, Mixer)}

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import LabelledImages
+from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.sources import Split
 
@@ -21,19 +22,37 @@ from safemax_pl.sources import Split
 class ClassifierModule(LightningModule):
     """Trains both networks of a `Classifier` side by side; they share batches, not weights.
 
-    The noise-aware one sees every image plain or under some noise, and as many noise images as real ones.
+    The noise-aware one sees every image plain or under some noise, and `noise_share` noise images per real one.
 
     Args:
-        classifier: to train, in place.
+        classifier: to train, in place; its weights become channels-last, which convolutions compute faster.
         optimizer: a factory, parameters -> optimiser; a one-cycle schedule is put on it.
-        shift: training images are moved by up to so many pixels.
+        shift: largest move of a training image, in pixels.
+        noise_share: noise images per real image, in (0, 1].
+        label_smoothing: of the plain network's and the noise-aware network's targets, in [0, 1).
+
+    Raises:
+        UserError: for a value outside these ranges.
     """
 
     accuracies: dict[str, MeanMetric]
 
-    def __init__(self, classifier: Classifier, optimizer: Callable[..., Optimizer], shift: int):
+    def __init__(
+        self,
+        classifier: Classifier,
+        optimizer: Callable[..., Optimizer],
+        shift: int,
+        noise_share: float = 1.0,
+        label_smoothing: float = 0.0,
+    ):
         super().__init__()
-        self.classifier, self.make_optimizer, self.shift = classifier, optimizer, shift
+        if not 0 < noise_share <= 1:
+            raise UserError(f"noise_share={noise_share}: give a number of noise images per real image, in (0, 1]")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing={label_smoothing}: give a number in [0, 1)")
+        self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.make_optimizer, self.shift = optimizer, shift
+        self.noise_share, self.label_smoothing = noise_share, label_smoothing
         metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
         self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
@@ -48,15 +67,20 @@ class ClassifierModule(LightningModule):
         real = batch["retain"]
         assert real is not None
         x = shifted(real.x_0, real.keys, self.shift)
-        plain = F.cross_entropy(self.classifier.plain(x)[0], real.labels)
-        nothing = torch.full_like(real.labels, len(self.classifier.class_names))
+        plain = self.loss(self.classifier.plain(channels_last(x))[0], real.labels)
+        n = max(round(self.noise_share * len(x)), 1)
+        noise_labels = torch.full_like(real.labels[:n], len(self.classifier.class_names))
         faded = torch.where(
             streams.uniform(real.keys, streams.Stream.TARGET, (1, 1, 1)) < 0.5, x, noise.faded(real.keys, x)
         )
-        images = torch.cat([faded, noise.mixture(real.keys, x, ranks.number(), ranks.count())])
-        aware = F.cross_entropy(self.classifier.noise_aware(images)[0], torch.cat([real.labels, nothing]))
+        images = torch.cat([faded, noise.mixture(real.keys[:n], x[:n], ranks.number(), ranks.count())])
+        logits = self.classifier.noise_aware(channels_last(images))[0]
+        aware = self.loss(logits, torch.cat([real.labels, noise_labels]))
         self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
         return plain + aware
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -64,6 +88,10 @@ class ClassifierModule(LightningModule):
         for name, logits in (("plain", verdict.plain), ("noise_aware", verdict.noise_aware)):
             self.accuracies[name].update((logits.argmax(1) == labels).float())
             self.log(f"calibration/{name}", self.accuracies[name], prog_bar=True)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:

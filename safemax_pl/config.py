@@ -49,10 +49,11 @@ def _shipped(path: str) -> str | None:
 
 
 def _fast_precision(accelerator: str) -> str:
-    """bf16-mixed where the accelerator computes in bfloat16; 32-true elsewhere."""
-    fast = (
-        accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    """bf16-mixed on hardware that computes in bfloat16, GPU or CPU; 32-true elsewhere, as emulation is slow."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if fast else "32-true"
 
 

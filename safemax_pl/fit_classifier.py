@@ -51,7 +51,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     data.leave_out(held)
     data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
     classifier = Classifier(data.class_names, data.image_shape, build(cfg.architecture, _convert_="all"))
-    module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift)
+    module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift, cfg.noise_share, cfg.label_smoothing)
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False)
     if cfg.batch_size % trainer.world_size:
         raise UserError(f"batch_size={cfg.batch_size} does not divide by {trainer.world_size} devices")

@@ -1,5 +1,6 @@
 """Images that show nothing: what the classifier learns to call "noise", what it is tested on, and controls."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -174,11 +175,11 @@ def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tens
         first, stride: where in the whole batch the first of these rows is, and how far the others are from each other.
     """
     kinds = list(TRAINED_ON.values())
-    kind = (first + stride * torch.arange(len(keys), device=keys.device)) % len(kinds)
+    period = len(kinds) // math.gcd(len(kinds), stride)
     images = torch.empty_like(real)
-    for i, corrupt in enumerate(kinds):
-        rows = kind == i
-        images[rows] = corrupt(keys[rows], real[rows])
+    for row in range(min(period, len(keys))):  # slices: a mask would make the host wait for the device
+        kind = kinds[(first + stride * row) % len(kinds)]
+        images[row::period] = kind(keys[row::period], real[row::period])
     return images
 
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl.architectures import ARCHITECTURES, Mixer, ResNet
+from safemax_pl.architectures import ARCHITECTURES, ConvNet, Mixer, ResNet
 from safemax_pl.errors import UserError
 
-MAKE = {"ResNet": partial(ResNet, widths=[4, 8], blocks=1), "Mixer": partial(Mixer, patch=4, width=8, blocks=2)}
+MAKE = {
+    "ResNet": partial(ResNet, widths=[4, 8], blocks=1),
+    "ConvNet": partial(ConvNet, widths=[4, 8], stem=4),
+    "Mixer": partial(Mixer, patch=4, width=8, blocks=2),
+}
 each = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
@@ -29,7 +33,7 @@ def test_the_logits_are_linear_in_the_features(name):
 @each
 def test_every_pixel_matters(name):
     network = MAKE[name]((3, 8, 8), 5).eval()
-    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    x = torch.randn(64, 3, 8, 8, requires_grad=True)  # max-pooling passes the gradient of some pixels only
     network(x)[0].square().sum().backward()
     assert (x.grad.abs().sum(dim=0) > 0).all()
 
@@ -41,12 +45,13 @@ def test_an_image_is_judged_apart_from_its_batch(name):
     torch.testing.assert_close(network(x)[0][2:4], network(x[2:4])[0])
 
 
-def test_the_two_share_no_layer_but_linear_ones():
-    kinds = [
-        {type(module) for module in MAKE[name]((1, 8, 8), 5).modules() if not list(module.children())}
+def test_a_mixer_shares_no_layer_but_linear_ones_with_convolutional_networks():
+    kinds = {
+        name: {type(module) for module in MAKE[name]((1, 8, 8), 5).modules() if not list(module.children())}
         for name in ARCHITECTURES
-    ]
-    assert kinds[0] & kinds[1] <= {nn.Linear, nn.Identity}
+    }
+    mixer = kinds.pop("Mixer")
+    assert all(mixer & others <= {nn.Linear, nn.Identity} for others in kinds.values())
 
 
 def test_a_mixer_tells_where_a_patch_is():
@@ -71,3 +76,8 @@ def test_a_mixer_embeds_whole_patches():
 def test_patches_that_do_not_tile_the_image_are_refused(patch):
     with pytest.raises(UserError, match=rf"patch={patch} does not tile images of 8×8 pixels: give a divisor"):
         Mixer((1, 8, 8), 5, patch=patch, width=8, blocks=1)
+
+
+def test_an_image_too_small_for_the_blocks_of_a_convnet_is_refused():
+    with pytest.raises(UserError, match=r"architecture.widths has 3 blocks.*8×8 pixels: give fewer"):
+        ConvNet((1, 8, 8), 5, widths=[4, 4, 4], stem=4)

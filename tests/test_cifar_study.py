@@ -20,6 +20,7 @@ from diffusers import UNet2DModel
 from hydra.utils import instantiate
 from safetensors.torch import save_file
 from test_fit import TINY
+from torch import nn
 
 from safemax_pl import networks
 from safemax_pl.config import compose, override
@@ -183,18 +184,23 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
     class Shape:
         image_shape, num_classes = (3, 32, 32), int(data.removeprefix("cifar"))
 
-    cfg = compose("fit", [f"experiment={data}_pretrain"])
+    def megabytes(*networks: nn.Module) -> float:
+        return sum(2 * weight.numel() for network in networks for weight in network.parameters()) / 1e6
+
+    def base(experiment: str) -> float:
+        model = instantiate(compose("fit", [f"experiment={data}_{experiment}"]).model, data=Shape())
+        assert isinstance(model, networks.Model) and isinstance(model.unet, UNet2DModel)
+        return megabytes(model)
+
+    def judges(kind: str) -> float:
+        make = instantiate(compose("fit_classifier", [f"experiment={data}_{kind}"]).architecture)
+        return megabytes(make((3, 32, 32), Shape.num_classes), make((3, 32, 32), Shape.num_classes + 1))
+
     monkeypatch.setattr(networks, "Diffusion", lambda *_: None)
     with torch.device("meta"):
-        model = instantiate(cfg.model, data=Shape())
-        judge = instantiate(compose("fit_classifier", [f"experiment={data}_classifier"]).architecture)
-        judges = [judge((3, 32, 32), Shape.num_classes), judge((3, 32, 32), Shape.num_classes + 1)]
-    assert isinstance(model, networks.Model) and isinstance(model.unet, UNet2DModel)
-    base, both = (
-        sum(2 * weight.numel() for one in parts for weight in one.parameters()) for parts in ([model], judges)
-    )
-    assert 0.8 < base / 1e6 / LIMITS["unet"] < 1
-    assert 0.8 < both / 1e6 / LIMITS["classifier"] < 1
+        assert 0.8 * LIMITS["unet"] < base("pretrain_medium") < LIMITS["unet"]
+        assert base("pretrain") < 12
+        assert judges("classifier") < 8 and judges("second_classifier") < 8
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_an_architecture_that_could_not_be_read_again_is_refused():
     class Perceptron(nn.Linear):
         pass
 
-    with pytest.raises(UserError, match=r"unknown architecture 'Perceptron'.*legal: ResNet, Mixer"):
+    with pytest.raises(UserError, match=r"unknown architecture 'Perceptron'.*legal: ResNet, ConvNet, Mixer"):
         Classifier(["a", "b"], (1, 8, 8), partial(Perceptron, out_features=3))
 
 

@@ -181,17 +181,22 @@ def test_a_base_model_warms_up_and_keeps_its_rate_however_many_steps_its_time_ha
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "available", "supported", "precision"),
+    ("accelerator", "gpu", "gpu_supports", "cpu_supports", "precision"),
     [
-        ("auto", True, True, "bf16-mixed"),
-        ("auto", True, False, "32-true"),
-        ("auto", False, True, "32-true"),
-        ("cpu", True, True, "32-true"),
+        ("auto", True, True, False, "bf16-mixed"),
+        ("auto", True, False, True, "32-true"),
+        ("auto", False, True, False, "32-true"),
+        ("auto", False, False, True, "bf16-mixed"),
+        ("cpu", True, True, False, "32-true"),
+        ("cpu", True, False, True, "bf16-mixed"),
     ],
 )
-def test_bfloat16_is_for_accelerators_that_compute_in_it(monkeypatch, accelerator, available, supported, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+def test_bfloat16_is_for_hardware_that_computes_in_it(
+    monkeypatch, accelerator, gpu, gpu_supports, cpu_supports, precision
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_supports)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_supports)
     cfg = compose("fit", ["experiment=cifar10_forget1", f"trainer.accelerator={accelerator}"])
     assert cfg.trainer.precision == precision
 

@@ -17,6 +17,7 @@ from safemax_pl.architectures import Mixer, ResNet
 from safemax_pl.classifier import Classifier
 from safemax_pl.classifier_training import ClassifierModule, calibrate, logits_of, score_classifier, shifted
 from safemax_pl.config import compose
+from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.fit_classifier import fit_classifier
 from safemax_pl.sources import Split
@@ -84,6 +85,44 @@ def test_the_border_is_repeated():
 def test_the_shift_of_an_image_depends_on_its_key_only():
     x = torch.randn(6, 1, 8, 8)
     torch.testing.assert_close(shifted(x, keys(6), 2)[3:], shifted(x[3:], keys(6)[3:], 2), rtol=0, atol=0)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def module_of(classifier: Classifier, **settings: float) -> ClassifierModule:
+    return ClassifierModule(classifier, partial(torch.optim.SGD, lr=0.1), shift=0, **settings)
+
+
+@pytest.mark.parametrize(("share", "n_noise"), [(1.0, 16), (0.25, 4), (0.01, 1)])
+def test_the_noise_aware_network_sees_its_share_of_noise(monkeypatch, share, n_noise):
+    module = module_of(confident(1), noise_share=share)
+    seen = []
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    module.classifier.noise_aware.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = LabelledImages(torch.rand(16, 1, 8, 8), torch.arange(16) % 3, keys(16))
+    module.training_step({"retain": batch}, 0)
+    assert len(seen[0]) == 16 + n_noise
+
+
+def test_smoothed_labels_give_every_class_its_share():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    target = 0.8 * F.one_hot(labels, 4) + 0.2 / 4
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(module_of(confident(1), label_smoothing=0.2).loss(logits, labels), expected)
+
+
+@pytest.mark.parametrize("setting", [{"noise_share": 0.0}, {"noise_share": 1.5}, {"label_smoothing": 1.0}])
+def test_settings_of_the_training_outside_their_ranges_are_refused(setting):
+    with pytest.raises(UserError, match=f"{next(iter(setting))}="):
+        module_of(confident(1), **setting)
+
+
+def test_channels_last_changes_no_logit_but_by_rounding():
+    classifier, pixels = confident(1), images(20)
+    before = classifier(pixels).plain
+    after = module_of(classifier).classifier(pixels).plain
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 # -- judge, calibrate, score ---------------------------------------------------------------------------------------

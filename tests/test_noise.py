@@ -206,6 +206,20 @@ def test_the_mixture_of_fewer_images_than_kinds_is_noise_too():
     assert (mixed != real).flatten(1).any(dim=1).all()
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5, 10])
+def test_the_mixture_of_ranks_is_that_of_one(world_size):
+    keys, real = keys_and_images((1, 8, 8), count=30)
+    whole = noise.mixture(keys, real)
+    for rank in range(world_size):
+        rows = slice(rank, None, world_size)
+        assert torch.equal(noise.mixture(keys[rows], real[rows], rank, world_size), whole[rows])
+
+
+def test_the_mixture_reads_nothing_from_the_device():
+    keys, real = keys_and_images((1, 8, 8), count=7)
+    assert noise.mixture(keys.to("meta"), real.to("meta")).shape == real.shape
+
+
 def test_faded_images_still_show_the_real_ones():
     keys, real = keys_and_images((3, 32, 32))
     faded = noise.faded(keys, real)

@@ -90,12 +90,10 @@ TINY = {
         "batch_size=32",
         "trainer.max_steps=30",
         "trainer.val_check_interval=30",
-        "architecture.blocks=1",
+        "architecture.widths=[8,16,32]",
     ],
-    "experiment=cifar10_classifier": ["architecture.widths=[8,16,32]"],
-    "experiment=cifar100_classifier": ["architecture.widths=[8,16,32]"],
-    "experiment=cifar10_second_classifier": ["architecture.width=32"],
-    "experiment=cifar100_second_classifier": ["architecture.width=32"],
+    "experiment=cifar10_second_classifier": ["architecture.blocks=1"],
+    "experiment=cifar100_second_classifier": ["architecture.blocks=1"],
     "fit": [
         "trainer.val_check_interval=100",
         "trainer.log_every_n_steps=1",
@@ -214,7 +212,7 @@ def base(data: str) -> list[Job]:
         if not (folder / "last.ckpt").exists() and left() < BASE_SECONDS / 2 + SHIPPING_SECONDS:
             raise KeyboardInterrupt  # the next call has more
         settings = [*from_random_weights("unet_medium", BASE_SECONDS), "evaluation.final=quick"]
-        publish(fitted(folder, f"{data}_pretrain", *settings, callbacks=[EndOfLeg()]), shipped)
+        publish(fitted(folder, f"{data}_pretrain_medium", *settings, callbacks=[EndOfLeg()]), shipped)
 
     def score() -> None:
         publish(evaluated(shipped, "evaluation.final=standard", *data_path(data)), shipped)
@@ -229,7 +227,7 @@ def candidates() -> list[Job]:
     def network(name: str) -> Job:
         folder = RUNS / "candidates" / name
         settings = [*from_random_weights(name, CANDIDATE_SECONDS), "evaluation.guidance=[0]"]
-        return Job(folder, lambda: fitted(folder, "cifar10_pretrain", *settings), finished(folder))
+        return Job(folder, lambda: fitted(folder, "cifar10_pretrain_medium", *settings), finished(folder))
 
     measured = Job(CEILING.parent, ceiling, CEILING.exists())
     return [measured, network("unet_medium"), network("unet_small")]

@@ -19,13 +19,22 @@ class RetainOnly(Unlearner):
 
     Args:
         from_scratch: start from random weights instead of the model's.
+        snr_gamma: γ > 0 of min-SNR-γ loss weights (https://arxiv.org/abs/2303.09556); None weighs all timesteps alike.
     """
 
     needs_forget: bool = False
 
-    def __init__(self, from_scratch: bool = False, retain_weight: float = 1.0, label_dropout: float = 0.1):
+    def __init__(
+        self,
+        from_scratch: bool = False,
+        retain_weight: float = 1.0,
+        label_dropout: float = 0.1,
+        snr_gamma: float | None = None,
+    ):
         super().__init__(0.0, retain_weight, label_dropout)
-        self.from_scratch = from_scratch
+        if snr_gamma is not None and not snr_gamma > 0:
+            raise UserError(f"unlearner.snr_gamma={snr_gamma}: give a number > 0, or null for equal weights")
+        self.from_scratch, self.snr_gamma = from_scratch, snr_gamma
 
     def check(self, model: Model) -> None:
         if self.from_scratch and not all(parameter.requires_grad for parameter in model.parameters()):
@@ -41,4 +50,5 @@ class RetainOnly(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert retain is not None
-        return Losses(retain.x_0.new_zeros(()), denoising_loss(task, retain, self.drop_labels(task, retain)))
+        loss = denoising_loss(task, retain, self.drop_labels(task, retain), self.snr_gamma)
+        return Losses(retain.x_0.new_zeros(()), loss)

@@ -13,10 +13,20 @@ from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task
 
 
-def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:
-    """E ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps: the loss of every base model (https://arxiv.org/abs/2006.11239)."""
+def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma: float | None = None) -> Tensor:
+    """E w_t ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps: the loss of every base model (https://arxiv.org/abs/2006.11239).
+
+    w_t = 1, or, with `snr_gamma` γ, min-SNR-γ weights (https://arxiv.org/abs/2303.09556), which give every
+    parameterisation the weight min(SNR, γ) on its error in x_0.
+    """
     x_t, eps, t = task.diffusion.noised(batch)
-    return F.mse_loss(task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t))
+    prediction, target = task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t)
+    if snr_gamma is None:
+        return F.mse_loss(prediction, target)
+    a, b = task.diffusion.coefficients(t)
+    snr = (a / b).square()
+    per_x_0 = {"epsilon": 1 / snr, "x_0": torch.ones_like(snr), "v": 1 / (snr + 1)}[task.diffusion.prediction]
+    return (snr.clamp(max=snr_gamma) * per_x_0 * (prediction.float() - target).square()).mean()
 
 
 def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:

@@ -47,6 +47,18 @@ def test_denoising_compares_with_the_true_prediction(task, batch):
     torch.testing.assert_close(denoising_loss(task, batch, batch.labels), expected)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
+def test_min_snr_weighs_the_error_in_x_0_by_the_clamped_ratio(make_pointwise, make_task, batch, prediction):
+    """Section 3.4 of https://arxiv.org/abs/2303.09556: min(SNR, γ) ‖x_0 − x̂_0‖², whatever is predicted."""
+    task = make_task(make_pointwise(Diffusion(prediction=prediction, num_timesteps=100)))
+    x_t, _, t = task.diffusion.noised(batch)
+    bars = task.diffusion.scheduler.alphas_cumprod[t].double()
+    weights = (bars / (1 - bars)).clamp(max=5).view(-1, 1, 1, 1)
+    error = task.diffusion.x_0_of(task.student(x_t, t, batch.labels), x_t, t) - batch.x_0
+    expected = (weights * error.square()).mean().float()
+    torch.testing.assert_close(denoising_loss(task, batch, batch.labels, snr_gamma=5), expected, rtol=1e-3, atol=0)
+
+
 def test_distillation_compares_with_the_teacher(task, batch):
     x_t, _, t = task.diffusion.noised(batch)
     expected = (task.student(x_t, t, batch.labels) - task.teacher(x_t, t, batch.labels)).square().sum() / (9 * 64)
