@@ -61,7 +61,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     train(cfg, run, module, data, loggers, [])
     if not ranks.is_first():
         return run.folder
-    classifier.eval()
+    classifier.eval().to(trainer.strategy.root_device)  # Lightning moves it to the CPU when the fit ends
     calibrate(classifier, calibration)
     scores = score_classifier(classifier, data.source.test)
     metrics = {

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from safemax_pl import streams
 from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, digest
+from safemax_pl.files import atomic, digest, file_digest
 
 DIGITS = "sklearn/digits"
 CACHE_VERSION = 1  # raise it when the code of decoding or splitting changes a pixel or a row
+HASHED_BYTES = 2**30  # of a folder up to which its content is hashed, some two seconds
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -50,12 +51,12 @@ def load(
         columns: names of the columns `image`, `label` and, optionally, `superclass`.
         shape: (channels, height, width) that every image must have, or is brought to with `resize`.
         resize: scale and centre-crop images of other sizes instead of refusing them.
-        cache_dir: where the decoded images are kept; the key covers everything that decides them.
+        cache_dir: where the decoded images are kept, by everything that decides them: of a folder its files' contents.
     """
     if path.startswith("~"):
         path = str(Path(path).expanduser())
-    key = digest(CACHE_VERSION, str(path), _signature(path), columns, shape, resize)
-    cached = cache_dir / "data" / f"{Path(path).name}-{key}.safetensors"
+    key = digest(CACHE_VERSION, _signature(path), columns, shape, resize)
+    cached = cache_dir / "data" / f"{key}.safetensors"
     if not cached.exists():
         _decode_to(cached, path, columns, shape, resize)
     try:
@@ -69,13 +70,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _signature(path: str) -> list[Any]:
-    """What tells that a local source has changed: names, sizes and times of its files."""
-    if not Path(path).is_dir():
-        return []
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return [str(Path(path).resolve())] + [
-        (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files
-    ]
+    """Identify a source: the hub id, or the names and contents of a folder's files, wherever the folder is.
+
+    Folders above `HASHED_BYTES`, which would take long to read at every start, count by names, sizes and times.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return [path]
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    names, sizes = [str(file.relative_to(folder)) for file in files], [file.stat().st_size for file in files]
+    try:
+        marks = [file_digest(file) if sum(sizes) <= HASHED_BYTES else file.stat().st_mtime_ns for file in files]
+    except OSError as error:
+        raise UserError(f"data.path {path} can't be read ({error}): make its files readable") from error
+    return list(zip(names, sizes, marks, strict=True))
 
 
 def _decode_to(

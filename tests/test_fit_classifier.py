@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import shutil
 from functools import partial
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
@@ -282,6 +284,26 @@ def test_a_run_writes_a_classifier_that_loads(finished):
     loaded = Classifier.load(finished / "classifier", instantiate(cfg.data))
     assert loaded.architecture == {"name": "ResNet", "widths": [8, 8], "blocks": 1}
     assert loaded.temperature != 1
+
+
+def test_a_classifier_is_judged_on_the_device_that_it_was_trained_on(tmp_path, monkeypatch):
+    """Lightning moves a module to the CPU when its fit ends; "meta" stands for an accelerator."""
+    module = importlib.import_module("safemax_pl.fit_classifier")
+    devices = []
+
+    class Seen(Exception):
+        pass
+
+    def calibrate(classifier: Classifier, split: Split) -> None:
+        devices.append(next(classifier.parameters()).device.type)
+        raise Seen
+
+    monkeypatch.setattr(module, "train", lambda *_: None)
+    monkeypatch.setattr(module, "calibrate", calibrate)
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
+    with pytest.raises(Seen):
+        fit_classifier(config(tmp_path), "run")
+    assert devices == ["meta"]
 
 
 def test_a_run_writes_its_record_beside_the_weights_and_as_metrics(finished):

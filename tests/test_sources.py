@@ -1,5 +1,7 @@
 import errno
 import multiprocessing
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,35 @@ def test_a_changed_folder_is_decoded_again(tmp_path, folder):
     after = load(folder, tmp_path)
     assert len(after.train.labels) == len(before.train.labels) + 1
     assert after.fingerprint != before.fingerprint
+
+
+def test_a_copy_of_a_folder_is_not_decoded_again(tmp_path, folder, monkeypatch):
+    write_class(folder / "cat", 5, seed=1)
+    write_class(folder / "dog", 5, seed=2)
+    first = load(folder, tmp_path / "cache")
+    copied = Path(shutil.copytree(folder, tmp_path / "delivered" / "pets", copy_function=shutil.copyfile))
+    assert (copied / "cat/0.png").stat().st_mtime_ns != (folder / "cat/0.png").stat().st_mtime_ns
+    monkeypatch.setattr(sources, "_decode_to", lambda *_: pytest.fail("decoded again"))
+    assert load(copied, tmp_path / "cache").fingerprint == first.fingerprint
+
+
+def test_other_content_of_the_same_size_and_time_is_decoded_again(tmp_path):
+    for number, path in ((0, tmp_path / "a/train/cat/0.bmp"), (1, tmp_path / "b/train/cat/0.bmp")):
+        write_image(path, number)
+        write_image(path.parents[1] / "dog/0.bmp")
+        os.utime(path, (0, 0))
+    a, b = (load(tmp_path / name, tmp_path / "cache") for name in "ab")
+    assert a.fingerprint != b.fingerprint
+
+
+def test_a_large_folder_is_recognised_without_being_read(tmp_path, folder, monkeypatch):
+    write_class(folder / "cat", 5, seed=1)
+    write_class(folder / "dog", 5, seed=2)
+    monkeypatch.setattr(sources, "HASHED_BYTES", 100)
+    monkeypatch.setattr(sources, "file_digest", lambda _: pytest.fail("read"))
+    before = load(folder, tmp_path / "cache")
+    write_image(folder / "dog" / "0.png", seed=999)
+    assert load(folder, tmp_path / "cache").fingerprint != before.fingerprint
 
 
 def test_another_size_or_column_is_another_cache_entry(tmp_path):
