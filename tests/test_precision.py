@@ -1,5 +1,6 @@
 """Scores are computed in full precision, whatever precision their images are sampled in."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 from test_fit import tiny
 
+from safemax_pl import precision
 from safemax_pl.classifier import Classifier
 from safemax_pl.classifier_training import ClassifierModule, score_classifier
 from safemax_pl.evaluate import make_evaluator
@@ -23,15 +25,16 @@ BF16 = partial(torch.autocast, "cpu", torch.bfloat16)  # what Trainer(precision=
 
 def is_full() -> bool:
     """Whether what is computed now is computed in full precision."""
-    return not torch.is_autocast_enabled("cpu")
+    tf32 = [getattr(owner, name) != exact for owner, name, exact in precision.SWITCHES]
+    return not torch.is_autocast_enabled("cpu") and not any(tf32)
 
 
 def test_a_bf16_fit_makes_the_references_of_a_float32_fit(tmp_path):
     """From random weights there is no original, so that the first to need them is the fit."""
     found = []
-    for precision in ("32-true", "bf16-mixed"):
-        folder = tmp_path / precision
-        fit(tiny(folder, *SMALL, "unlearner=retain_only", f"trainer.precision={precision}"), "run")
+    for setting in ("32-true", "bf16-mixed"):
+        folder = tmp_path / setting
+        fit(tiny(folder, *SMALL, "unlearner=retain_only", f"trainer.precision={setting}"), "run")
         found.append({path.name: load_file(path) for path in (folder / "cache/reference").iterdir()})
     exact, mixed = found
     assert len(exact) == 2 and exact.keys() == mixed.keys(), "the features of the real images, and their statistics"
@@ -105,3 +108,39 @@ def test_a_judge_is_trained_in_the_precision_of_the_trainer(evaluator):
     with BF16():
         logits, _ = classifier.plain(torch.zeros(1, *evaluator.data.image_shape))
     assert logits.dtype is torch.bfloat16
+
+
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@pytest.mark.parametrize("api", ["of this torch", "before torch 2.9"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_tf32_is_off_inside_and_as_before_afterwards(monkeypatch, api, fails):
+    if api != "of this torch":
+        monkeypatch.setattr(precision, "SWITCHES", [(CUDNN, "allow_tf32", False), (MATMUL, "allow_tf32", False)])
+    monkeypatch.setattr(CUDNN, "benchmark", True)
+    monkeypatch.setattr(CUDNN, "deterministic", True)
+    switches = [(owner, name) for owner, name, _ in precision.SWITCHES]
+    before = [getattr(*switch) for switch in switches]
+    assert before[0] in ("tf32", True), "torch's default"
+
+    @precision.full_precision()
+    def scored():
+        assert is_full() and CUDNN.enabled and CUDNN.benchmark and CUDNN.deterministic
+        if fails:
+            raise ValueError("a score that fails")
+
+    with pytest.raises(ValueError, match="a score that fails") if fails else nullcontext():
+        scored()
+    assert [getattr(*switch) for switch in switches] == before and not is_full()
+    assert CUDNN.allow_tf32 and not MATMUL.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_matrix_products_in_tf32_are_restored_too():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with precision.full_precision():
+            assert is_full()
+        assert MATMUL.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
