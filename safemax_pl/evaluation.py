@@ -154,9 +154,7 @@ class Evaluator:
     def scores(self, plan: SamplingPlan, original: Tensor | None = None, inception: bool = False) -> Scores:
         """Fresh metrics for a plan; `original` as in `Scores`, `inception` whether its features count too."""
         network = self.inception if inception else None
-        names = ["classifier"] if network is None else ["classifier", "inception"]
-        retains = bool(torch.isin(plan.labels, torch.tensor(self.data.retain_labels, dtype=torch.long)).any())
-        references = {name: self.reference(name) for name in names} if retains else {}
+        references = self.references(plan, inception)
         return Scores(self.classifier, self.data, plan, references, network, original, self.second_classifier)
 
     def test(
@@ -188,6 +186,12 @@ class Evaluator:
             with atomic(path) as part:
                 save_file({"images": images}, part, {"scores": json.dumps(result)})
         return result, images
+
+    def references(self, plan: SamplingPlan, inception: bool = False) -> dict[str, Reference]:
+        """Network -> `reference`, of all that score a plan; empty for a plan without rows of retain classes."""
+        names = ["classifier", "inception"] if inception and self.inception is not None else ["classifier"]
+        retains = bool(torch.isin(plan.labels, torch.tensor(self.data.retain_labels, dtype=torch.long)).any())
+        return {name: self.reference(name) for name in names} if retains else {}
 
     @full_precision()
     def reference(self, network: str = "classifier") -> Reference:

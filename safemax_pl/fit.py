@@ -102,6 +102,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     loggers = make_loggers(cfg.get("logger"), run.folder)
     if original is not None and not ranks.broadcast(run.checkpoints):
         log_original(loggers, evaluator, original)
+    evaluator.references(evaluator.plan("quick"))  # now, as no step should wait for them
     train(cfg, run, module, data, loggers, [cost, *([stop] if stop else []), *callbacks])
     if parameters is not None:
         parameters.merge(student)

@@ -63,7 +63,7 @@ class UnlearningModule(LightningModule):
         self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
-        self._scores: list[Scores] = []  # by guidance weight; in a list: neither saved nor averaged with the student
+        self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
         self._all_finite = torch.ones((), dtype=torch.bool)
         self.prior_seconds, self.prior_flops = 0.0, 0.0
 
@@ -92,11 +92,6 @@ class UnlearningModule(LightningModule):
             max_steps=self.trainer.max_steps,
             backward=self.manual_backward,
         )
-
-    def on_fit_start(self) -> None:
-        """Make the metrics of validation, and with them the features of the real images: no step waits for these."""
-        plan = self.evaluator.plan("quick")
-        self._scores = [self.evaluator.scores(plan).to(self.device) for _ in self.evaluator.guidance]
 
     def on_train_start(self) -> None:
         self._all_finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -154,6 +149,9 @@ class UnlearningModule(LightningModule):
         self.check_finite()
 
     def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if not self._scores:
+            plan = self.evaluator.plan("quick")
+            self._scores = [self.evaluator.scores(plan).to(self.device) for _ in self.evaluator.guidance]
         make_images = self.evaluator.images_of(self.student, self.evaluator.guidance[dataloader_idx])
         self._scores[dataloader_idx].update(make_images(rows), rows)
 
