@@ -272,7 +272,8 @@ def test_levers(run, monkeypatch, threads):
     result = run(levers, repeats=1, networks={" ".join(TINY): 2})
     assert result["judge_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
-    of_a_network = ["channels_last", "bf16 autocast", "Adam foreach", "Adam fused", "one pass for both batches"]
+    of_a_network = ["channels_last", "bf16 autocast", "group norm in bf16", "Adam foreach", "Adam fused"]
+    of_a_network += ["one pass for both batches"]
     assert found == [*of_a_network, *(["one thread"] if threads > 1 else []), "judge in bfloat16"]
 
 
