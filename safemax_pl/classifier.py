@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from safemax_pl.architectures import ARCHITECTURES
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import atomic, file_digest
+from safemax_pl.files import atomic, file_digest, not_finite, to_json
 from safemax_pl.images import from_uint8
 from safemax_pl.precision import full_precision
 
@@ -81,12 +81,15 @@ class Classifier(nn.Module):
             "architecture": self.architecture,
             "info": info,
         }
+        if (wrong := not_finite(self.state_dict())) is not None:
+            raise UserError(f"the classifier's weights {wrong} are not finite: train it with a lower optimizer.lr")
+        text = to_json(config, f"{folder}/config.json", indent=2)
         with atomic(folder) as part:
             part.mkdir()
             save_file(
                 {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, part / "model.safetensors"
             )
-            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (part / "config.json").write_text(text + "\n")
 
     @classmethod
     def load(cls, path: str | Path, data: ForgetRetainDataModule, role: str = "classifier") -> "Classifier":
@@ -115,7 +118,10 @@ class Classifier(nn.Module):
             settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
             architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
             classifier = cls(config["class_names"], tuple(config["image_shape"]), architecture)
-            classifier.load_state_dict(load_file(folder / "model.safetensors"))
+            state = load_file(folder / "model.safetensors")
+            if (wrong := not_finite(state)) is not None:
+                raise UserError(f"the classifier at {folder} has weights that are not finite ({wrong}): {hint}")
+            classifier.load_state_dict(state)
             classifier.info = config["info"]
         except (OSError, KeyError, RuntimeError, SafetensorError, ValueError, TypeError) as error:
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error

@@ -23,12 +23,14 @@ from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
-from safemax_pl.evaluation import Evaluator, NoiseImages
+from safemax_pl.evaluation import Evaluator, NoiseImages, check_trainer
 from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
+from safemax_pl.recognition import recognition
 from safemax_pl.runs import provenance, read_metrics, training
+from safemax_pl.scores import Result
 
 KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
@@ -38,8 +40,9 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     """The evaluator that a configuration describes.
 
     Raises:
-        UserError: when a classifier is missing, damaged or made for other data.
+        UserError: when a classifier is missing, damaged, made for other data or no better than chance on it.
     """
+    check_trainer(cfg.trainer)
     classifier = Classifier.load(cfg.classifier, data)
     second = cfg.get("second_classifier")  # runs of 0.2.0 have none
 
@@ -48,7 +51,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         return build(cfg.trainer, **settings, max_steps=-1)
 
     settings: Any = OmegaConf.to_container(cfg.evaluation)
-    return Evaluator(
+    evaluator = Evaluator(
         data,
         classifier,
         build(cfg.sampler),
@@ -58,6 +61,11 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         second_classifier=Classifier.load(second, data, "second_classifier") if second is not None else None,
         **settings,
     )
+    device = make_trainer().strategy.root_device
+    for role, judge in (("classifier", classifier), ("second_classifier", evaluator.second_classifier)):
+        if judge is not None:
+            evaluator.judges[role] = recognition(judge, data, device, role)
+    return evaluator
 
 
 def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[dict[str, Any], Images]:
@@ -69,8 +77,8 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         original: the model before unlearning; None if there is none, as for a base model.
 
     Returns:
-        `{"protocol", "scores": {"w=0": {"unlearned" | "model", "original", "normal_noise", ...: scores}}}` and the
-        images of the plan.
+        `{"protocol", "judges", "weights", "scores": {"w=0": {"unlearned" | "model", "original", "normal_noise", ...:
+        scores}}}` and the images of the plan.
     """
     plan = evaluator.final
     shape, scores = evaluator.data.image_shape, dict[str, dict[str, Any]]()
@@ -91,7 +99,24 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         scores[f"w={guidance:g}"] = models | controls
         pictures[f"w={guidance:g}"] = images
     weights = {"original": original.weights_digest if original is not None else None, name: model.weights_digest}
-    return {"protocol": evaluator.protocol(plan), "weights": weights, "scores": scores}, pictures
+    protocol = evaluator.protocol(plan)
+    return {"protocol": protocol, "judges": evaluator.judges, "weights": weights, "scores": scores}, pictures
+
+
+def doubts(original: Result, num_classes: int) -> list[str]:
+    """What the scores of the original model, before unlearning, say against the whole experiment."""
+    found = []
+    if original.get("retain_accuracy", 1.0) < 2 / num_classes:
+        found.append(
+            f"the classifier recognises {original['retain_accuracy']:.1%} of the original model's images of retained "
+            "classes, about as much as by chance: are the classes in the same order for model and data?"
+        )
+    if original.get("ua_noise_aware", 0.0) > 0.9:
+        found.append(
+            f"the original model already scores ua_noise_aware {original['ua_noise_aware']:.2f}: there is little to "
+            "forget"
+        )
+    return found
 
 
 def draw_samples(path: Path, evaluator: Evaluator, images: Images, title: str) -> None:

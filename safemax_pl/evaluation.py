@@ -17,7 +17,7 @@ from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import atomic, digest, read_tensors
+from safemax_pl.files import atomic, digest, read_tensors, to_json
 from safemax_pl.images import from_uint8
 from safemax_pl.inception import Inception
 from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
@@ -41,8 +41,19 @@ class ModelImages(nn.Module):
         self.denoiser = guided(model, guidance, model.null_label)
 
     def forward(self, rows: Rows, start: tuple[Tensor, int] | None = None) -> Tensor:
-        """`[B, C, H, W]` for the rows; `start` as in `Sampler.sample`."""
-        return self.sampler.sample(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start)
+        """`[B, C, H, W]` for the rows; `start` as in `Sampler.sample`.
+
+        Raises:
+            UserError: for images that are not finite, which a classifier would call anything but their class.
+        """
+        how = self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start
+        images = self.sampler.sample(*how)
+        if not images.isfinite().all():
+            raise UserError(
+                f"the generated images are not finite: {self.sampler.explain(*how)}; NaN is no forgetting and gets no "
+                "score: train with a lower optimizer.lr or smaller weights of the losses, or give more sampler.steps"
+            )
+        return images
 
 
 class NoiseImages(nn.Module):
@@ -72,10 +83,39 @@ class Generation(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Reduce over ranks here, while the states are on the device through which ranks talk."""
-        self.result, self.images = self.scores.compute(), self.scores.gallery.compute().cpu()
+        self.images = self.scores.gallery.compute().cpu()
+        if len(self.images) != len(self.plan):
+            raise UserError(
+                f"{len(self.images)} of the {len(self.plan)} images of the plan were generated, so there is no score: "
+                f"leave out settings of the trainer that skip batches ({', '.join(PARTIAL)})"
+            )
+        self.result = self.scores.compute()
 
 
 PRECISIONS = ("32-true", "bf16-mixed")
+PARTIAL = (
+    *("fast_dev_run", "overfit_batches", "barebones"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+)
+
+
+def check_trainer(node: Any) -> None:
+    """Refuse settings of the Trainer with which a fit or a score would be of a part only.
+
+    Args:
+        node: the configuration's `trainer`.
+
+    Raises:
+        UserError: for one of `PARTIAL` that is set.
+    """
+    for name in PARTIAL:
+        value = node.get(name)
+        whole = isinstance(value, float) and value == 1  # of limit_…_batches; the integer 1 is one batch
+        if value is not None and not (whole if name.startswith("limit") else not value):
+            raise UserError(
+                f"trainer.{name}={value} leaves out batches, and scores would be of a part of the plan: leave it "
+                "out; for a quick try give a small trainer.max_steps and evaluation.final=quick"
+            )
 
 
 class Evaluator:
@@ -95,6 +135,9 @@ class Evaluator:
         second_classifier: another judge, which must agree; None for none.
         inception: weights for `Inception`, a path or "download", whose features then score the final plan too; None
             leaves them out.
+
+    Attributes:
+        judges: "classifier", "second_classifier" -> their `recognition` of real images, where it has been measured.
 
     Raises:
         UserError: for settings that score nothing, and when both judges are the same.
@@ -133,6 +176,7 @@ class Evaluator:
         self.plans, self.batch_size, self.final, self.precision = plans, batch_size, final, precision
         self.cache_dir, self.make_trainer = cache_dir, make_trainer
         self.inception = Inception(inception) if inception is not None else None
+        self.judges: dict[str, dict[str, Any]] = {}
         self._references: dict[str, Reference] = {}
 
     def __deepcopy__(self, memo: dict) -> "Evaluator":
@@ -174,17 +218,21 @@ class Evaluator:
             CACHE_VERSION,
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
-        kept = ranks.broadcast(
-            read_tensors(path, _scores_and_images) if model.weights_digest and ranks.is_first() else None
-        )
+        plan = self.plan(plan_name)
+
+        def unpack(file: Any) -> tuple[Result, Tensor]:
+            result, images = json.loads(file.metadata()["scores"]), file.get_tensor("images")
+            if len(images) != len(plan):
+                raise ValueError(f"it has {len(images)} of {len(plan)} images")
+            return result, images
+
+        kept = ranks.broadcast(read_tensors(path, unpack) if model.weights_digest and ranks.is_first() else None)
         if kept is not None:
             return kept
-        result, images = self.test(
-            self.images_of(model, guidance), self.plan(plan_name), inception=plan_name == self.final
-        )
+        result, images = self.test(self.images_of(model, guidance), plan, inception=plan_name == self.final)
         if model.weights_digest and ranks.is_first():
             with atomic(path) as part:
-                save_file({"images": images}, part, {"scores": json.dumps(result)})
+                save_file({"images": images}, part, {"scores": to_json(result, "the scores of the original")})
         return result, images
 
     def references(self, plan: SamplingPlan, inception: bool = False) -> dict[str, Reference]:
@@ -296,7 +344,3 @@ def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Ten
     found = ranks.broadcast(found)
     assert found is not None
     return found
-
-
-def _scores_and_images(file: Any) -> tuple[Result, Tensor]:
-    return json.loads(file.metadata()["scores"]), file.get_tensor("images")

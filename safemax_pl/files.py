@@ -3,16 +3,19 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
+
+from safemax_pl.errors import UserError
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
@@ -60,9 +63,41 @@ def remove_scratch(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
+    """Write `content` as indented JSON, atomically.
+
+    Raises:
+        UserError: for a number that is not finite, which JSON does not have.
+    """
+    text = to_json(content, str(path), indent=2)
     with atomic(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(text + "\n")
+
+
+def to_json(content: Any, name: str, indent: int | None = None) -> str:
+    """`content` as JSON; `name` is what errors call it.
+
+    Raises:
+        UserError: for a number that is not finite, named by its keys.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError as error:
+        if not (wrong := [f"{key} is {value}" for key, value in _leaves(content) if _not_finite(value)]):
+            raise
+        raise UserError(f"{name}: {', '.join(wrong[:3])}: a result that is not finite is no result") from error
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _leaves(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of nested mappings and lists."""
+    if isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _leaves(value, f"{above}.{key}".lstrip("."))
+    else:
+        yield above, content
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -84,6 +119,13 @@ def read_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=4)
         return None
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Name of the first tensor of a state dict that holds NaN or infinite values; None if all are finite."""
+    return next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
 
 
 def digest(*contents: Any) -> str:

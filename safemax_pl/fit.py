@@ -18,6 +18,7 @@ Every setting and its meaning is in configs/fit.yaml; change it with key=value.
 
 import copy
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
-from safemax_pl.evaluate import draw_samples, make_evaluator, score
+from safemax_pl.evaluate import doubts, draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory, ending_wandb
@@ -188,6 +189,8 @@ def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -
     """Log the original's scores on the quick plan as step 0: the start of every curve."""
     for guidance in evaluator.guidance:
         result, _ = evaluator.test_original(original, guidance, "quick")
+        for doubt in doubts(result, evaluator.data.num_classes) if ranks.is_first() else ():
+            print(f"warning (w={guidance:g}): {doubt}", file=sys.stderr)
         for logger in loggers:
             logger.log_metrics(quick_metrics(guidance, result), step=0)
 

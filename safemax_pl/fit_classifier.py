@@ -26,6 +26,7 @@ from safemax_pl.classifier_training import ClassifierModule, calibrate, score_cl
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.evaluation import check_trainer
 from safemax_pl.loggers import ending_wandb
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
@@ -41,6 +42,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
             print_scores(metrics["scores"], name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
+    check_trainer(cfg.trainer)
     seed_everything(cfg.seed, verbose=False)
     data: ForgetRetainDataModule = build(
         cfg.data, forget_classes=[], forget_batch_size=0, retain_batch_size=cfg.batch_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.files import atomic, digest, not_finite, write_json
 from safemax_pl.group_norm import keep_bfloat16
 
 
@@ -116,6 +116,11 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         unet, loading = UNet2DModel.from_pretrained(**where, low_cpu_mem_usage=False, output_loading_info=True)
         if wrong := [*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]]:
             raise ValueError(f"{len(wrong)} tensors are missing or do not fit, such as {wrong[0]}")
+        if (broken := not_finite(unet.state_dict())) is not None:
+            raise UserError(
+                f"the model at {path} has weights that are not finite ({broken}): its training diverged, or the file "
+                "is damaged; give another model"
+            )
         scheduler = _scheduler(root if local else path)
         if local:
             _check_classes(root / "data.json", data, path)
@@ -181,6 +186,11 @@ def weights_digest(model: Model) -> str:
 
 def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:
     """Write `unet/`, `scheduler/` and `data.json`; each is whole or absent, and any diffusers user can load them."""
+    if (broken := not_finite(model.unet.state_dict())) is not None:
+        raise UserError(
+            f"the trained weights are not finite ({broken}), so nothing is saved: lower optimizer.lr or the weights of "
+            "the losses, under another name"
+        )
     with atomic(folder / "unet") as part:
         model.unet.save_pretrained(part)
     with atomic(folder / "scheduler") as part:

@@ -4,7 +4,7 @@ DDPM: https://arxiv.org/abs/2006.11239, DDIM: https://arxiv.org/abs/2010.02502, 
 https://arxiv.org/abs/2211.01095, classifier-free guidance: https://arxiv.org/abs/2207.12598.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class Sampler:
         if steps < 1:
             raise UserError(f"sampler.steps={steps}: at least 1 is needed")
         self.name, self.steps, self.eta, self.clip_sample, self.spacing = name, steps, eta, clip_sample, spacing
+        self._rehearsed: set[tuple[Any, ...]] = set()  # prediction and ᾱ of the processes that `check` has tried
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the images, for the protocol."""
@@ -89,6 +90,10 @@ class Sampler:
             raise UserError(
                 f"sampler.steps={self.steps} with leading spacing starts far from noise: use spacing=trailing"
             )
+        schedule = (diffusion.prediction, *diffusion.scheduler.alphas_cumprod.tolist())
+        if schedule not in self._rehearsed:
+            self._rehearse(diffusion)
+            self._rehearsed.add(schedule)
 
     def timesteps(self, num_timesteps: int) -> Tensor:
         """The timesteps that are visited, ascending, `[steps]`: any number of them, evenly over all T."""
@@ -122,6 +127,43 @@ class Sampler:
             `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
         """
         self.check(diffusion)
+        *_, (_, _, x) = self._chain(diffusion, denoiser, labels, seeds, shape, start)
+        return x
+
+    @torch.no_grad()
+    def explain(
+        self,
+        diffusion: Diffusion,
+        denoiser: Denoiser,
+        labels: Tensor,
+        seeds: Tensor,
+        shape: tuple[int, int, int],
+        start: tuple[Tensor, int] | None = None,
+    ) -> str:
+        """Say where images that are not finite come from: generate them again, and stop at the first such step.
+
+        Arguments as those of `sample`.
+        """
+        for number, (t, prediction, x) in enumerate(self._chain(diffusion, denoiser, labels, seeds, shape, start), 1):
+            for source, values in (("the network predicts", prediction), (f"the sampler {self.name} makes", x)):
+                bad = ~values.isfinite().flatten(1).all(dim=1)
+                if bad.any():
+                    return (
+                        f"{source} NaN or infinite values at step {number} (t = {t}), for {int(bad.sum())} of "
+                        f"{len(bad)} images, the first of label {int(labels[bad][0])}"
+                    )
+        return "generating them again gave finite images"
+
+    def _chain(
+        self,
+        diffusion: Diffusion,
+        denoiser: Denoiser,
+        labels: Tensor,
+        seeds: Tensor,
+        shape: tuple[int, int, int],
+        start: tuple[Tensor, int] | None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For every step the timestep, the network's prediction and the x that the step makes of it."""
         timesteps = self.timesteps(diffusion.num_timesteps)
         scheduler = self._scheduler(diffusion, timesteps)
         keys = streams.combine(seeds, labels, device=labels.device)
@@ -130,7 +172,30 @@ class Sampler:
             t = torch.full_like(labels, int(timesteps[step]))
             prediction = denoiser(x, t, labels).float()
             x = self._step(scheduler, diffusion, prediction, step, t, x, keys)
-        return x
+            yield int(timesteps[step]), prediction, x
+
+    def _rehearse(self, diffusion: Diffusion) -> None:
+        """Sample one pixel with a perfect network: every step is finite, and the last one gives x_0 back.
+
+        Raises:
+            UserError: when this sampler can't do the schedule with these steps.
+        """
+        x_0, diffusion = torch.full((1, 1, 1, 1), 0.5), Diffusion.from_scheduler(diffusion.scheduler)  # on the CPU
+
+        def perfect(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            a, b = diffusion.coefficients(t)
+            return diffusion.prediction_of(x_0, (x_t - a * x_0) / b, t)
+
+        zero = torch.zeros(1, dtype=torch.long)
+        for _, _, x in self._chain(diffusion, perfect, zero, zero, (1, 1, 1), None):
+            if not x.isfinite().all():
+                break
+        if not (x - x_0).abs().max() < 0.05:
+            raise UserError(
+                f"sampler.name={self.name} can't sample this noise schedule in {self.steps} steps with "
+                f"{self.spacing} spacing: a perfect network would give {x.item():.3g} for a pixel of {x_0.item()}; "
+                "give more sampler.steps, another sampler.spacing, or sampler=ddim"
+            )
 
     def _scheduler(self, diffusion: Diffusion, timesteps: Tensor) -> Any:
         """diffusers' scheduler for the process that has only the visited timesteps, numbered from 0.

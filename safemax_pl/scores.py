@@ -1,5 +1,6 @@
 """All metrics of one model under one plan."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torchmetrics import Metric
 
 from safemax_pl.classifier import Classifier, Verdict
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError
 from safemax_pl.images import to_uint8
 from safemax_pl.inception import LOGITS, Inception
 from safemax_pl.metrics.agreement import Disagreement
+from safemax_pl.metrics.finite import Finite
 from safemax_pl.metrics.forgetting import Forgetting, RetainAccuracy
 from safemax_pl.metrics.frechet import FrechetDistance
 from safemax_pl.metrics.inception_score import InceptionScore
@@ -135,6 +138,7 @@ class Scores(nn.Module):
         self.noise = NoiseStatistics()
         self.drift = Drift(original) if original is not None else None
         self.gallery = Gallery()
+        self.finite = Finite()
         self.second_classifier = second_classifier
         if second_classifier is not None:
             self.second_forgetting = Forgetting(data.num_classes)
@@ -153,6 +157,12 @@ class Scores(nn.Module):
         if self.inception is not None and self.has_retain:
             seen["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
+        self.finite.update("images", images)
+        for judge, verdicts in (("classifier", verdict), ("second classifier", second)):
+            for values in verdicts or ():
+                self.finite.update(f"logits or features of the {judge}", values)
+        for values in seen.get("inception", ()):
+            self.finite.update("logits or features of the Inception network", values)
         if self.has_forget:
             self.forgetting.update(verdict.of(forget), rows.labels[forget])
             self.noise.update(images[forget])
@@ -177,7 +187,13 @@ class Scores(nn.Module):
 
     @full_precision()
     def compute(self) -> Result:
-        """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
+        """Scalars as floats, means over classes with the same weight each; `per_class` by class name.
+
+        Raises:
+            UserError: when an image, a logit, a feature or a score is not finite.
+        """
+        if wrong := self.finite.compute():
+            raise UserError(f"{', '.join(wrong)} are NaN or infinite: such images get no score")
         per_class: dict[str, dict[str, float]] = {}
         result: Result = {}
         per_label = self.forgetting.compute() if self.has_forget else {}
@@ -197,6 +213,8 @@ class Scores(nn.Module):
             result |= {name: value.item() for name, value in self.noise.compute().items()}
         if self.has_retain and self.drift is not None:
             result["drift"] = self.drift.compute().item()
+        if wrong := [name for name, value in result.items() if not math.isfinite(value)]:
+            raise UserError(f"{', '.join(wrong)} came out as NaN or infinite, which is no score: give a larger plan")
         return result | {"per_class": per_class}
 
     def _second_opinion(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from safemax_pl.recognition import sentence
 from safemax_pl.runs import steps_taken
 
 COLUMNS = (
@@ -70,4 +71,5 @@ def _plan(metrics: dict[str, Any]) -> str:
     return (
         f"forgetting {forget}; plan {plan['name']} ({plan['forget_per_class']} per forget class, "
         f"{plan['retain_total']} retain), {sampler['name']} {sampler['steps']} steps"
+        + (f"; {sentence(metrics['judges'])}" if metrics.get("judges") else "")
     )

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from safemax_pl import ranks
 from safemax_pl.attacks.base import Attack, Bench, Point
 from safemax_pl.evaluation import NoiseImages
-from safemax_pl.files import atomic, digest, read_tensors
+from safemax_pl.files import atomic, digest, read_tensors, to_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 
@@ -74,7 +74,7 @@ def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
 
 
 def _save(path: Path, points: list[Point]) -> None:
-    notes = {"points": json.dumps([[point.x, point.y, point.scores] for point in points])}
+    notes = {"points": to_json([[point.x, point.y, point.scores] for point in points], "the points of an attack")}
     with atomic(path) as part:
         save_file({"images": torch.stack([point.images for point in points])}, part, notes)
 

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from safemax_pl.recognition import sentence
 from safemax_pl.reports import robustness, summary
 from safemax_pl.reports.charts import Picture
 from safemax_pl.reports.reading import FORGET_DEPENDENT, FinishedRun, flat
@@ -57,6 +58,12 @@ class Report:
             f"{plan['forget_per_class']} images per forgotten class and {plan['retain_total']} of the retained ones; "
             f"{sampler['name']}, {sampler['steps']} steps."
         )
+
+    @property
+    def judged(self) -> str:
+        """How well the judges recognise real images, as a sentence; runs of before 0.5.0 don't say."""
+        judges = next((run.metrics["judges"] for run in self.runs if run.metrics.get("judges")), None)
+        return f"{sentence(judges).capitalize()}." if judges else "The runs don't say how well their judges see."
 
     @property
     def footnotes(self) -> list[str]:
@@ -152,7 +159,7 @@ def html(report: Report) -> str:
 
 
 def _section(report: Report, guidance: str, anchor: str) -> str:
-    table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}")
+    table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}. {report.judged}")
     parts = [f'<section id="{anchor}"><h2>Guidance {guidance}</h2>{table}<p class="small">{summary.LEGEND}</p>']
     return "\n".join([*parts, *_figures(report.pictures[guidance]), "</section>"])
 
@@ -209,7 +216,16 @@ def markdown(report: Report, folder: Path) -> str:
     """The same without the script; pictures are linked relative to `folder`."""
     lines = [f"# {report.title}", "", report.lead, "", *(f"- **Note:** {note}" for note in report.notes), ""]
     for guidance, rows in report.summaries.items():
-        lines += [f"## Guidance {guidance}", "", summary.markdown(summary.table(rows)), "", summary.LEGEND, ""]
+        lines += [
+            f"## Guidance {guidance}",
+            "",
+            report.judged,
+            "",
+            summary.markdown(summary.table(rows)),
+            "",
+            summary.LEGEND,
+            "",
+        ]
         lines += _markdown_figures(report.pictures[guidance], folder)
     if report.robustness:
         lines += ["## Robustness", "", robustness.LEAD, "", summary.markdown(report.robustness.table), ""]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from safemax_pl import streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
+from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.priors import Priors, State
 from safemax_pl.streams import Stream
@@ -28,7 +29,10 @@ class Replay:
 
         def generate(i: int) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
-            images = task.sampler.sample(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
+            how = task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape
+            images = task.sampler.sample(*how)
+            if not images.isfinite().all():
+                raise UserError(f"the base model's images are not finite: {task.sampler.explain(*how)}")
             return [to_uint8(images)]
 
         settings = [labels.tolist(), per_class, task.sampler.settings()]

@@ -247,6 +247,7 @@ def test_no_step_of_a_sampler_makes_the_host_wait_or_goes_image_by_image(make_mo
     model = make_model(prediction="v").to(META).eval()
     sampler = Sampler(**{"steps": 4} | settings)
     model.diffusion.coefficients(torch.zeros(1, dtype=torch.long, device=META))  # moves its tables
+    sampler.check(model.diffusion)  # once for a process
     counts = []
     for rows in (2, 64):
         labels, seeds = torch.zeros(2, rows, dtype=torch.long, device=META)
@@ -258,9 +259,10 @@ def test_no_step_of_a_sampler_makes_the_host_wait_or_goes_image_by_image(make_mo
 
 def test_a_network_that_waits_is_found_in_a_sampler(make_model):
     model = make_model()
-    labels = torch.zeros(2, dtype=torch.long, device=META)
+    labels, sampler = torch.zeros(2, dtype=torch.long, device=META), Sampler(steps=3)
+    sampler.check(model.diffusion)
     with Operations(), Constants(), pytest.raises(RuntimeError, match="item"):
-        Sampler(steps=3).sample(model.diffusion, lambda x, t, labels: x * t.max().item(), labels, labels, SHAPE)
+        sampler.sample(model.diffusion, lambda x, t, labels: x * t.max().item(), labels, labels, SHAPE)
 
 
 # -- operations per step -----------------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+"""Whether everything that is scored is finite: NaN in an image would pass for perfect forgetting."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+KINDS = (
+    "images",
+    "logits or features of the classifier",
+    "logits or features of the second classifier",
+    "logits or features of the Inception network",
+)
+
+
+class Finite(Metric):
+    """Counts tensors with NaN or infinite values by kind; the host waits for the device in `compute` only.
+
+    `compute` returns the `KINDS` of which there were some.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("wrong", torch.zeros(len(KINDS), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, kind: str, values: Tensor) -> None:
+        """Look at values of any shape; `kind` is one of `KINDS`."""
+        self.wrong[KINDS.index(kind)] += ~values.isfinite().all()
+
+    def compute(self) -> list[str]:
+        return [kind for kind, count in zip(KINDS, self.wrong.tolist(), strict=True) if count]
