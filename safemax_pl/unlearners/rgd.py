@@ -3,13 +3,12 @@
 from typing import final
 
 import torch
-from torch import Tensor
 
 from safemax_pl import ranks
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss, dot, separate_gradients
+from safemax_pl.unlearners.terms import Tensors, denoising_loss, dot, separate_gradients, set_gradients
 
 
 @final
@@ -43,13 +42,10 @@ class RGD(Unlearner):
     def backward(self, task: Task, losses: Losses) -> None:
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
-        for parameter, f, r in zip(
-            task.weights.values(), without_conflict(forget, retain), without_conflict(retain, forget), strict=True
-        ):
-            parameter.grad = f + r
+        set_gradients(task, torch._foreach_add(without_conflict(forget, retain), without_conflict(retain, forget)))
 
 
-def without_conflict(gradient: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+def without_conflict(gradient: Tensors, other: Tensors) -> Tensors:
     """`gradient` without its component along `other`, if their inner product is negative."""
     share = dot(gradient, other).clamp(max=0) / dot(other, other).clamp(min=torch.finfo(torch.float32).tiny)
-    return [a - share * b for a, b in zip(gradient, other, strict=True)]
+    return torch._foreach_sub(gradient, torch._foreach_mul(other, share))
