@@ -8,7 +8,7 @@ from safemax_pl import ranks
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import Tensors, denoising_loss, dot, separate_gradients, set_gradients
+from safemax_pl.unlearners.terms import denoising_loss, norm, separate_gradients, set_gradients
 
 
 @final
@@ -40,12 +40,13 @@ class RGD(Unlearner):
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def backward(self, task: Task, losses: Losses) -> None:
+        """Set g_f⊥ + g_r⊥ = (1 − c / ‖g_f‖²) g_f + (1 − c / ‖g_r‖²) g_r, c = min(g_f · g_r, 0)."""
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
-        set_gradients(task, torch._foreach_add(without_conflict(forget, retain), without_conflict(retain, forget)))
-
-
-def without_conflict(gradient: Tensors, other: Tensors) -> Tensors:
-    """`gradient` without its component along `other`, if their inner product is negative."""
-    share = dot(gradient, other).clamp(max=0) / dot(other, other).clamp(min=torch.finfo(torch.float32).tiny)
-    return torch._foreach_sub(gradient, torch._foreach_mul(other, share))
+        products = torch._foreach_mul(forget, retain)
+        conflict = torch.cat([product.flatten() for product in products]).sum().clamp(max=0)
+        smallest = torch.finfo(torch.float32).tiny  # a gradient of zero is in no conflict
+        scales = [1 - conflict / norm(gradient).square().clamp(min=smallest) for gradient in (forget, retain)]
+        torch._foreach_mul_(forget, scales[0])
+        torch._foreach_mul_(retain, scales[1])
+        set_gradients(task, torch._foreach_add(forget, retain))

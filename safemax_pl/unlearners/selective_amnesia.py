@@ -14,7 +14,7 @@ from safemax_pl.priors import Priors, State
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.replay import Replay
-from safemax_pl.unlearners.terms import Tensors, base_gradients, denoising_loss, dot, gradients, noise_images
+from safemax_pl.unlearners.terms import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
 
 
 @final
@@ -81,11 +81,11 @@ class SelectiveAmnesia(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        penalty = dot(self.fisher, torch._foreach_pow(self.moved(task), 2))
+        distances = torch._foreach_mul(torch._foreach_sqrt(self.fisher), self.moved(task))
         kept = denoising_loss(task, self.replay.like(retain), self.drop_labels(task, retain))
         return Losses(
             denoising_loss(task, noise_images(forget), forget.labels),
-            kept + self.ewc_weight / self.pixels * penalty,
+            kept + self.ewc_weight / self.pixels * norm(distances).square(),
         )
 
     def backward(self, task: Task, losses: Losses) -> None:

@@ -102,7 +102,6 @@ def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[T
     return both[0], both[1]
 
 
-def dot(left: Tensors, right: Tensors) -> Tensor:
-    """The inner product of two lists of tensors; a scalar on the device."""
-    products = torch._foreach_mul(left, right)
-    return torch.cat([product.flatten() for product in products]).sum()
+def norm(tensors: Tensors) -> Tensor:
+    """The norm of all values of some tensors together; a scalar on the device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

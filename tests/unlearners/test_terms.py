@@ -15,10 +15,10 @@ from safemax_pl.unlearners.terms import (
     base_gradients,
     denoising_loss,
     distillation_loss,
-    dot,
     gradients,
     next_retain_labels,
     noise_images,
+    norm,
     random_retain_labels,
     relabelling_loss,
     separate_gradients,
@@ -170,6 +170,5 @@ def test_separate_gradients_go_through_the_backward_of_the_task(make_pointwise, 
     assert len(calls) == 2
 
 
-def test_the_inner_product_runs_over_all_tensors():
-    left, right = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])], [torch.tensor([4.0, 5.0]), torch.tensor([[6.0]])]
-    assert dot(left, right) == 4 + 10 + 18
+def test_the_norm_runs_over_all_tensors():
+    assert norm([torch.tensor([[1.0, -2.0]]), torch.tensor(4.0), torch.tensor([2.0])]) == 5
