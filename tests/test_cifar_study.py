@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from math import isnan
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,8 +46,6 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, dry: bool = F
     module = importlib.import_module(name)
     if name == "results":
         monkeypatch.setattr(module, "OUT", folder / "out")
-    else:
-        monkeypatch.setattr(module, "WEIGHTS", Path("weights"))
     return module
 
 
@@ -141,7 +140,8 @@ def test_every_run_is_legal_and_is_done_once(either, stand_ins, monkeypatch):
     assert kinds.count("evaluate") == 2 + 4 + 4
     fits = [cfg for kind, cfg in asked if kind == "fit"]
     assert all(cfg.data.path == f"{os.environ['CIFAR_PATH']}/{cfg.data.name}" for cfg in fits)
-    assert {cfg.trainer.benchmark for cfg in fits} == {True}
+    tuned = {kind: {cfg.trainer.get("benchmark") for cfg in made} for kind, made in by_kind(asked).items()}
+    assert tuned == {"judge": {True}, "from random weights": {True}, "unlearning": {False}}
     again = len(asked)
     assert call(either, monkeypatch, *parts) == 0
     assert len(asked) == again
@@ -149,11 +149,23 @@ def test_every_run_is_legal_and_is_done_once(either, stand_ins, monkeypatch):
     assert {path.parts[2] for path in checkpoints} == {"judges"}
 
 
+def by_kind(asked: list[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """The configurations of fits, by what they make."""
+    found: dict[str, list[Any]] = {"judge": [], "from random weights": [], "unlearning": []}
+    for kind, cfg in asked:
+        if kind == "fit_classifier":
+            found["judge"].append(cfg)
+        elif kind == "fit":
+            found["from random weights" if cfg.data.forget_batch_size == 0 else "unlearning"].append(cfg)
+    return found
+
+
 def test_the_table_has_every_class_and_three_seeds_of_the_two_rivals(study):
     runs = [tuple(job.folder.name.rsplit("-", 2)) for job in study.table()]
     assert len(runs) == len(set(runs)) == 10 * (8 + 2 * 2)
     assert {(name, seed) for _, name, seed in runs[:8]} == {("bird", "0")}
     assert [method for method, *_ in runs[:8]] == list(study.METHODS)
+    assert runs[7][0] == "selective_amnesia"  # 90 seconds: as long as four others
     for method in ("safemax", "salun"):
         assert {(name, seed) for one, name, seed in runs if one == method} == {
             (name, seed) for name in study.CLASSES for seed in "012"
@@ -206,14 +218,53 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
 # -- calls -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_base_model_is_scored_as_it_is_shipped(study, stand_ins, monkeypatch):
+def test_the_base_model_is_scored_as_it_is_published_and_seldom_stops_for_scores(study, stand_ins, monkeypatch):
     asked = stand_ins(study)
     assert call(study, monkeypatch, "base") == 0
     assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish"]
     cfg = asked[0][1]
     assert cfg.trainer.max_time == "00:00:05:30" and cfg.evaluation.final == "quick"
-    assert asked[2][1][0] == "weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
-    assert asked[3][1] == (Path("weights/cifar10/evaluations/ddim"), Path("weights/cifar10"))
+    assert cfg.trainer.val_check_interval == 10000  # scores and 320 MB each time
+    assert asked[2][1][0] == "runs/cifar/weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
+    published = Path("runs/cifar/weights/cifar10")
+    assert asked[3][1] == (published / "evaluations/ddim", published)
+
+
+def test_shipped_weights_are_neither_overwritten_nor_a_reason_to_train_none(study, stand_ins, monkeypatch):
+    shipped = {name: f"weights/cifar10/{name}" for name in ("README.md", "metrics.json", "classifier/config.json")}
+    for path in shipped.values():
+        write_json(Path(path), {"published": {"scored": True}})
+    before = {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in shipped.values()}
+    asked = stand_ins(study)
+    monkeypatch.setattr(study, "METHODS", {"safemax": (500, "")})
+    monkeypatch.setattr(study, "CLASSES", ("bird",))
+    monkeypatch.setattr(study, "THREE_SEEDS", ())
+    assert call(study, monkeypatch, "classifier", "base", "table") == 0
+    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the judge is shared
+    base, unlearned = (cfg for kind, cfg in asked if kind == "fit")
+    assert unlearned.model.path == "runs/cifar/weights/cifar10"
+    assert base.classifier == unlearned.classifier == str(PROJECT / "weights/cifar10/classifier")
+    assert {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in before} == before
+
+
+def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
+    asked = stand_ins(study)
+    assert call(study, monkeypatch, "classifier", "judges", "base") == 0
+    assert [kind for kind, _ in asked].count("fit_classifier") == 3
+    (cfg,) = (cfg for kind, cfg in asked if kind == "fit")
+    assert cfg.classifier == str(PROJECT / "runs/cifar/weights/cifar10/classifier")
+    assert cfg.second_classifier == str(PROJECT / "runs/cifar/weights/cifar10/second_classifier")
+
+
+def test_base_models_alone_are_compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILE", "true")
+    study = load(monkeypatch, tmp_path, "study")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(study, "fit", lambda *_: None)
+    monkeypatch.setattr(study, "compose", lambda kind, words: asked.append(words))
+    study.fitted(tmp_path / "a", "cifar10_pretrain_medium", *study.from_random_weights("unet_medium", 330))
+    study.unlearn("table/a", "safemax").work()
+    assert [("compile=true" in words) for words in asked] == [True, False]
 
 
 def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stand_ins, monkeypatch):
@@ -277,42 +328,51 @@ def unpacked(kept: Path, to: Path) -> set[str]:
     return {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
 
 
+def write_bytes(*paths: str, size: int = 10) -> None:
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(os.urandom(size))
+
+
 def test_what_is_kept_is_small_and_new(study, monkeypatch, tmp_path):
-    runs = "runs/cifar/table/a"
+    runs, weights = "runs/cifar/table/a", "runs/cifar/weights/cifar10"
     kept = {f"{runs}/metrics.json", f"{runs}/samples.safetensors", f"{runs}/evaluations/b/samples.safetensors"}
-    kept |= {"weights/cifar10/unet/diffusion_pytorch_model.safetensors", "weights/cifar10/README.md"}
+    kept |= {f"{weights}/unet/diffusion_pytorch_model.safetensors", f"{weights}/README.md"}
     left = {f"{runs}/last.ckpt", f"{runs}/unet/diffusion_pytorch_model.safetensors", "runs/digits/metrics.json"}
-    left |= {f"{runs}/.unet.x.part/unet/config.json", "weights/digits/README.md"}
-    for name in kept | left:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(name)
-    os.utime("weights/digits/README.md", (0, study.WALL - 1))  # as what an earlier call has kept
+    left |= {f"{runs}/.unet.x.part/unet/config.json", "weights/cifar10/README.md", "runs/cifar/old.json"}
+    write_bytes(*kept, *left)
+    os.utime("runs/cifar/old.json", (0, study.WALL - 1))  # as what an earlier call has kept
     monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
     study.keep()
     assert unpacked(tmp_path / "kept", tmp_path / "there") == kept
 
 
-def test_kept_pieces_are_few_and_small_and_the_files_of_most_worth_come_first(study, monkeypatch, tmp_path, capsys):
-    for name in ("runs/cifar/a/picture.png", "weights/cifar10/unet/w.safetensors"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(os.urandom(100_000))
+def test_what_matters_most_is_kept_first_and_what_does_not_fit_is_named(study, monkeypatch, tmp_path, capsys):
+    in_order = [
+        "runs/cifar/weights/cifar10/classifier/model.safetensors",
+        "runs/cifar/weights/cifar10/unet/w.safetensors",
+        "runs/cifar/a/metrics.json",
+        "runs/cifar/b/metrics.json",
+        "runs/cifar/a/samples.safetensors",
+    ]
+    write_bytes(*reversed(in_order), size=100_000)
     monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
-    monkeypatch.setattr(study, "PIECE", 60_000)
+    monkeypatch.setattr(study, "PIECE", 140_000)
     study.keep()
     pieces = sorted((tmp_path / "kept").glob("*/*"))
-    assert len(pieces) == 4 and max(piece.stat().st_size for piece in pieces) == 60_000
-    assert "more than" not in capsys.readouterr().err
-    assert {path.rpartition("/")[2] for path in unpacked(tmp_path / "kept", tmp_path / "there")} == {
-        "picture.png", "w.safetensors",
-    }  # fmt: skip
+    assert len(pieces) == 4 and max(piece.stat().st_size for piece in pieces) == 140_000
+    assert "do not fit" not in capsys.readouterr().err
     with tarfile.open(tmp_path / "whole", "w") as tar:
-        tar.add("weights")
-    (tmp_path / "first").write_bytes(b"".join(piece.read_bytes() for piece in pieces[:2]))
-    with tarfile.open(tmp_path / "first") as tar:
-        assert tar.next().name == "weights/cifar10/unet/w.safetensors"
-    monkeypatch.setattr(study, "PIECE", 40_000)
+        tar.add(in_order[0])
+    (tmp_path / "whole").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    with tarfile.open(tmp_path / "whole") as tar:
+        assert tar.getnames() == in_order
+    monkeypatch.setattr(study, "PIECE", 110_000)
     study.keep()
-    assert "more than 4 pieces" in capsys.readouterr().err
+    assert len(list((tmp_path / "kept").glob("*/*"))) == 4
+    assert unpacked(tmp_path / "kept", tmp_path / "there") == set(in_order[:-1])
+    said = capsys.readouterr().err
+    assert "1 files, 0.1 MiB" in said and "runs/cifar/a/samples.safetensors" in said
 
 
 def test_what_came_back_without_its_weights_is_made_again_where_they_are_needed(study, stand_ins, monkeypatch):
@@ -338,7 +398,7 @@ def test_an_unknown_part_is_answered_with_the_legal_ones(study, monkeypatch, cap
 
 
 STAND_IN = """#!/usr/bin/env bash
-echo "ran: $# $*, LEG $LEG, in $PWD"
+echo "ran: $# $*, LEG $LEG, in $PWD, PYTHONPATH $PYTHONPATH"
 [ "$2" != slow ] || { sleep 30 & trap 'kill %1; echo saved; exit 75' TERM; wait; }
 [ "$2" != bad ] || exit 1
 """
@@ -357,8 +417,9 @@ def run_sh(tmp_path: Path, *parts: str, **env: str) -> subprocess.CompletedProce
 
 
 def test_the_script_hands_all_parts_to_one_process_and_passes_its_status_on(tmp_path):
-    done = run_sh(tmp_path, "one", "two")
-    assert done.stdout == f"ran: 3 experiments/cifar/study.py one two, LEG 500, in {tmp_path}\n" and not done.returncode
+    done = run_sh(tmp_path, "one", "two", PYTHONPATH="/tmp/site")  # where packages may have been installed
+    said = f"ran: 3 experiments/cifar/study.py one two, LEG 500, in {tmp_path}, PYTHONPATH .:/tmp/site\n"
+    assert done.stdout == said and not done.returncode
     assert run_sh(tmp_path, "bad").returncode == 1
 
 
@@ -403,10 +464,23 @@ def test_base_models_have_the_share_of_the_ceiling_that_was_measured_on_their_ha
     (row,) = rows(results.OUT / "base_models.csv")
     assert float(row["share of the ceiling"]) == pytest.approx(0.25) and float(row["TFLOP/s"]) == pytest.approx(10)
     assert (row["images scored"], row["sampler steps"]) == ("1800", "50")
-    assert row["fid_retain/classifier, w=0"] == "2.0" and "| weights/cifar10 | 20123139 |" in text
+    assert row["fid_retain/classifier, w=0"] == "2.0" and "| runs/cifar/weights/cifar10 | 20123139 |" in text
     write_json(results.study.CEILING, {"hardware": "another", "flops_per_second": 4e13})
     results.base_models()
     assert rows(results.OUT / "base_models.csv")[0]["share of the ceiling"] == ""
+
+
+def test_what_the_study_has_made_stands_beside_what_is_shipped(results):
+    for place in (results.study.WEIGHTS, Path("weights")):
+        write_base(place / "cifar10")
+        scores = {"accuracy": 0.93, "accuracy_noise_aware": 0.92, "temperature": 1.0, "n_test": 10000}
+        write_json(place / "cifar10/classifier/config.json", {"info": {"scores": scores}})
+    results.base_models()
+    folders = ["runs/cifar/weights/cifar10", "weights/cifar10"]
+    assert [row["run"] for row in rows(results.OUT / "base_models.csv")] == folders
+    assert [line.split(" | ")[0] for line in results.judged().splitlines()[4:]] == [
+        f"| {folder}/classifier" for folder in folders
+    ]
 
 
 def test_classes_have_the_mean_the_sd_and_the_number_of_their_seeds(results, write_run_to):
@@ -468,6 +542,7 @@ def test_the_measured_residual_is_the_slope_over_the_forgotten_images(results, t
     save_file({"labels": labels, **images}, tmp_path / "samples.safetensors")
     assert results.measured_residual(tmp_path, 0) == pytest.approx(0.25, abs=0.01)
     assert results.measured_residual(tmp_path, 1) == pytest.approx(1)
+    assert isnan(results.measured_residual(tmp_path / "not_kept", 0))
 
 
 def write_gate(results: ModuleType, write_run_to: Any, name: str, **gate: Any) -> Path:
