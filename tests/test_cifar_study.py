@@ -40,8 +40,8 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, dry: bool = F
     monkeypatch.setenv("DRY", str(int(dry)))
     monkeypatch.setenv("CIFAR_PATH", str(folder / "data"))
     monkeypatch.setattr(sys, "path", [str(STUDY), *sys.path])
-    for module in ("study", "results"):
-        sys.modules.pop(module, None)
+    for script in STUDY.glob("*.py"):
+        sys.modules.pop(script.stem, None)
     monkeypatch.chdir(folder)
     module = importlib.import_module(name)
     if name == "results":
@@ -434,6 +434,165 @@ def test_a_call_and_what_it_keeps_are_within_the_limits_of_ten_minutes_and_64_mi
 def test_a_leg_that_is_over_asks_the_study_to_stop(tmp_path):
     done = run_sh(tmp_path, "slow", LEG="1")
     assert done.returncode == 75 and "saved" in done.stdout
+
+
+# -- a lent GPU ------------------------------------------------------------------------------------------------------
+
+GPU_STAND_IN = """#!/usr/bin/env bash
+case "$*" in
+  *safemax_pl.fit*) [ -z "${SMOKE_FAILS:-}" ] ;;
+  *probe.py) echo '{"compile": true}' > "$OUT/probe.json" ;;
+  *study.py*) echo "study: $*, $LEG, $BASE_SECONDS, $COMPILE, $KEEP, $PYTHONPATH, $(cd "$CIFAR_PATH/cifar10"; echo *)" ;;
+esac
+"""
+
+
+def gpu_sh(tmp_path: Path, call: str, **env: str) -> subprocess.CompletedProcess:
+    """A call on a machine of its own, on which nothing but `deliver.py`'s pieces of data is."""
+    run_sh(tmp_path)
+    shutil.copy(STUDY / "gpu.sh", tmp_path / "experiments/cifar")
+    (tmp_path / "python").write_text(GPU_STAND_IN)
+    settings = {"PYTHON": str(tmp_path / "python"), "OUT": f"{tmp_path}/out", "SCRATCH": f"{tmp_path}/scratch"}
+    settings |= {key: value for key, value in os.environ.items() if key not in ("LEG", "BASE_SECONDS", "PYTHONPATH")}
+    command = ["bash", str(tmp_path / "experiments/cifar/gpu.sh"), call]
+    return subprocess.run(command, env=settings | env, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.fixture
+def delivery(monkeypatch, tmp_path) -> ModuleType:
+    """deliver.py with wheels of 2 MB, a checkout of 2.5 MB and calls of 5 MB, and data of 6 MB in data/."""
+    module = load(monkeypatch, tmp_path, "deliver")
+    monkeypatch.setattr(module, "LIMIT", 5_000_000)
+    monkeypatch.setattr(module, "size_of_tree", lambda *_: 2_500_000)
+    monkeypatch.setattr(module, "fetch_wheels", lambda folder: write_bytes(f"{folder}/a.whl", size=1_000_000))
+    monkeypatch.setattr(sys, "argv", ["deliver.py", "data"])
+    write_bytes("data/train-0.parquet", "data/test-0.parquet", size=3_000_000)
+    return module
+
+
+def test_a_delivery_is_cut_into_pieces_that_fit_into_calls_and_says_how_to_make_them(delivery, tmp_path, capsys):
+    delivery.main()
+    pieces = sorted((tmp_path / ".gpu").glob("?/*"))
+    assert [piece.stat().st_size for piece in pieces[:-1]] == [1_500_000, 2_500_000]
+    assert [piece.parent.name + piece.name for piece in pieces] == ["adata.00", "bdata.01", "cdata.02"]
+    said = capsys.readouterr().out
+    commands = re.findall(r"call \d: (.*)", said)
+    assert [command.split("gpu.sh ")[1] for command in commands] == ["1", "data", "2"]
+    assert max(map(len, commands)) < 2000 and "carry .gpu/whl .gpu/a: " in said
+    assert "Two calls would do if the checkout had 1.0 MiB less" in said
+    (tmp_path / "whole").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    with tarfile.open(tmp_path / "whole") as tar:
+        assert tar.getnames() == ["test-0.parquet", "train-0.parquet"]
+
+
+@pytest.mark.parametrize(("broken", "said"), [("data", "no parquet files"), ("room", "leaves a call no room")])
+def test_a_delivery_that_can_not_be_made_says_why(delivery, monkeypatch, capsys, broken, said):
+    if broken == "data":
+        monkeypatch.setattr(sys, "argv", ["deliver.py", "elsewhere"])
+    else:
+        monkeypatch.setattr(delivery, "size_of_tree", lambda *_: 4_000_000)
+    with pytest.raises(SystemExit) as stop:
+        delivery.main()
+    assert stop.value.code == 1 and said in capsys.readouterr().err
+
+
+def test_the_calls_on_a_lent_gpu_install_measure_and_run_the_study_with_what_was_measured(delivery, tmp_path):
+    delivery.main()
+    files = b"".join(path.read_bytes() for path in sorted((tmp_path / "data").iterdir()))
+    assert "make it first" in gpu_sh(tmp_path, "2").stdout
+    assert "ended well" in gpu_sh(tmp_path, "1").stdout
+    done = gpu_sh(tmp_path, "2", LEG="430")
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "scratch/data/cifar10/test-0.parquet").read_bytes()
+    assert content + (tmp_path / "scratch/data/cifar10/train-0.parquet").read_bytes() == files
+    parts = "experiments/cifar/study.py classifier base table"
+    site, out = f".:.:{tmp_path}/scratch/site", f"{tmp_path}/out"
+    assert f"study: {parts}, 430, 197, true, {out}, {site}, test-0.parquet train-0.parquet" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"smoke.log", "probe.json", "log.txt"}
+
+
+def test_after_a_smoke_test_that_fails_nothing_else_is_done(delivery, tmp_path):
+    delivery.main()
+    done = gpu_sh(tmp_path, "1", SMOKE_FAILS="1")
+    assert done.returncode == 1 and "give the machine back" in done.stdout
+    assert not (tmp_path / "out/probe.json").exists()
+    assert gpu_sh(tmp_path, "2").returncode == 1
+
+
+def test_the_probe_measures_what_there_is_time_for_and_outlives_what_fails(monkeypatch, tmp_path):
+    """On a CPU and tiny: numbers are finite and errors those of bfloat16."""
+    probe = load(monkeypatch, tmp_path, "probe")
+
+    def broken(found: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    needed = {section: float("inf") if section is probe.compiled else 0 for section in probe.SECTIONS}
+    probe.run([(broken, 0), *needed.items()], probe.Findings(tmp_path / "probe.json"), 1e9)
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert found["broken_failed"] == "RuntimeError: no such kernel" and "compiled_left_out" in found
+    assert not [name for name in found if name.endswith("_failed") and name != "broken_failed"]
+    assert found["integers_equal"] and found["uniform_equal"] and found["compile"] is False
+    for norm in ("plain_norm", "bf16_norm"):
+        largest, whole = found[f"{norm}_gradient_error"]
+        assert 1e-3 < whole <= largest < 0.2 and found[f"{norm}_ms"] > 0
+    assert found["plain_norm_gradient_error"] != found["bf16_norm_gradient_error"]
+
+
+def test_base_models_are_compiled_if_that_is_right_and_clearly_faster(monkeypatch, tmp_path):
+    probe = load(monkeypatch, tmp_path, "probe")
+    found = {"plain_norm_gradient_error": [0.02, 0.01], "bf16_norm_ms": 30.0}
+    good = found | {"compiled_gradient_error": [0.04, 0.02], "compiled_ms": 22.5}
+    assert probe.worth_compiling(good)
+    assert not probe.worth_compiling(found)  # it failed, or there was no time
+    assert not probe.worth_compiling(good | {"compiled_ms": 23})
+    for wrong in ([0.05, 0.02], [0.04, 0.021], [float("nan"), 0.02]):
+        assert not probe.worth_compiling(good | {"compiled_gradient_error": wrong})
+
+
+@pytest.fixture
+def promotion(monkeypatch, tmp_path) -> ModuleType:
+    """A compact base model and a judge in weights/, and a base model of the study, both with an FID of 5."""
+    module = load(monkeypatch, tmp_path, "promote")
+    for place in (module.WEIGHTS, module.SHIPPED):
+        write_base(place / "cifar10")
+        write_bytes(f"{place}/cifar10/unet/w", f"{place}/cifar10/classifier/config.json")
+        (place / "cifar10/config.yaml").write_text(f"classifier: ${{project:{place}}}/cifar10/classifier\n")
+        (place / "cifar10/README.md").write_text("")
+    return module
+
+
+def set_fid(folder: Path, fid: float, steps: int = 50) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["scores"]["w=0"]["model"]["fid_retain/classifier"] = fid
+    metrics["protocol"]["sampler"]["steps"] = steps
+    write_json(folder / "metrics.json", metrics | {"published": {"scored": True}})
+
+
+def test_a_better_base_model_is_promoted_and_the_compact_one_stays(promotion):
+    new, shipped = promotion.WEIGHTS / "cifar10", promotion.SHIPPED / "cifar10"
+    set_fid(new, 4)
+    set_fid(shipped, 5)
+    before = {name: (shipped / name).read_bytes() for name in ("unet/w", "classifier/config.json", "metrics.json")}
+    promotion.promote("cifar10")
+    compact = promotion.SHIPPED / "cifar10_compact"
+    assert (shipped / "unet/w").read_bytes() == (new / "unet/w").read_bytes()
+    assert (shipped / "classifier/config.json").read_bytes() == before["classifier/config.json"]
+    assert (compact / "unet/w").read_bytes() == before["unet/w"] and not (compact / "classifier").exists()
+    assert (compact / "metrics.json").read_bytes() == before["metrics.json"]
+    assert (shipped / "config.yaml").read_text() == "classifier: ${project:weights}/cifar10/classifier\n"
+
+
+@pytest.mark.parametrize(
+    ("fid", "steps", "said"),
+    [(5, 50, "not better"), (float("nan"), 50, "not better"), (4, 25, "was not scored as the new")],
+)
+def test_a_base_model_that_is_not_better_is_not_promoted(promotion, fid, steps, said):
+    set_fid(promotion.WEIGHTS / "cifar10", fid, steps)
+    set_fid(promotion.SHIPPED / "cifar10", 5)
+    before = {path: path.read_bytes() for path in promotion.SHIPPED.rglob("*") if path.is_file()}
+    with pytest.raises(promotion.UserError, match=said):
+        promotion.promote("cifar10")
+    assert {path: path.read_bytes() for path in promotion.SHIPPED.rglob("*") if path.is_file()} == before
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
