@@ -324,7 +324,7 @@ def test_a_call_whose_time_is_over_keeps_and_says_so(study, stand_ins, monkeypat
 def unpacked(kept: Path, to: Path) -> set[str]:
     """What README.md says how to unpack, and the names of the files that are there then."""
     to.mkdir()
-    subprocess.run(f"for call in {kept}/*; do cat $call/kept.* | tar x -C {to}; done", shell=True, check=True)
+    subprocess.run(f"for call in {kept}/call_*; do cat $call/kept.* | tar x -C {to}; done", shell=True, check=True)
     return {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
 
 
@@ -442,7 +442,7 @@ GPU_STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *safemax_pl.fit*) [ -z "${SMOKE_FAILS:-}" ] ;;
   *probe.py) echo '{"compile": true}' > "$OUT/probe.json" ;;
-  *study.py*) echo "study: $*, $LEG, $BASE_SECONDS, $COMPILE, $KEEP, $PYTHONPATH, $(cd "$CIFAR_PATH/cifar10"; echo *)" ;;
+  *study.py*) echo "study: $*, $LEG, $BASE_SECONDS, $COMPILE, $KEEP, $PYTHONPATH, $(ls -m "$CIFAR_PATH/cifar10")" ;;
 esac
 """
 
@@ -507,7 +507,7 @@ def test_the_calls_on_a_lent_gpu_install_measure_and_run_the_study_with_what_was
     assert content + (tmp_path / "scratch/data/cifar10/train-0.parquet").read_bytes() == files
     parts = "experiments/cifar/study.py classifier base table"
     site, out = f".:.:{tmp_path}/scratch/site", f"{tmp_path}/out"
-    assert f"study: {parts}, 430, 197, true, {out}, {site}, test-0.parquet train-0.parquet" in done.stdout
+    assert f"study: {parts}, 430, 197, true, {out}, {site}, test-0.parquet, train-0.parquet" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"smoke.log", "probe.json", "log.txt"}
 
 

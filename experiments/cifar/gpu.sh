@@ -4,7 +4,8 @@
 #   bash experiments/cifar/gpu.sh data    only take delivered data, where they come in more than two calls
 #   bash experiments/cifar/gpu.sh 2       judge, if none is shipped, base model, table (LEG and half a minute)
 # deliver.py makes what is delivered, .gpu/. What must come home is in OUT (out): at most 8 files of 16 MiB.
-# LEG (560): seconds of the study. BASE_SECONDS (46 % of LEG): of training the base model. PROBE_SECONDS (110).
+# LEG (560): seconds of the study. BASE_SECONDS (46 % of LEG): of training the base model. COMPILE=true|false: of it;
+# otherwise the probe decides. PROBE_SECONDS (110).
 # SMOKE_SECONDS (60). SCRATCH (/tmp/safemax): folder for what outlasts a call. DRY=1: tiny networks and few steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -46,9 +47,9 @@ study() {
   take_data
   cat "$scratch"/pieces/data.* | tar -x -C "$CIFAR_PATH/cifar10" || stop "a piece of the data is missing: make the calls in order"
   cp "$scratch/probe.json" "$OUT" || true
-  export LEG="${LEG:-560}" KEEP="$OUT" COMPILE=false
+  grep -q '"compile": true' "$OUT/probe.json" && worth=true || worth=false
+  export LEG="${LEG:-560}" KEEP="$OUT" COMPILE="${COMPILE:-$worth}"
   export BASE_SECONDS="${BASE_SECONDS:-$((LEG * 46 / 100))}"
-  if grep -q '"compile": true' "$OUT/probe.json"; then COMPILE=true; fi
   say "study: LEG=$LEG BASE_SECONDS=$BASE_SECONDS COMPILE=$COMPILE"
   bash experiments/cifar/run.sh classifier base table 2>&1 | tee "$OUT/log.txt"
 }

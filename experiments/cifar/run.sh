@@ -8,7 +8,8 @@
 # CIFAR_PATH: folder with cifar10/ and cifar100/ as parquet files; without it they come from the Hugging Face hub.
 # BASE_SECONDS (330), CANDIDATE_SECONDS (45): of training. INCEPTION: weights for evaluation.inception.
 # KEEP=FOLDER: what a call has written, but checkpoints and unlearned weights, is there after every run, in at most four
-# pieces of 15 MiB, what matters most first; what does not fit is named. `for call in FOLDER/*; do cat $call/kept.* | tar x; done` puts it in place, also on another machine.
+# pieces of 15 MiB, what matters most first; what does not fit is named. To put it in place, also on another machine:
+# for call in FOLDER/call_*; do cat $call/kept.* | tar x; done
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" LEG="${LEG:-500}"
