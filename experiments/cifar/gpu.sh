@@ -49,8 +49,8 @@ study() {
   cp "$scratch/probe.json" "$OUT" || true
   grep -q '"compile": true' "$OUT/probe.json" && worth=true || worth=false
   export LEG="${LEG:-560}" KEEP="$OUT" COMPILE="${COMPILE:-$worth}"
-  export BASE_SECONDS="${BASE_SECONDS:-$((LEG * 46 / 100))}"
-  say "study: LEG=$LEG BASE_SECONDS=$BASE_SECONDS COMPILE=$COMPILE"
+  [ "${DRY:-}" = 1 ] || export BASE_SECONDS="${BASE_SECONDS:-$((LEG * 46 / 100))}"
+  say "study: LEG=$LEG BASE_SECONDS=${BASE_SECONDS:-} COMPILE=$COMPILE"
   bash experiments/cifar/run.sh classifier base table 2>&1 | tee "$OUT/log.txt"
 }
 
