@@ -13,6 +13,7 @@ from safemax_pl import sources, streams
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.images import from_uint8
 from safemax_pl.plans import sharded_loader
+from safemax_pl.sources import some
 from safemax_pl.streams import Stream
 
 PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
@@ -97,6 +98,11 @@ class ForgetRetainDataModule(LightningDataModule):
         cache_dir: str = "~/.cache/safemax_pl",
     ):
         super().__init__()
+        if channels not in (1, 3) or image_size < 1:
+            raise UserError(
+                f"data.channels={channels} data.image_size={image_size}: give 1 (grey) or 3 (colour) channels, and the "
+                "height and width of the images in pixels"
+            )
         self.name, self.path, self.resize, self.flip, self.seed = name, path, resize, flip, seed
         self.image_shape = (channels, image_size, image_size)
         self.columns = {"image": image_column, "label": label_column, "superclass": superclass_column}
@@ -117,6 +123,7 @@ class ForgetRetainDataModule(LightningDataModule):
         """Both splits and their names; decoded on first use."""
         if self._source is None:
             source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
+            _check_counts(source, self.path)
             self.forget_labels = _resolve(self.forget_classes, source, self.name)
             classes = range(len(source.class_names))
             self.retain_labels = [label for label in classes if label not in self.forget_labels]
@@ -145,8 +152,19 @@ class ForgetRetainDataModule(LightningDataModule):
         return torch.isin(getattr(self.source, split).labels, wanted).nonzero()[:, 0]
 
     def calibration_mask(self) -> Tensor:
-        """A bool mask over the training split: the rows held out for the classifier's calibration."""
-        return sources.held_out_mask(self.source.train.labels, self.num_classes, self.calibration_fraction)
+        """A bool mask over the training split: the rows held out for the classifier's calibration.
+
+        Raises:
+            UserError: when a class has a single training image, which can't be trained and calibrated on.
+        """
+        labels = self.source.train.labels
+        counts = labels.bincount(minlength=self.num_classes).tolist()
+        if few := [name for name, count in zip(self.class_names, counts, strict=True) if count < 2]:
+            raise UserError(
+                f"data.path {self.path} has a single training image of {some(few)}: give at least 2 of every "
+                "class, for training and calibration, and 3 where there is no test split"
+            )
+        return sources.held_out_mask(labels, self.num_classes, self.calibration_fraction)
 
     def leave_out(self, mask: Tensor) -> None:
         """Draw no batches from the rows of the training split that `mask` `[N]` marks; for the classifier."""
@@ -230,6 +248,17 @@ class ForgetRetainDataModule(LightningDataModule):
         if self.flip:
             x_0 = torch.where(streams.uniform(keys, Stream.FLIP, (1, 1, 1)) < 0.5, x_0.flip(-1), x_0)
         return LabelledImages(x_0, labels, keys)
+
+
+def _check_counts(source: sources.Source, path: str) -> None:
+    """Raise `UserError` for classes without training or without test images: no score of them would mean anything."""
+    for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
+        counts = labels.bincount(minlength=len(source.class_names)).tolist()
+        if none := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+            raise UserError(
+                f"data.path {path} has no {split} images of {some(none)}: give at least 3 images of every class, or "
+                "remove the class; of a table, from the names of its ClassLabel"
+            )
 
 
 def _resolve(wanted: list[int | str], source: sources.Source, name: str | None) -> list[int]:
