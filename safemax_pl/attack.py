@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from safemax_pl import networks, ranks
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
-from safemax_pl.config import CONFIGS, build, command_on_target, load_config
+from safemax_pl.config import CONFIGS, build, command_on_target, load_config, parse
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.evaluate import load_subject, make_evaluator
@@ -39,10 +40,8 @@ NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
 def attack(target: str, overrides: list[str]) -> Path:
     """Run attacks on `target`; returns the folder whose `metrics.json` holds the results."""
-    if bare := [item for item in overrides if "=" not in item]:
-        raise UserError(f"{bare[0]} is no key=value: give attack=all, attack=NAME, or changes of the configuration")
-    own = dict(item.split("=", 1) for item in overrides if item.partition("=")[0] in ("attack", "retrain"))
-    names = chosen(own.get("attack"))
+    own = {item.key_or_group: item for item in parse(overrides) if item.key_or_group in ("attack", "retrain")}
+    names = chosen(own["attack"].value() if "attack" in own else None)
     nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
     rest = [item for item in overrides if item.partition("=")[0] not in own]
     subject = load_subject(target, rest, {"attacks": nodes})
@@ -57,7 +56,7 @@ def attack(target: str, overrides: list[str]) -> Path:
     bench = Bench(evaluator, subject.original, trainer.strategy.root_device)
     models = {"unlearned": subject.model, "original": subject.original}
     if "retrain" in own:
-        models["retrain"] = load_retrain(own["retrain"], subject.data)
+        models["retrain"] = load_retrain(str(own["retrain"].value()), subject.data)
     attacks: dict[str, Attack] = {name: build(subject.cfg.attacks[name]) for name in names}
     for one in attacks.values():
         for model in models.values():
@@ -90,11 +89,12 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
     return networks.pretrained(data, target)
 
 
-def chosen(value: str | None) -> list[str]:
-    """The attacks that `attack=` names."""
+def chosen(value: Any) -> list[str]:
+    """The attacks that `attack=` names: "all", a name, or several as a list or with commas."""
     if value == "all":
         return NAMES
-    names = [name.strip() for name in (value or "").strip("[]").split(",") if name.strip()]
+    several = value.list if isinstance(value, ChoiceSweep) else value
+    names = [str(name) for name in (several if isinstance(several, list) else [several]) if name]
     if not names:
         raise UserError(f"which attack? give attack=all, or some of {', '.join(NAMES)} as attack=[a,b]")
     for name in names:

@@ -15,7 +15,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -140,16 +140,69 @@ def _list_choices() -> str:
 
 def check_command_line(config_name: str, overrides: list[str]) -> None:
     """Compose what the overrides ask for, every value of a sweep included, and raise `UserError` if they are wrong."""
-    try:
-        parsed = OverridesParser.create().parse_overrides([item for item in overrides if not item.startswith("hydra")])
-    except HydraException as error:
-        raise UserError(f"can't read the command line: {str(error).splitlines()[0]} (expected key=value)") from error
-    alternatives = [_values_of(override) for override in parsed]
+    alternatives = [
+        _values_of(override) for override in parse(overrides) if not str(override.input_line).startswith("hydra")
+    ]
     first = [values[0] for values in alternatives]
     compose(config_name, first)
     for place, values in enumerate(alternatives):
         for value in values[1:]:
             compose(config_name, [*first[:place], value, *first[place + 1 :]])
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Read `key=value` arguments by Hydra's grammar, the one that all commands share.
+
+    Raises:
+        UserError: for one that can't be read; it says how to quote the value.
+    """
+    return [_parse(item) for item in overrides]
+
+
+def _parse(item: str) -> Override:
+    if item.partition("=")[0] in ("", item) and not item.startswith("~"):
+        raise UserError(f"can't read the command line: got {item!r}, expected key=value")
+    try:
+        return OverridesParser.create().parse_override(item)
+    except HydraException as error:
+        quoted = _quoted(item)
+        remedy = (
+            f"quote its value: {shlex.quote(quoted)}"
+            if quoted
+            else "expected key=value, where lists are [a,b], brackets and quotes close, and text with other characters "
+            "than letters, digits and -_./ is quoted: 'key=\"a text\"'"
+        )
+        raise UserError(f"can't read the command line: got {item!r}; {remedy}") from error
+
+
+def _quoted(item: str) -> str | None:
+    """An argument with quotes around its value, or around those elements of a list that need them; None if no help."""
+    key, _, value = item.partition("=")
+    if not value or value[0] in "{\"'" or "${" in value:
+        return None
+    if value[0] != "[":
+        text = _quote(value)
+    elif value[-1] == "]":
+        text = f"[{','.join(map(_quote_if_needed, value[1:-1].split(',')))}]"
+    else:
+        return None
+    try:
+        read = OverridesParser.create().parse_override(f"{key}={text}").value()
+    except HydraException:
+        return None
+    return f"{key}={text}" if text[0] == "[" or read == value else None
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _quote_if_needed(text: str) -> str:
+    try:
+        OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:
+        return _quote(text.strip())
+    return text
 
 
 def _values_of(override: Override) -> list[str]:
@@ -174,6 +227,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: for an unknown option, key or value, also inside experiment files.
     """
+    parse(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -285,26 +339,31 @@ def _leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """A composed configuration with `key=value` changes; `group=choice` replaces a whole group.
+    """A composed configuration with `key=value` changes, in Hydra's grammar; `group=choice` replaces a whole group.
 
     Raises:
         UserError: for a key that the configuration does not have, an unknown choice, or a value that can't be one.
     """
     cfg = cfg.copy()
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"got {item!r}, expected key=value")
+    for change in parse(overrides):
+        item, key = change.input_line, change.key_or_group
+        if change.type != OverrideType.CHANGE:
+            raise UserError(f"{item}: keys are neither added nor removed here; change one with key=value")
+        if change.is_sweep_override():
+            raise UserError(
+                f"{item} are several values, and one is legal: write a list as {key}=[a,b], and text with a comma as "
+                f"'{key}=\"a,b\"'"
+            )
         if key == "experiment":
             raise UserError(
                 f"{item}: a run keeps its experiment; change single settings or groups such as sampler=ddpm"
             )
         if (CONFIGS / key).is_dir():
-            OmegaConf.update(cfg, key, compose("fit", [item]).get(key), merge=False)
+            OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)
         elif key not in flat_keys(cfg):
             raise unknown("key", key, flat_keys(cfg))
         else:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
+            OmegaConf.update(cfg, key, change.value())
     if overrides:
         check_keys(cfg, _keys(OmegaConf.to_container(cfg)))
     return cfg

@@ -1,6 +1,8 @@
 """The data of class unlearning: training batches from the forget and the retain set."""
 
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +15,11 @@ from safemax_pl import sources, streams
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.images import from_uint8
 from safemax_pl.plans import sharded_loader
+from safemax_pl.sources import some
 from safemax_pl.streams import Stream
 
 PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
+NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")  # names that Hydra and YAML read as whole numbers
 DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that may live on the accelerator; larger sets stay in host memory
 
 
@@ -97,14 +101,20 @@ class ForgetRetainDataModule(LightningDataModule):
         cache_dir: str = "~/.cache/safemax_pl",
     ):
         super().__init__()
+        if channels not in (1, 3) or image_size < 1:
+            raise UserError(
+                f"data.channels={channels} data.image_size={image_size}: give 1 (grey) or 3 (colour) channels, and the "
+                "height and width of the images in pixels"
+            )
         self.name, self.path, self.resize, self.flip, self.seed = name, path, resize, flip, seed
         self.image_shape = (channels, image_size, image_size)
         self.columns = {"image": image_column, "label": label_column, "superclass": superclass_column}
         self.batch_sizes = {"forget": forget_batch_size, "retain": retain_batch_size}
         self.calibration_fraction = calibration_fraction
         self.cache_dir = Path(cache_dir).expanduser()
+        several = isinstance(forget_classes, Sequence) and not isinstance(forget_classes, str)
         self.forget_classes: list[int | str] = (
-            [forget_classes] if isinstance(forget_classes, int | str) else list(forget_classes or [])
+            list(forget_classes) if several else [] if forget_classes is None else [forget_classes]  # type: ignore
         )
         self._source: sources.Source | None = None
         self._left_out: Tensor | None = None
@@ -117,6 +127,7 @@ class ForgetRetainDataModule(LightningDataModule):
         """Both splits and their names; decoded on first use."""
         if self._source is None:
             source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
+            _check_counts(source, self.path)
             self.forget_labels = _resolve(self.forget_classes, source, self.name)
             classes = range(len(source.class_names))
             self.retain_labels = [label for label in classes if label not in self.forget_labels]
@@ -145,8 +156,19 @@ class ForgetRetainDataModule(LightningDataModule):
         return torch.isin(getattr(self.source, split).labels, wanted).nonzero()[:, 0]
 
     def calibration_mask(self) -> Tensor:
-        """A bool mask over the training split: the rows held out for the classifier's calibration."""
-        return sources.held_out_mask(self.source.train.labels, self.num_classes, self.calibration_fraction)
+        """A bool mask over the training split: the rows held out for the classifier's calibration.
+
+        Raises:
+            UserError: when a class has a single training image, which can't be trained and calibrated on.
+        """
+        labels = self.source.train.labels
+        counts = labels.bincount(minlength=self.num_classes).tolist()
+        if few := [name for name, count in zip(self.class_names, counts, strict=True) if count < 2]:
+            raise UserError(
+                f"data.path {self.path} has a single training image of {some(few)}: give at least 2 of every "
+                "class, for training and calibration, and 3 where there is no test split"
+            )
+        return sources.held_out_mask(labels, self.num_classes, self.calibration_fraction)
 
     def leave_out(self, mask: Tensor) -> None:
         """Draw no batches from the rows of the training split that `mask` `[N]` marks; for the classifier."""
@@ -232,25 +254,51 @@ class ForgetRetainDataModule(LightningDataModule):
         return LabelledImages(x_0, labels, keys)
 
 
+def _check_counts(source: sources.Source, path: str) -> None:
+    """Raise `UserError` for classes without training or without test images: no score of them would mean anything."""
+    for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
+        counts = labels.bincount(minlength=len(source.class_names)).tolist()
+        if none := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+            raise UserError(
+                f"data.path {path} has no {split} images of {some(none)}: give at least 3 images of every class, or "
+                "remove the class; of a table, from the names of its ClassLabel"
+            )
+
+
 def _resolve(wanted: list[int | str], source: sources.Source, name: str | None) -> list[int]:
-    """Indices, class names and superclass names to sorted class indices."""
-    names, superclasses = source.class_names, source.superclass_names
+    """Indices, class names and superclass names to sorted class indices; a name comes before a superclass."""
+    names, superclasses = (list(map(_composed, found)) for found in (source.class_names, source.superclass_names))
     found: set[int] = set()
     for item in wanted:
+        spelt = item
         if isinstance(item, int) and not isinstance(item, bool):
-            if not 0 <= item < len(names):
+            alike = [other for other in names + superclasses if NUMBER.fullmatch(other) and int(other) == item]
+            exists = 0 <= item < len(names)
+            if not exists and not alike:
                 raise UserError(f"data.forget_classes: got class index {item}, {name} has 0 to {len(names) - 1}")
-            if str(item) in names and names.index(str(item)) != item:
+            if exists and (others := [other for other in alike if other != names[item]]):
                 raise UserError(
                     f"data.forget_classes: {item} is both an index (of {names[item]}) and the name of class "
-                    f"{names.index(str(item))}: give the index of the one you mean, or rename the classes"
+                    f"{others[0]}: give the name in quotes: "
+                    f"'data.forget_classes=[\"{others[0]}\"]' or 'data.forget_classes=[\"{names[item]}\"]'"
                 )
-            found.add(item)
-        elif item in names:
-            found.add(names.index(str(item)))
-        elif item in superclasses:
+            spelt = names[item] if exists else alike[0]
+        spelt = _composed(spelt) if isinstance(spelt, str) else spelt
+        if spelt in names:
+            found.add(names.index(str(spelt)))
+        elif spelt in superclasses:
             split = source.train
-            found.update(split.labels[split.superclasses == superclasses.index(str(item))].tolist())
-        else:
+            found.update(split.labels[split.superclasses == superclasses.index(str(spelt))].tolist())
+        elif isinstance(item, str):
             raise unknown(f"class of {name} in data.forget_classes", item, names + superclasses)
+        else:
+            raise UserError(
+                f"unknown class of {name} in data.forget_classes: got {item!r}, expected indices and names; quote "
+                "names that read like something else, such as true, null and 1e3: 'data.forget_classes=[\"true\"]'"
+            )
     return sorted(found)
+
+
+def _composed(name: str) -> str:
+    """The name in Unicode's composed form: keyboards and file systems write é in two ways."""
+    return unicodedata.normalize("NFC", name)

@@ -19,6 +19,11 @@ def unknown(what: str, got: object, legal: Iterable[object]) -> UserError:
     return UserError(f"unknown {what} {got!r}: {hint}legal: {', '.join(names) or '(none)'}")
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, or its type, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn a `UserError`, a full disk or Ctrl-C into one line on stderr and an exit code."""

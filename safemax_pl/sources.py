@@ -1,26 +1,30 @@
 """Labelled images, decoded once: from the Hugging Face hub, parquet, an image folder or scikit-learn's digits."""
 
-import io
 import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import streams
-from safemax_pl.errors import UserError
+from safemax_pl import folders, ranks, streams, tabular
+from safemax_pl.decoding import Encoded, EncodedSplit, decode_all
+from safemax_pl.errors import UserError, first_line
 from safemax_pl.files import atomic, digest, file_digest
+from safemax_pl.folders import LAYOUT, Skipped
 
 DIGITS = "sklearn/digits"
-CACHE_VERSION = 1  # raise it when the code of decoding or splitting changes a pixel or a row
+CACHE_VERSION = 2  # raise it when the code of decoding or splitting changes a pixel or a row
 HASHED_BYTES = 2**30  # of a folder up to which its content is hashed, some two seconds
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SHOWN_CLASSES = 20  # whose counts are printed one by one
+UNUSED = "images of the validation split, as there is a test split"
 
 
 class Split(NamedTuple):
@@ -53,8 +57,7 @@ def load(
         resize: scale and centre-crop images of other sizes instead of refusing them.
         cache_dir: where the decoded images are kept, by everything that decides them: of a folder its files' contents.
     """
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
+    path = _checked(path)
     key = digest(CACHE_VERSION, _signature(path), columns, shape, resize)
     cached = cache_dir / "data" / f"{key}.safetensors"
     if not cached.exists():
@@ -65,22 +68,35 @@ def load(
         raise UserError(f"the image cache {cached} is damaged ({error}): delete it and run again") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _checked(path: Any) -> str:
+    """A path that can be looked for: text, `~` expanded."""
+    if not isinstance(path, str) or not path.strip():
+        raise UserError(
+            f"data.path={path!r}: give {DIGITS}, an existing folder (one that reads like a number as ./2024) or a "
+            "hub id such as uoft-cs/cifar10"
+        )
+    try:
+        path = str(Path(path).expanduser()) if path.startswith("~") else path
+        Path(path).exists()
+    except (OSError, RuntimeError) as error:  # too long, or of a user who does not exist
+        raise UserError(f"data.path {path} can't be read ({first_line(error)}): give another folder") from error
+    return path
 
 
 def _signature(path: str) -> list[Any]:
-    """Identify a source: the hub id, or the names and contents of a folder's files, wherever the folder is.
+    """Identify a source: the hub id, or the names and contents of what is read of a folder, wherever the folder is.
 
     Folders above `HASHED_BYTES`, which would take long to read at every start, count by names, sizes and times.
     """
     folder = Path(path)
     if not folder.is_dir():
         return [path]
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    names, sizes = [str(file.relative_to(folder)) for file in files], [file.stat().st_size for file in files]
+    files = folders.walk(folder)[0].files()
+    names = [str(file.relative_to(folder)) for file in files]
     try:
-        marks = [file_digest(file) if sum(sizes) <= HASHED_BYTES else file.stat().st_mtime_ns for file in files]
+        sizes = [file.stat().st_size for file in files]
+        small = sum(sizes) <= HASHED_BYTES
+        marks = [file_digest(file) if small else file.stat().st_mtime_ns for file in files]
     except OSError as error:
         raise UserError(f"data.path {path} can't be read ({error}): make its files readable") from error
     return list(zip(names, sizes, marks, strict=True))
@@ -89,9 +105,13 @@ def _signature(path: str) -> list[Any]:
 def _decode_to(
     cached: Path, path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool
 ) -> None:
-    splits, class_names, superclass_names = _digits(shape) if path == DIGITS else _read(path, columns, shape, resize)
-    if "test" not in splits:
-        splits["train"], splits["test"] = _hold_out(splits["train"], len(class_names), TEST_FRACTION)
+    if path == DIGITS:
+        images = _digits(shape)
+        splits = _hold_out(images, held_out_mask(images.labels, 10, TEST_FRACTION))
+        class_names, superclass_names = [str(i) for i in range(10)], list[str]()
+    else:
+        source = _open(path, columns)
+        splits, class_names, superclass_names = _decode(path, source, shape, resize), *source[1:3]
     tensors = {f"{name}.{field}": value for name, split in splits.items() for field, value in split._asdict().items()}
     fingerprint = digest(class_names, *(tensors[name].numpy().tobytes() for name in sorted(tensors)))
     names = json.dumps({"classes": class_names, "superclasses": superclass_names, "fingerprint": fingerprint})
@@ -108,10 +128,9 @@ def _read_cache(cached: Path) -> Source:
     return Source(train, test, names["classes"], names["superclasses"], names["fingerprint"])
 
 
-def _hold_out(split: Split, num_classes: int, fraction: float) -> tuple[Split, Split]:
-    """Split off `fraction` of every class; the same rows on every machine."""
-    held = held_out_mask(split.labels, num_classes, fraction)
-    return Split(*(field[~held] for field in split)), Split(*(field[held] for field in split))
+def _hold_out(split: Split, held: Tensor) -> dict[str, Split]:
+    """Make the rows that `held` `[N]` marks the test split."""
+    return {"train": Split(*(field[~held] for field in split)), "test": Split(*(field[held] for field in split))}
 
 
 def held_out_mask(labels: Tensor, num_classes: int, fraction: float) -> Tensor:
@@ -127,7 +146,7 @@ def held_out_mask(labels: Tensor, num_classes: int, fraction: float) -> Tensor:
     return mask
 
 
-def _digits(shape: tuple[int, int, int]) -> tuple[dict[str, Split], list[str], list[str]]:
+def _digits(shape: tuple[int, int, int]) -> Split:
     from sklearn.datasets import load_digits  # only the digits need scikit-learn
 
     if shape != (1, 8, 8):
@@ -135,95 +154,126 @@ def _digits(shape: tuple[int, int, int]) -> tuple[dict[str, Split], list[str], l
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None].contiguous()
     labels = torch.from_numpy(bunch.target).long()
-    return {"train": Split(images, labels, torch.full_like(labels, -1))}, [str(i) for i in range(10)], []
+    return Split(images, labels, torch.full_like(labels, -1))
 
 
-def _read(
-    path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool
-) -> tuple[dict[str, Split], list[str], list[str]]:
-    from datasets import ClassLabel  # two seconds to import, and only needed when nothing is cached
-    from datasets import Image as ImageFeature
-
-    try:
-        dataset = _open(path)
-    except UserError:
-        raise
-    except Exception as error:  # `datasets` raises dozens of unrelated types for "not there", "damaged", "no network"
-        raise UserError(
-            f"data.path {path} can't be read as a data set ({type(error).__name__}: {_first_line(error)}): "
-            "give another folder or hub id with data.path=..."
-        ) from error
-    if "train" not in dataset:
-        raise UserError(f"the data at {path} have no 'train' split, only {', '.join(dataset)}")
-    features = dataset["train"].features
-    for role, column in columns.items():
-        if column is not None and column not in features:
-            raise UserError(f"data column for {role}: got {column!r}, the data at {path} have {', '.join(features)}")
-    label, superclass = columns["label"], columns.get("superclass")
-    for role, column, kind in (
-        ("label", label, ClassLabel),
-        ("superclass", superclass, ClassLabel),
-        ("image", columns["image"], ImageFeature),
-    ):
-        if column is not None and not isinstance(features[column], kind):
-            raise UserError(
-                f"data.{role}_column={column} at {path} must be of type {kind.__name__}; it is {features[column]}"
-            )
-    splits = {}
-    for name in [split for split in ("train", "test") if split in dataset]:
-        rows = dataset[name].cast_column(columns["image"], ImageFeature(decode=False))
-        progress = track(rows, description=f"decoding {name}", total=len(rows))
-        images = torch.stack([_decode(row[columns["image"]], i, name, shape, resize) for i, row in enumerate(progress)])
-        labels = torch.tensor(rows[label], dtype=torch.long)
-        coarse = torch.tensor(rows[superclass], dtype=torch.long) if superclass else torch.full_like(labels, -1)
-        splits[name] = Split(images, labels, coarse)
-    return splits, features[label].names, features[superclass].names if superclass else []
-
-
-def _open(path: str) -> Any:
-    """The `datasets.DatasetDict` behind a folder or a hub id."""
-    from datasets import load_dataset
-
+def _open(path: str, columns: dict[str, str | None]) -> Encoded:
+    """Find out what a folder or a hub id holds, without decoding an image."""
     folder = Path(path)
     if folder.is_dir():
-        parquet = {split: sorted(map(str, folder.glob(f"**/{split}*.parquet"))) for split in ("train", "test")}
-        in_splits = any(child.is_dir() for split in ("train", "test") for child in folder.glob(f"{split}/*"))
-        images = {split: _image_files(folder / split if in_splits else folder) for split in ("train", "test")}
-        if not in_splits:
-            images["test"] = []
-        if not parquet["train"] and not images["train"]:
-            raise UserError(
-                f"data.path {path} holds neither train*.parquet nor images as train/<class>/*.png or <class>/*.png"
-            )
-        kind, files = ("parquet", parquet) if parquet["train"] else ("imagefolder", images)
-        options = {"drop_labels": False} if kind == "imagefolder" else {}
-        return load_dataset(kind, data_files={split: found for split, found in files.items() if found}, **options)
+        tree, skipped = folders.walk(folder)
+        tables = folders.tables_of(tree, skipped)
+        images = [file for file in tree.files() if file.suffix.lower() != ".parquet"]
+        if "train" in tables:
+            skipped["images beside parquet files"] += [str(file.relative_to(folder)) for file in images]
+            return tabular.parquet(path, tables, columns, skipped)
+        if images:
+            return _images(folders.splits_of(tree, skipped), skipped)
+        raise UserError(
+            "; ".join([f"data.path {path} holds neither train*.parquet nor images as {LAYOUT}", *_left_out(skipped)])
+        )
+    if folder.exists():
+        raise UserError(f"data.path {path} is a file: give the folder that holds it")
     if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
         raise UserError(
             f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
         )
-    return load_dataset(path)
+    return tabular.hub(path, columns)
 
 
-def _image_files(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+def _images(splits: dict[str, dict[str, list[Path]]], skipped: Skipped) -> Encoded:
+    if "test" in splits and "validation" in splits:
+        skipped[UNUSED] += [str(file) for files in splits.pop("validation").values() for file in files]
+    names = sorted({name for classes in splits.values() for name in classes})
+    encoded = {}
+    for split, classes in splits.items():
+        rows = sorted((str(file), names.index(name)) for name, files in classes.items() for file in files)
+        files = [Path(file) for file, _ in rows]
+        encoded[split] = EncodedSplit([label for _, label in rows], [-1] * len(rows), partial(_named, files))
+    return Encoded(encoded, names, [], skipped)
 
 
-def _decode(cell: dict[str, Any] | None, row: int, split: str, shape: tuple[int, int, int], resize: bool) -> Tensor:
-    """One encoded image to uint8 `[C, H, W]`."""
-    cell = cell or {}
-    name = cell.get("path") or f"row {row} of {split}"
-    channels, height, width = shape
-    try:
-        with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]) as encoded:
-            image = encoded.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, KeyError) as error:
-        raise UserError(f"cannot decode the image {name}: {error}; repair or remove it") from error
-    if image.size != (width, height):
-        if not resize:
-            raise UserError(
-                f"the image {name} is {image.width}x{image.height}, expected {width}x{height}: set data.resize=true "
-                "to scale and crop, or data.image_size to its size"
-            )
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(height, width, -1).permute(2, 0, 1)
+def _named(files: list[Path]) -> Iterator[tuple[str, Path]]:
+    return ((str(file), file) for file in files)
+
+
+def _decode(path: str, source: Encoded, shape: tuple[int, int, int], resize: bool) -> dict[str, Split]:
+    """Decode the training split, and the test split, a validation split in its place, or a part that is held out."""
+    second = next((split for split in ("test", "validation") if split in source.splits), None)
+    if second == "test" and "validation" in source.splits:
+        source.skipped[UNUSED] += [f"row {row}" for row in range(len(source.splits["validation"].labels))]
+    labels = torch.tensor(source.splits["train"].labels)
+    held = held_out_mask(labels, len(source.class_names), TEST_FRACTION) if second is None else None
+    both = [torch.tensor(source.splits[split].labels) for split in ("train", second) if split]
+    if held is not None:
+        both = [labels[~held], labels[held]]
+    train, test = (part.bincount(minlength=len(source.class_names)).tolist() for part in both)
+    _check_classes(path, source.class_names, train, test, second)
+    seen: Counter[str] = Counter()
+    splits = {
+        split: Split(
+            decode_all(source.splits[split], shape, resize, seen, f"decoding {split}"),
+            torch.tensor(source.splits[split].labels),
+            torch.tensor(source.splits[split].superclasses),
+        )
+        for split in ("train", second)
+        if split is not None
+    }
+    if ranks.is_first():
+        _print_found(path, source, train, test, second, seen)
+    if held is not None:
+        return _hold_out(splits["train"], held)
+    return {"train": splits["train"], "test": splits[str(second)]}
+
+
+def _check_classes(path: str, names: list[str], train: list[int], test: list[int], second: str | None) -> None:
+    """Raise `UserError` for a lone class, and for classes that one of two given splits does not have."""
+    if len(names) < 2:
+        raise UserError(f"data.path {path} has one class ({', '.join(names)}): forgetting needs at least two")
+    if second is None:
+        return
+    if no_train := [name for name, a, b in zip(names, train, test, strict=True) if b and not a]:
+        raise UserError(
+            f"data.path {path} has no training images of {some(no_train)}, which the {second} split has: add some, or "
+            f"remove what the {second} split has of them"
+        )
+    if no_test := [name for name, a, b in zip(names, train, test, strict=True) if a and not b]:
+        raise UserError(
+            f"data.path {path} has no images of {some(no_test)} in the {second} split: add some, or remove that split "
+            f"and {TEST_FRACTION:.0%} of every class are held out instead"
+        )
+
+
+def _print_found(
+    path: str, source: Encoded, train: list[int], test: list[int], second: str | None, seen: Counter[str]
+) -> None:
+    """Say once what the data are taken for: their splits, classes and counts, and what is left out and why."""
+    held_out = f"the {second} split" if second else f"{TEST_FRACTION:.0%} of every class, held out"
+    lines = [
+        f"data: {path}",
+        f"{len(source.class_names)} classes, {sum(train)} training images, {sum(test)} test images ({held_out})",
+        *(
+            f"{split} images by class: {_by_class(source.class_names, found)}"
+            for split, found in (("training", train), ("test", test))
+        ),
+        *_left_out(source.skipped),
+        *(f"{count} images {what}" for what, count in seen.items()),
+    ]
+    text = "\n  ".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _left_out(skipped: Mapping[str, list[str]]) -> list[str]:
+    return [f"left out, {why}: {len(what)} ({some(what)})" for why, what in skipped.items() if what]
+
+
+def _by_class(names: list[str], counts: list[int]) -> str:
+    if len(names) <= SHOWN_CLASSES:
+        return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    return f"{min(counts)} to {max(counts)} of {some(names)}"
+
+
+def some(names: list[str]) -> str:
+    """The first five, and how many there are."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

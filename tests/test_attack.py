@@ -140,7 +140,7 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
     ("arguments", "message"),
     [
         ([], "which attack"),
-        (["attack"], "no key=value"),
+        (["attack"], "got 'attack', expected key=value"),
         (["attack=relearn"], "did you mean 'relearning'"),
         (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
         (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),

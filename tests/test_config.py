@@ -523,11 +523,90 @@ def test_long_names_are_cut_and_stay_different(fit_config):
         ("data.forget_classes=[1,two]", "data.forget_classes", [1, "two"]),
         ("evaluation.final=full", "evaluation.final", "full"),
         ("ema_decay=null", "ema_decay", None),
-        ("data.path=/a=b", "data.path", "/a=b"),
+        ("data.path='/a=b'", "data.path", "/a=b"),
     ],
 )
 def test_a_key_can_be_changed_afterwards(fit_config, change, key, value):
     assert OmegaConf.select(override(fit_config, [change]), key) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[00010]", ["00010"]),
+        ("[no,yes,on,off,y]", ["no", "yes", "on", "off", "y"]),
+        ("[0x10,0o7,1_0,1e3]", ["0x10", "0o7", 10, 1000.0]),
+        ("[12:30:00,2024-01-01]", ["12:30:00", "2024-01-01"]),
+        ("[True,NULL,'true',\"null\"]", [True, None, "true", "null"]),
+        ("['dog [small]',dog*,what?]", ["dog [small]", "dog*", "what?"]),
+        ("[\"a, b\",'it\\'s']", ["a, b", "it's"]),
+        ("/a: b", "/a: b"),
+        ("'~/x'", "~/x"),
+        ('"/x#1"', "/x#1"),
+        ("", ""),
+        ("- a", "- a"),
+        ("@a", "@a"),
+        ("a\\b", "a\\b"),
+    ],
+)
+def test_all_commands_read_a_value_alike(fit_config, value, expected):
+    """`fit` composes, `evaluate` and `attack` change what a run has saved."""
+    key = "data.forget_classes" if value.startswith("[") else "data.path"
+    by_fit, by_evaluate = compose("fit", [f"{key}={value}"]), override(fit_config, [f"{key}={value}"])
+    for cfg in (by_fit, by_evaluate):
+        found = OmegaConf.to_container(cfg)["data"][key.partition(".")[2]]
+        assert found == expected and str(found) == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("data.path=~/x", "~/x"),
+        ("data.path=/a=b", "/a=b"),
+        ("data.path=/x#1", "/x#1"),
+        ("data.path=/data/\u00e9t\u00e9", "/data/\u00e9t\u00e9"),
+        ("data.path=it's", "it's"),
+        ("data.path=/pets [new]", "/pets [new]"),
+        ("data.path=/a;b&c", "/a;b&c"),
+        ("data.path=(x)", "(x)"),
+        ('data.path=/a "b"', '/a "b"'),
+        ("data.forget_classes=[\u72ac]", ["\u72ac"]),
+        ("data.forget_classes=[3, dog [small],\u72ac]", [3, "dog [small]", "\u72ac"]),
+    ],
+)
+def test_what_has_to_be_quoted_is_shown_in_quotes(fit_config, argument, meant):
+    key = argument.partition("=")[0]
+    for read in (lambda item: compose("fit", [item]), lambda item: override(fit_config, [item])):
+        with pytest.raises(UserError, match=r"read the command line: got .*; quote its value: ") as caught:
+            read(argument)
+        assert "\n" not in str(caught.value)
+        (shown,) = shlex.split(str(caught.value).partition("; quote its value: ")[2])
+        assert OmegaConf.select(read(shown), key) == meant
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["data.forget_classes=[3", "data.path={x", 'data.path="x', "data.path='x", "data.path=${x", "=3", "x y=3"],
+)
+def test_what_can_not_be_read_is_one_line(fit_config, argument):
+    for read in (lambda item: compose("fit", [item]), lambda item: override(fit_config, [item])):
+        with pytest.raises(UserError, match="expected key=value") as caught:
+            read(argument)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.path=/a,b", r"are several values.*'data\.path=\"a,b\"'"),
+        ("seed=range(0,3)", "are several values"),
+        ("+optimizer.weight_decay=1", "neither added nor removed"),
+        ("~seed", "neither added nor removed"),
+    ],
+)
+def test_what_only_new_runs_may_have_is_refused(fit_config, change, message):
+    with pytest.raises(UserError, match=message):
+        override(fit_config, [change])
 
 
 def test_a_group_can_be_replaced_afterwards(fit_config):
@@ -549,6 +628,7 @@ def test_changes_leave_the_original_as_it_was(fit_config):
     ("change", "message"),
     [
         ("seed", "got 'seed', expected key=value"),
+        ("", "got '', expected key=value"),
         ("sampler.stps=3", "'sampler.stps': did you mean 'sampler.steps'"),
         ("sampler=ddmi", "unknown sampler 'ddmi': did you mean"),
         ("=3", "3"),

@@ -7,6 +7,7 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
+from safemax_pl import sources
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages, Steps
 from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8
@@ -120,6 +121,96 @@ def test_an_unknown_class_is_refused_and_the_nearest_suggested(make_plants):
 
 def test_a_digit_can_be_named_by_its_name(cache):
     assert make_digits(cache, ["7", 3]).forget_labels == [3, 7]
+
+
+@pytest.fixture
+def with_names(monkeypatch, cache):
+    """Resolve `data.forget_classes` for a source of these classes, which is never decoded."""
+
+    def resolve(names: list[str], wanted: Any, superclasses: tuple[str, ...] = ()) -> list[int]:
+        labels = torch.arange(len(names)).repeat(2)
+        kinds = labels % len(superclasses) if superclasses else torch.full_like(labels, -1)
+        split = sources.Split(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels, kinds)
+        source = sources.Source(split, split, names, list(superclasses), "0" * 12)
+        monkeypatch.setattr(sources, "load", lambda *_: source)
+        data = ForgetRetainDataModule("mine", "mine", 8, 1, wanted)
+        data.prepare_data()
+        return data.forget_labels
+
+    return resolve
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "labels"),
+    [
+        (["0", "1", "2"], [1], [1]),
+        (["1990", "1991", "1992"], [1991], [1]),
+        (["00008", "00010", "9"], ["00010"], [1]),
+        (["0", "1", "10", "2"], ["2"], [3]),
+        (["a", "b", "c"], "b", [1]),
+        (["a", "b", "c"], 0, [0]),
+        (["no", "yes", "null"], ["no"], [0]),
+        (["caf\xe9", "tea"], ["cafe\u0301"], [0]),
+        (["cafe\u0301", "tea"], ["caf\xe9"], [0]),
+        (["dog [small]", "dog*"], ["dog*"], [1]),
+    ],
+    ids=str,
+)
+def test_names_win_where_no_index_is_meant(with_names, names, wanted, labels):
+    assert with_names(names, wanted) == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "superclasses", "message"),
+    [
+        (
+            ["0", "1", "10", "2"],
+            [2],
+            (),
+            r"2 is both an index \(of 10\) and the name of class 2.*\[\"2\"\]' or .*\[\"10\"\]",
+        ),
+        (["1_0", *map(str, range(10, 0, -1))], [10], (), "10 is both an index .* and the name of class 1_0"),
+        (["a", "b", "c"], [1], ("1", "x"), "1 is both an index .of b. and the name of class 1"),
+        (["a", "b"], [1000.0], (), r"got 1000\.0, expected indices and names; quote names"),
+        (["true", "b"], True, (), "got True.*quote names"),
+        (["a", "b"], [["a"]], (), "unknown class of mine"),
+        (["a", "b"], 1.5, (), "unknown class of mine"),
+        (["a", "b"], {"a": 1}, (), "unknown class of mine"),
+        (["a", "b"], [2], (), "got class index 2, mine has 0 to 1"),
+    ],
+    ids=str,
+)
+def test_what_may_mean_two_classes_or_none_is_refused(with_names, names, wanted, superclasses, message):
+    with pytest.raises(UserError, match=message):
+        with_names(names, wanted, superclasses)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_without_images_is_refused(monkeypatch, split):
+    images = {"train": [0, 0, 1, 1], "test": [0, 1]} | {split: [0, 0]}
+    splits = {
+        name: sources.Split(
+            torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), torch.tensor(labels), torch.tensor(labels)
+        )
+        for name, labels in images.items()
+    }
+    monkeypatch.setattr(sources, "load", lambda *_: sources.Source(*splits.values(), ["cat", "owl"], [], "0" * 12))
+    with pytest.raises(UserError, match=f"no {split}(ing)? images of owl: give at least 3 images of every class"):
+        ForgetRetainDataModule("mine", "mine", 8, 1).prepare_data()
+
+
+def test_a_class_with_one_training_image_can_not_be_calibrated_on(monkeypatch):
+    labels = torch.tensor([0, 0, 1])
+    split = sources.Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels, labels)
+    monkeypatch.setattr(sources, "load", lambda *_: sources.Source(split, split, ["cat", "owl"], [], "0" * 12))
+    with pytest.raises(UserError, match="a single training image of owl: give at least 2 of every class"):
+        ForgetRetainDataModule("mine", "mine", 8, 1).calibration_mask()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 2), (8, 4), (0, 1), (-8, 3)])
+def test_sizes_that_no_image_has_are_refused(size, channels):
+    with pytest.raises(UserError, match=f"data.channels={channels} data.image_size={size}: give 1"):
+        ForgetRetainDataModule("mine", "mine", size, channels)
 
 
 @pytest.mark.parametrize("index", [10, -1])

@@ -361,13 +361,6 @@ def test_an_empty_folder_is_refused_with_what_is_expected(tmp_path, folder):
         load(folder, tmp_path)
 
 
-def test_a_folder_with_nothing_but_a_test_split_is_refused(tmp_path, folder):
-    write_class(folder / "test" / "cat", 1)
-    write_class(folder / "test" / "dog", 1)
-    with pytest.raises(UserError, match="neither train"):
-        load(folder, tmp_path)
-
-
 @pytest.mark.parametrize("path", ["/nowhere/animals", "./animals", "animals", "a/b/c"])
 def test_a_path_that_does_not_exist_is_refused_with_the_legal_kinds(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
@@ -380,6 +373,275 @@ def test_a_folder_in_the_home_directory_is_found(tmp_path, folder, monkeypatch):
     for name in ("cat", "dog"):
         write_class(folder / name, 5)
     assert load("~/animals", tmp_path).class_names == ["cat", "dog"]
+
+
+# -- how folders are laid out, and what their names may be -------------------------------------------------------
+
+
+def lay_out(root: Path, classes: dict[str, int]) -> None:
+    """Write so many images into every folder, each with pixels of its own."""
+    for i, (name, count) in enumerate(classes.items()):
+        write_class(root / name, count, seed=i)
+
+
+def counts(source: Source) -> tuple[dict[str, int], dict[str, int]]:
+    """Class -> number of images, of both splits."""
+    return tuple(
+        dict(zip(source.class_names, split.labels.bincount(minlength=len(source.class_names)).tolist(), strict=True))
+        for split in (source.train, source.test)
+    )
+
+
+STRANGE = [
+    "dog [small]",
+    "dog*",
+    "dogs",
+    "what?",
+    "cost_$5_to_$9",
+    "${name}",
+    "{a,b}",
+    "a%20b",
+    "犬",
+    "-x",
+    "a'b\"c",
+    "~",
+]
+
+
+def test_classes_have_the_names_of_their_folders_whatever_these_are(tmp_path):
+    root = tmp_path / "pets [new] *{1}$"
+    lay_out(root, {f"train/{name}": 2 for name in STRANGE} | {f"test/{name}": 1 for name in STRANGE})
+    source = load(root, tmp_path)
+    assert source.class_names == sorted(STRANGE)
+    assert counts(source) == (dict.fromkeys(sorted(STRANGE), 2), dict.fromkeys(sorted(STRANGE), 1))
+    for row, label in enumerate(source.train.labels.tolist()):
+        seed = 100 * STRANGE.index(source.class_names[label])
+        own = [torch.from_numpy(pixels(seed + i)).permute(2, 0, 1) for i in range(2)]
+        assert any(torch.equal(source.train.images[row], image) for image in own)
+
+
+@pytest.mark.parametrize(
+    "name", ["photo [1].png", "a*.png", "b?.JPEG", "$x.PNG", "{c}.Webp", "# d.tif", "é.bmp", "e.jfif"]
+)
+def test_images_are_found_whatever_their_names(tmp_path, folder, name):
+    lay_out(folder, {"cat": 3, "dog": 3})
+    write_image(folder / "cat" / name)
+    assert len(load(folder, tmp_path).train.labels) + len(load(folder, tmp_path).test.labels) == 7
+
+
+TRAIN_AND_TEST = ({"cat": 2, "dog": 2}, {"cat": 1, "dog": 1})
+HELD_OUT = ({"cat": 4, "dog": 4}, {"cat": 1, "dog": 1})
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "TEST"),
+        ("training", "testing"),
+        ("train", "eval"),
+        ("data/train", "data/test"),
+        ("a/b/Train", "a/b/Test"),
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "Validation"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train/images", "test/images"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_splits_are_recognised_by_their_usual_names(tmp_path, folder, train, test):
+    lay_out(folder, {f"{train}/cat": 2, f"{train}/dog": 2, f"{test}/cat": 1, f"{test}/dog": 1})
+    assert counts(load(folder, tmp_path)) == TRAIN_AND_TEST
+
+
+def test_a_validation_split_beside_a_test_split_is_left_out_and_named(tmp_path, folder, capsys):
+    lay_out(
+        folder,
+        {f"{split}/{name}": n for split, n in (("train", 2), ("test", 1), ("val", 3)) for name in ("cat", "dog")},
+    )
+    assert counts(load(folder, tmp_path)) == TRAIN_AND_TEST
+    assert "left out, images of the validation split, as there is a test split: 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [["pets"], ["train"], ["data/train"], ["pets/all"], ["train/train"], [""]],
+    ids=lambda layout: layout[0] or "bare",
+)
+def test_without_a_test_split_a_part_is_held_out(tmp_path, folder, layout):
+    lay_out(folder / layout[0], {"cat": 5, "dog": 5})
+    assert counts(load(folder, tmp_path)) == HELD_OUT
+
+
+def test_vehicles_may_be_trains(tmp_path, folder):
+    lay_out(folder, {"car": 5, "train": 5, "test_car": 5})
+    assert counts(load(folder, tmp_path))[0] == {"car": 4, "test_car": 4, "train": 4}
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"train": 4}, "no folders that name their classes"),
+        ({"Training": 4, "test": 4}, "no folders that name their classes"),
+        ({"": 4}, "no folders that name their classes"),
+        ({"cat": 4}, r"has one class \(cat\)"),
+        ({"train/cat": 4, "test/cat": 4}, r"has one class \(cat\)"),
+        ({"cat/persian": 4, "dog/persian": 4}, "cat/persian holds images below the class folder .*cat"),
+        ({"cat": 4, "cat/more": 4, "dog": 4}, "cat/more holds images below the class folder"),
+        ({"train/cat/images": 4, "train/dog/images": 4}, "train/cat/images holds images below the class folder"),
+        ({"a/train/cat": 4, "b/train/cat": 4}, "holds images below the class folder"),
+        ({"train/cat": 4, "train/dog": 4, "test/cat": 1}, "has no images of dog in the test split"),
+        (
+            {"train/cat": 4, "train/dog": 4, "test/cat": 1, "test/Dog": 1},
+            "no training images of Dog, which the test split",
+        ),
+        ({"train/cat": 4, "train/owl": 4, "val/cat": 1, "val/owl": 1, "val/dog": 1}, "no training images of dog"),
+        ({"train/cat": 4, "Train/dog": 4}, "which is the train split, Train or train"),
+        ({"val/cat": 4, "test/dog": 4}, r"no train/ with class folders, only test, val"),
+        ({"training_shoe/nike": 4, "boot/nike": 4}, "training_shoe looks like a split, and boot is none"),
+        ({"line\nbreak": 4, "dog": 4}, "characters that can't be printed"),
+        ({"e\u0301": 4, "\xe9": 4}, "two folders that read é"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_unclear_is_refused_and_named(tmp_path, folder, layout, message):
+    lay_out(folder, layout)
+    with pytest.raises(UserError, match=message) as caught:
+        load(folder, tmp_path)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "@eaDir",
+        "$RECYCLE.BIN",
+        ".thumbs",
+        "__pycache__",
+        "cat/.cache",
+        "train/@eaDir",
+        "cat/._0.png",
+    ],
+)
+def test_what_systems_leave_in_folders_is_left_out_and_named(tmp_path, folder, name, capsys):
+    lay_out(folder, {"cat": 5, "dog": 5})
+    if name.endswith(".png"):
+        (folder / name).write_bytes(b"resource fork")
+    else:
+        write_class(folder / name, 3)
+    assert counts(load(folder, tmp_path)) == HELD_OUT
+    assert f"left out, hidden: 1 ({name})" in capsys.readouterr().out
+
+
+def test_what_is_found_is_printed_when_it_is_decoded_and_only_then(tmp_path, folder, capsys):
+    lay_out(folder, {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 1, "train/.hidden": 1, "other/bird": 2})
+    (folder / "train/empty").mkdir()
+    (folder / "train/loop").symlink_to(folder)
+    (folder / "train/cat/list.txt").write_text("0 1 2")
+    write_image(folder / "train/stray.png")
+    os.mkfifo(folder / "train/cat/pipe.png")
+    load(folder, tmp_path)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "decoding" not in line]
+    assert lines[:4] == [
+        f"data: {folder}",
+        "2 classes, 5 training images, 2 test images (the test split)",
+        "training images by class: cat 3, dog 2",
+        "test images by class: cat 1, dog 1",
+    ]
+    assert set(lines[4:]) == {
+        "left out, hidden: 1 (train/.hidden)",
+        "left out, folders that are no split: 1 (other)",
+        "left out, folders without images: 1 (train/empty)",
+        "left out, links to a folder above them: 1 (train/loop)",
+        "left out, files that end in .txt, which are not read: 1 (train/cat/list.txt)",
+        "left out, images outside of class folders: 1 (train/stray.png)",
+        "left out, neither files nor folders: 1 (train/cat/pipe.png)",
+    }
+    load(folder, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path, folder, monkeypatch):
+    lay_out(folder, {"cat": 5})
+    lay_out(tmp_path / "elsewhere", {"owls": 5})
+    (folder / "owl").symlink_to(tmp_path / "elsewhere/owls")
+    (folder / "cat/link.png").symlink_to(tmp_path / "elsewhere/owls/0.png")
+    (tmp_path / "link").symlink_to(folder)
+    source = load(tmp_path / "link", tmp_path)
+    assert source.class_names == ["cat", "owl"] and len(source.train.labels) + len(source.test.labels) == 11
+    write_image(tmp_path / "elsewhere/owls/new.png")  # the cache notices what is behind a link
+    source = load(folder, tmp_path)
+    assert len(source.train.labels) + len(source.test.labels) == 12
+
+
+@pytest.mark.parametrize("target", [".", "..", "../../animals", "/"], ids=["itself", "above", "by name", "the root"])
+def test_links_that_lead_in_circles_end(tmp_path, folder, target):
+    lay_out(folder, {"cat": 5, "dog": 5})
+    if target == "/":
+        (folder / "a").symlink_to(folder.parent)
+    else:
+        (folder / "cat" / "loop").symlink_to(target)
+    assert counts(load(folder, tmp_path / "cache")) == HELD_OUT
+
+
+def test_links_that_multiply_are_refused(tmp_path, folder):
+    lay_out(folder / "0", {"cat": 1, "dog": 1})
+    for level in range(1, 12):
+        for name in "abc":
+            (folder / str(level)).mkdir(exist_ok=True)
+            (folder / str(level) / name).symlink_to(folder / str(level - 1))
+    with pytest.raises(UserError, match=r"links in .* lead to .* more than 16 times"):
+        load(folder / "11", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["owl", "cat/photo.png"])
+def test_a_link_to_nothing_is_named(tmp_path, folder, name):
+    lay_out(folder, {"cat": 5, "dog": 5})
+    (folder / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"{folder / name} is a link to nothing"):
+        load(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "shape", "message"),
+    [
+        (
+            (28, 28),
+            "L",
+            (3, 32, 32),
+            r"28x28, expected 32x32: set data\.image_size=28 data\.channels=1, or data\.resize=true",
+        ),
+        ((28, 28), "RGB", (1, 32, 32), r"set data\.image_size=28 data\.channels=3, or data\.resize=true"),
+        ((20, 28), "L", (3, 28, 28), r"28x20, expected 28x28: set data\.resize=true .*images must be square"),
+        (None, "L", (3, 28, 28), r"set data\.resize=true .*several sizes"),
+    ],
+)
+def test_all_settings_that_fit_are_named_at_once(tmp_path, folder, size, mode, shape, message):
+    for i, name in enumerate(("cat", "dog")):
+        for j in range(3):
+            write_image(folder / name / f"{j}.png", size=size or (20 + j, 20 + i), mode=mode)
+    with pytest.raises(UserError, match=message):
+        load(folder, tmp_path, shape)
+
+
+@pytest.mark.parametrize("path", ["", " ", None, 2024, True])
+def test_a_path_that_is_none_is_refused(tmp_path, path):
+    with pytest.raises(UserError, match=r"data\.path=.*: give sklearn/digits"):
+        sources.load(path, COLUMNS, (3, 8, 8), False, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("x" * 300, "can't be read"), ("~nobody_at_all/x", "can't be read"), ("f.png", "is a file")]
+)
+def test_a_path_that_leads_nowhere_is_refused(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "f.png")
+    with pytest.raises(UserError, match=message):
+        load(path, tmp_path)
 
 
 # -- parquet -----------------------------------------------------------------------------------------------------
