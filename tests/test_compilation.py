@@ -148,7 +148,9 @@ def test_a_compiler_that_fails_is_one_line_and_the_same_command_goes_on_without(
     def no_compiler(graph, inputs):
         raise RuntimeError("no C++ compiler\nand more")
 
-    with pytest.raises(UserError, match=r"torch\.compile failed \(.*no C\+\+ compiler and more\): give compile=false") as caught:
+    with pytest.raises(
+        UserError, match=r"torch\.compile failed \(.*no C\+\+ compiler and more\): give compile=false"
+    ) as caught:
         runs.fit("failed", "compile=true", backend=no_compiler)
     assert "\n" not in str(caught.value)
     assert same_weights(runs.fit("failed", "compile=false"), plain)
