@@ -33,7 +33,7 @@ from safemax_pl.averaging import Average
 from safemax_pl.callbacks import Cost
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
+from safemax_pl.errors import MachineError, UserError
 from safemax_pl.evaluate import draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
@@ -161,7 +161,7 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
     evaluator.sampler.check(student.diffusion)
     space = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     if (free := shutil.disk_usage(existing(run.folder)).free) < space:
-        raise UserError(
+        raise MachineError(
             f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
         )
@@ -199,15 +199,17 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evalua
         for guidance, models in metrics["scores"].items():
             main = models.get("unlearned") or models["model"]
             logger.summarize({f"{guidance}/{name}": value for name, value in main.items() if name != "per_class"})
+        logger.summarize({f"cost/{name}": value for name, value in metrics["cost"].items()})
+        for rank, used in enumerate(metrics["ranks"]):
+            logger.summarize({f"rank{rank}/{name}": value for name, value in used.items()})
+        for guidance, models in metrics["scores"].items():  # these write files, which may fail
+            main = models.get("unlearned") or models["model"]
             rows = [[name, *(scores.get(name) for scores in models.values())] for name in main if name != "per_class"]
             logger.log_table(f"scores/{guidance}", columns=["metric", *models], data=rows)
             classes = [
                 [metric, label, value] for metric, by in main["per_class"].items() for label, value in by.items()
             ]
             logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
-        logger.summarize({f"cost/{name}": value for name, value in metrics["cost"].items()})
-        for rank, used in enumerate(metrics["ranks"]):
-            logger.summarize({f"rank{rank}/{name}": value for name, value in used.items()})
         logger.log_image("samples", [str(run.folder / "samples.png")])
         logger.finish()
 

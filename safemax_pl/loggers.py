@@ -136,7 +136,8 @@ def _start_wandb(folder: Path, names: dict[str, Any]) -> Any:
     """W&B's run: as the environment asks for it, else offline, else None."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:  # of a program that calls us
         return _with_steps(sys.modules["wandb"].run)
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # W&B's telemetry, which fails where W&B fails
+    for name in ("wandb", "opentelemetry"):  # its telemetry; without a handler Python prints their errors
+        logging.getLogger(name).addHandler(logging.NullHandler())
     reason = ""
     for start in (_as_asked, _offline):
         try:
@@ -156,7 +157,8 @@ def _start_wandb(folder: Path, names: dict[str, Any]) -> Any:
 def _as_asked(folder: Path, names: dict[str, Any]) -> Any:
     import wandb
 
-    mode = wandb.setup(_quiet()).settings.mode
+    with _no_stderr():
+        mode = wandb.setup(_quiet()).settings.mode
     if mode in ("online", "run", "shared") and not wandb.login(prompt=False, verify=False):
         raise UserError("no API key")
     settings = {**names, "id": _wandb_id(folder), "resume": "allow", "dir": folder}
@@ -174,6 +176,8 @@ def _offline(folder: Path, names: dict[str, Any]) -> Any:
     job = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_ENTITY")  # what W&B's sweeps know a run by
     os.environ |= {name: hidden[name] for name in job if "WANDB_SWEEP_ID" in hidden and name in hidden}
     try:
+        with _no_stderr():
+            wandb.setup(_quiet())
         return _with_steps(wandb.init(**settings, settings=_quiet()))
     finally:
         hidden.pop("WANDB_SERVICE", None)  # is now the new one's
@@ -191,6 +195,20 @@ def _quiet() -> Any:
         finish_timeout=FINISH_TIMEOUT,
         finish_timeout_raises=True,
     )
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Keep what is started in the block, W&B's own process, from writing its log and its crashes to the terminal."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _with_steps(run: Any) -> Any:
