@@ -125,6 +125,7 @@ def quiet() -> None:
         signal.signal(number, signal.default_int_handler)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.raiseExceptions = False  # W&B has a log file: on a full disk every line of it would print a traceback
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input. The commands print it as one line and exit with 1, without a traceback."""
 
 
+class MachineError(UserError):
+    """What the machine lacks, such as space: the same input may succeed later."""
+
+
 def unknown(what: str, got: object, legal: Iterable[object]) -> UserError:
     """An error for a name that is not one of `legal`, with the nearest one suggested."""
     names = [str(name) for name in legal]
@@ -36,7 +40,7 @@ def clear_errors() -> Iterator[None]:
         print(f"error: {error.strerror}: {error.filename}: give another folder", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if not _disk_is_full(error):
+        if not disk_is_full(error):
             raise
         where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(
@@ -50,8 +54,10 @@ def clear_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def _disk_is_full(error: Exception) -> bool:
+def disk_is_full(error: BaseException) -> bool:
     """Whether a write failed for want of space; torch and safetensors wrap the system's error in their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
+    if "inline_container.cc" in str(error):  # torch.save, which knows only that bytes are missing
+        return "unexpected pos" in str(error) or "file write failed" in str(error)
     return "No space left on device" in str(error) or "os error 28" in str(error)

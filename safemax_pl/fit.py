@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, seed_everything
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from safemax_pl import figures, networks, ranks, tables
@@ -35,11 +35,11 @@ from safemax_pl.callbacks import Cost
 from safemax_pl.compilation import Compilation, clear_compile_errors
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
+from safemax_pl.errors import MachineError, UserError
 from safemax_pl.evaluate import doubts, draw_samples, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
-from safemax_pl.loggers import CSVHistory, ending_wandb
+from safemax_pl.loggers import CSVHistory, ForgivingWandb, ending_wandb
 from safemax_pl.module import UnlearningModule, quick_metrics
 from safemax_pl.networks import Model
 from safemax_pl.parameters import Parameters, trainable
@@ -172,7 +172,7 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
     evaluator.sampler.check(student.diffusion)
     space = 8 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     if (free := shutil.disk_usage(existing(run.folder)).free) < space:
-        raise UserError(
+        raise MachineError(
             f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
         )
@@ -207,24 +207,24 @@ def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -
 def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evaluator: Evaluator) -> None:
     """Send the final scores, per-class tables and pictures to W&B."""
     for logger in loggers:
-        if not isinstance(logger, WandbLogger):
+        if not isinstance(logger, ForgivingWandb):
             continue
         for guidance, models in metrics["scores"].items():
             main = models.get("unlearned") or models["model"]
-            for name, value in main.items():
-                if name != "per_class":
-                    logger.experiment.summary[f"{guidance}/{name}"] = value
+            logger.summarize({f"{guidance}/{name}": value for name, value in main.items() if name != "per_class"})
+        logger.summarize({f"cost/{name}": value for name, value in metrics["cost"].items()})
+        for rank, used in enumerate(metrics["ranks"]):
+            logger.summarize({f"rank{rank}/{name}": value for name, value in used.items()})
+        for guidance, models in metrics["scores"].items():  # these write files, which may fail
+            main = models.get("unlearned") or models["model"]
             rows = [[name, *(scores.get(name) for scores in models.values())] for name in main if name != "per_class"]
             logger.log_table(f"scores/{guidance}", columns=["metric", *models], data=rows)
             classes = [
                 [metric, label, value] for metric, by in main["per_class"].items() for label, value in by.items()
             ]
             logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
-        logger.experiment.summary.update({f"cost/{name}": value for name, value in metrics["cost"].items()})
-        for rank, used in enumerate(metrics["ranks"]):
-            logger.experiment.summary.update({f"rank{rank}/{name}": value for name, value in used.items()})
         logger.log_image("samples", [str(run.folder / "samples.png")])
-        logger.experiment.finish()
+        logger.finish()
 
 
 def main() -> None:

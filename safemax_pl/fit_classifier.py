@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +26,7 @@ from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import check_trainer
-from safemax_pl.loggers import ending_wandb
+from safemax_pl.loggers import ForgivingWandb, ending_wandb
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 from safemax_pl.train import make_loggers, train
@@ -75,9 +74,9 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     }
     classifier.save(run.folder / "classifier", metrics)
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update({key: scores[key] for key in ("accuracy", "accuracy_noise_aware")})
-            logger.experiment.finish()
+        if isinstance(logger, ForgivingWandb):
+            logger.summarize({key: scores[key] for key in ("accuracy", "accuracy_noise_aware")})
+            logger.finish()
     run.finish(metrics)
     print_scores(scores, name)
     print(f"written: {run.folder}/classifier")

@@ -6,13 +6,15 @@ Usage:
   python -m safemax_pl.sweep experiment=digits_methods sweep=salun sweep.space.optimizer.lr.high=3e-3 name=salun_fast
 
 The same command in several processes, on any machines that share runs_dir, is that many workers of one study. After an
-interruption it goes on; a trial whose worker was killed is taken over from its last checkpoint. configs/sweep.yaml
+interruption it goes on; a trial whose worker was killed is taken over from its last checkpoint. A full disk stops the
+worker, and a trial without memory is tried three times; neither counts. configs/sweep.yaml
 has the settings, configs/sweep/ a search space for every method; everything else are arguments of the fit command.
 
 A study is a folder runs_dir/<name>: study.journal, a run for every trial (trial-0000, ...), trials.csv, best.md with
 the command for every point of the Pareto front, pareto.png and importance.png. `report` compares its trials.
 """
 
+import gc
 import shlex
 import sys
 from math import isfinite
@@ -25,7 +27,7 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 from safemax_pl.config import build, compose, quiet, run_name, split_arguments
-from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.errors import MachineError, UserError, clear_errors
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps import results
@@ -33,6 +35,7 @@ from safemax_pl.sweeps.claims import Claim
 from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.shared import SharedStudy, counted
 from safemax_pl.sweeps.space import Sweep, as_overrides
+from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory, words
 
 
 def sweep(overrides: list[str]) -> Path:
@@ -40,6 +43,7 @@ def sweep(overrides: list[str]) -> Path:
 
     Raises:
         UserError: for settings that can't work, before any compute; and for whatever the first trial fails with.
+        MachineError: when a trial can't end, as for a full disk or for want of memory; it does not count.
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
     settings: Sweep = build(compose("sweep", own).sweep)
@@ -63,8 +67,20 @@ def sweep(overrides: list[str]) -> Path:
 
     study = SharedStudy(folder, name, settings, distributions, settings.identity(cfg, distributions))
     while (claim := study.claim()) is not None:
-        with study.alive(claim) as watch:
-            run_trial(study, claim, fixed, cfg, [watch, *pruning])
+        try:
+            with study.alive(claim) as watch:
+                run_trial(study, claim, fixed, cfg, [watch, *pruning])
+        except Exception as error:
+            if not of_the_machine(error):
+                raise
+            if not out_of_memory(error):
+                raise MachineError(
+                    f"trial {claim.number} was stopped by the machine ({words(error)}): mend that, then run the same "
+                    "command again, which goes on with this trial"
+                ) from error
+            print(f"trial {claim.number} is out of memory and is tried again: {words(error)}", file=sys.stderr)
+        gc.collect()  # of what the error held
+        torch.cuda.empty_cache()
     if waiting := [trial.number for trial in counted(study.study) if trial.state == TrialState.RUNNING]:
         print(f"still running elsewhere: {', '.join(map(str, waiting))}; if not, the same command takes them over")
     results.write(study, lambda params: command_line(fixed, params))
@@ -93,6 +109,7 @@ def run_trial(study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfi
 
     Raises:
         UserError: when no trial has succeeded yet: the error is likely to be all trials'.
+        Exception: a fault of the machine, after which the trial has not ended.
         TakenOver: when another worker has the trial.
     """
     name = f"trial-{claim.number:04d}"
@@ -108,7 +125,9 @@ def run_trial(study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfi
     except optuna.TrialPruned as error:
         study.tell(claim, None, TrialState.PRUNED, str(error))
         print(f"{name} is pruned: {error}")
-    except (UserError, torch.OutOfMemoryError) as error:
+    except UserError as error:
+        if of_the_machine(error):
+            raise
         study.tell(claim, None, TrialState.FAIL, str(error))
         if all(trial.state in (TrialState.FAIL, TrialState.RUNNING) for trial in counted(study.study)):
             raise

@@ -47,6 +47,11 @@ def test_a_full_disk_without_a_file_name_becomes_one_line(capsys):
     assert capsys.readouterr().err.startswith("error: no space left on the device: ")
 
 
+def test_a_checkpoint_on_a_full_disk_becomes_one_line(capsys):
+    assert exit_code_of(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")) == 1
+    assert capsys.readouterr().err.startswith("error: no space left on the device: ")
+
+
 def test_an_interrupt_says_how_to_go_on(capsys):
     assert exit_code_of(KeyboardInterrupt()) == 130
     err = capsys.readouterr().err

@@ -3,13 +3,21 @@ import csv
 import io
 import os
 import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import wandb
+from wandb.sdk import wandb_setup
 
-from safemax_pl.loggers import CSVHistory, _wandb_id, ending_wandb, wandb_logger
+from safemax_pl import loggers
+from safemax_pl.loggers import CSVHistory, ForgivingWandb, _wandb_id, end_wandb, ending_wandb, wandb_logger
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -222,3 +230,161 @@ def test_what_fails_ends_its_wandb_run_so_that_the_next_in_the_process_has_its_o
     assert run("second", broken=False) == (tmp_path / "second/wandb_id").read_text()
     wandb.finish()
     assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 2
+
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    """Addresses of a server that answers with this status, and of one that never answers."""
+    over, running = threading.Event(), {}
+
+    def handler(answer: str) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                if answer == "hang":
+                    over.wait(30)
+                    return
+                self.send_response(int(answer))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_) -> None:
+                pass
+
+        return Handler
+
+    for answer in ("401", "403", "404", "500", "hang"):
+        running[answer] = ThreadingHTTPServer(("127.0.0.1", 0), handler(answer))
+        running[answer].daemon_threads = True
+        threading.Thread(target=running[answer].serve_forever, args=(0.05,), daemon=True).start()
+    yield {answer: f"127.0.0.1:{server.server_address[1]}" for answer, server in running.items()}
+    over.set()
+    for server in running.values():
+        server.shutdown()
+        server.server_close()
+
+
+TROUBLE = {
+    "unreachable": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, {}, "connection refused"),
+    "401": ({"WANDB_BASE_URL": "http://{401}"}, {}, "401"),
+    "403": ({"WANDB_BASE_URL": "http://{403}"}, {}, "403"),
+    "404": ({"WANDB_BASE_URL": "http://{404}"}, {}, "404"),
+    "500": ({"WANDB_BASE_URL": "http://{500}"}, {}, "500"),
+    "a server that never answers": ({"WANDB_BASE_URL": "http://{hang}"}, {}, "deadline exceeded"),
+    "no TLS": ({"WANDB_BASE_URL": "https://user:secret@{500}"}, {}, "TLS handshake"),
+    "no URL": ({"WANDB_BASE_URL": "nonsense"}, {}, "nonsense"),
+    "a short key": ({"WANDB_API_KEY": "abc"}, {}, "must have 40+ characters, has 3"),
+    "no key of letters": ({"WANDB_API_KEY": "!" * 40}, {}, "may only contain"),
+    "a key with a blank": ({"WANDB_API_KEY": f" {KEY}"}, {}, "whitespace"),
+    "online without a key": ({"WANDB_API_KEY": "", "WANDB_MODE": "online"}, {}, "no API key"),
+    "a mode that is none": ({"WANDB_MODE": "nonsense"}, {}, "nonsense"),
+    "a number that is none": ({"WANDB_HTTP_TIMEOUT": "soon"}, {}, "soon"),
+    "a service that is no more": ({"WANDB_SERVICE": "3-1-unix-/nowhere"}, {}, ""),
+    "a project's path": ({}, {"project": "team/p"}, "Invalid project name 'team/p'"),
+    "a long project": ({"WANDB_MODE": "offline"}, {"project": "p" * 200}, "exceeded 128 characters"),
+    "no texts": ({"WANDB_MODE": "offline"}, {"project": 5, "entity": 6, "group": 7}, "string"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_whatever_stands_in_the_way_the_run_is_logged_offline(
+    without_account, servers, tmp_path, monkeypatch, capfd, trouble
+):
+    environment, names, words = TROUBLE[trouble]
+    monkeypatch.setattr(loggers, "INIT_TIMEOUT", 1)
+    address = re.compile(r"\{(.*)\}")
+    for name, value in {"WANDB_API_KEY": KEY, **environment}.items():
+        monkeypatch.setenv(name, address.sub(lambda found: servers[found[1]], value))
+    before = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    logger = wandb_logger(tmp_path, **{"project": "p"} | names)
+    assert {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} == before
+    logger.log_metrics({"loss": 0.25}, step=7)
+    logger.finish()
+    loggers._end_service()  # W&B's own process writes the record, and has done so when it has ended
+    printed = capfd.readouterr()
+    assert printed.out.startswith("W&B: ") and words in printed.out and ", logging offline; send it" in printed.out
+    assert printed.out.count("\n") == 1 and printed.err == ""
+    assert KEY not in printed.out and "secret" not in printed.out
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert record.stem == f"run-{_wandb_id(tmp_path)}" and b"loss" in record.read_bytes()
+
+
+def test_where_nothing_can_be_written_wandb_is_off_and_says_so(without_account, tmp_path, monkeypatch, capfd):
+    (tmp_path / "wandb").write_text("")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = wandb_logger(tmp_path, "p")
+    for used in (lambda: logger.log_metrics({"loss": 1.0}, 1), lambda: logger.summarize({}), logger.finish):
+        used()
+    printed = capfd.readouterr()
+    assert printed.out.count("\n") == 1 and "off for this run" in printed.out and printed.err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_end_of_wandbs_process_is_not_the_fits(without_account, tmp_path, monkeypatch, capfd, number):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("FINISH_TIMEOUT", "PATIENCE", "GRACE"):
+        monkeypatch.setattr(loggers, name, 1)
+    logger = wandb_logger(tmp_path / "first", "p")
+    process = wandb_setup.singleton()._connection._proc._process
+    os.kill(process.pid, number)
+    if number == signal.SIGKILL:
+        process.wait()
+    for step in range(10_000):  # until the pipe is full
+        logger.log_metrics({"loss": 1.0, "x" * 99: 1.0}, step)
+    logger.summarize({"a": 1})
+    logger.log_table("t", columns=["a"], data=[[1]])
+    logger.log_image("i", ["nowhere.png"])
+    end_wandb()
+    printed = capfd.readouterr()
+    assert printed.out.count("\n") == 1 and f"wandb sync {tmp_path}/first/wandb/offline-run-" in printed.out
+    assert printed.err == "" and process.wait() != 0
+    second = wandb_logger(tmp_path / "second", "p")
+    assert second.experiment.id == _wandb_id(tmp_path / "second") and second.on
+    second.finish()
+
+
+USES = {
+    "log": lambda logger: logger.log_metrics({"loss": 1.0}, 1),
+    "config": lambda logger: logger.log_hyperparams({"a": 1}),
+    "table": lambda logger: logger.log_table("t", columns=["a"], data=[[1]]),
+    "image": lambda logger: logger.log_image("i", ["nowhere.png"]),
+    "summary": lambda logger: logger.summarize({"a": 1}),
+    "finish": ForgivingWandb.finish,
+    "end": lambda logger: end_wandb(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_error_of_wandb_is_one_line_and_its_last(tmp_path, monkeypatch, capsys, use):
+    calls = []
+
+    def fail(*_, **__):
+        calls.append(1)
+        raise OSError(28, "No space left on device")
+
+    broken = SimpleNamespace(update=fail)
+    run = SimpleNamespace(log=fail, finish=fail, config=broken, summary=broken, dir=str(tmp_path / "files"))
+    monkeypatch.setattr(wandb, "run", run)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    monkeypatch.setattr(wandb, "Table", fail)
+    logger = ForgivingWandb(tmp_path, run)
+    for _ in range(3):
+        USES[use](logger)
+    assert len(calls) <= 1 and wandb.run is None
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_call_that_hangs_is_left(monkeypatch):
+    start, over = time.monotonic(), threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0.1 s"):
+        loggers._within(0.1, lambda: over.wait(30))
+    over.set()
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("content", [b"", b"a/b", b"\xff"])
+def test_a_damaged_id_is_replaced(tmp_path, content):
+    (tmp_path / "wandb_id").write_bytes(content)
+    assert re.fullmatch("[0-9a-f]{32}", _wandb_id(tmp_path)) and _wandb_id(tmp_path) == _wandb_id(tmp_path)

@@ -1,6 +1,7 @@
 """Sweeps: search spaces, one study for several workers, pruning, what is written, and W&B's sweeps."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from subprocess import run
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +32,7 @@ from wandb.sdk.launch.sweeps import utils as agent
 
 from safemax_pl import sweep as command
 from safemax_pl.config import CONFIGS, build, compose, split_arguments
-from safemax_pl.errors import UserError
+from safemax_pl.errors import MachineError, UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.loggers import CSVHistory
 from safemax_pl.report import report
@@ -38,8 +40,9 @@ from safemax_pl.runs import comparable
 from safemax_pl.sweep import fit_overrides, main, sweep, values
 from safemax_pl.sweeps import results, shared
 from safemax_pl.sweeps.pruning import QuickPruning
-from safemax_pl.sweeps.shared import SharedStudy, counted
+from safemax_pl.sweeps.shared import SharedStudy, counted, lost
 from safemax_pl.sweeps.space import Sweep, as_overrides, differences
+from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory
 
 METHODS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
 ONLY_STEPS = [
@@ -241,7 +244,7 @@ def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys, interrup
 
 
 @pytest.mark.parametrize("death", ["killed", "broken"])
-def test_a_trial_in_which_every_worker_dies_has_failed(tmp_path, death):
+def test_a_trial_in_which_every_worker_dies_is_lost_and_does_not_count(tmp_path, death):
     study = worker(tmp_path, trials=1)
     for _ in range(shared.MOST_DEATHS):
         claim = study.claim()
@@ -250,9 +253,9 @@ def test_a_trial_in_which_every_worker_dies_has_failed(tmp_path, death):
         else:
             with pytest.raises(ArithmeticError), study.alive(claim):
                 raise ArithmeticError
-    assert study.claim() is None
-    (trial,) = counted(study.study)
-    assert trial.state == TrialState.FAIL and trial.user_attrs["reason"] == "3 workers died in it"
+    assert study.claim().number == 1  # which takes its place
+    (trial,) = lost(study.study)
+    assert trial.state == TrialState.FAIL and trial.user_attrs["lost"] == "3 workers died in it"
 
 
 def test_a_worker_shows_signs_of_life(tmp_path):
@@ -356,6 +359,63 @@ def test_the_locks_of_a_killed_worker_hold_up_nobody_for_ever(tmp_path, monkeypa
     fast = SimpleNamespace(monotonic=monotonic, sleep=lambda _: None)
     monkeypatch.setattr(sys.modules[JournalFileBackend.__module__], "time", fast)
     assert worker(Path("runs/study"), trials=1).claim() is not None
+
+
+TORN = b'{"op_code": 5, "wor'
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda journal: journal + TORN,
+    "torn and ended": lambda journal: journal + TORN + b"\n",
+    "torn in a letter": lambda journal: journal + b'{"op_code":8,"worker_id":"\xc3',
+    "NUL bytes": lambda journal: journal + bytes(4096),
+    "a line of NUL bytes": lambda journal: journal + bytes(9) + b"\n",
+    "behind a torn record": lambda journal: journal[: (last := journal[:-1].rindex(b"\n") + 1)] + TORN + journal[last:],
+    "two records in a line": lambda journal: b"".join(journal.rsplit(b"\n", 2)) + b"\n",
+    "without an end": lambda journal: journal[:-1],
+    "blank lines": lambda journal: journal.replace(b"\n", b"\n\n"),
+    "other JSON": lambda journal: journal + b'null\n[1]\n{"op_code":[]}\n{"op_code":4}\n',
+    "torn in the middle": lambda journal: journal.replace(b"\n", b"\n" + TORN + b"\n", 3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_journal_loses_nothing_that_was_whole(tmp_path, damage):
+    study = worker(tmp_path, trials=3)
+    for value in (0.25, 0.5):
+        finish(study, study.claim(), (value, 1.0))
+    journal = tmp_path / "study.journal"
+    damaged = DAMAGES[damage](journal.read_bytes())
+    journal.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="study.journal was damaged"):
+        finish(study, study.claim(), (0.75, 1.0))  # by a worker that was there before
+    (copy,) = tmp_path.glob("study.journal.damaged-*")
+    assert copy.read_bytes() == damaged
+    study = worker(tmp_path, trials=4)
+    finish(study, study.claim(), (1.0, 1.0))
+    trials = counted(worker(tmp_path).study)
+    assert [trial.values[0] for trial in trials] == [0.25, 0.5, 0.75, 1.0]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def test_what_a_torn_record_would_have_said_is_said_again(tmp_path):
+    study = worker(tmp_path, trials=1)
+    finish(study, study.claim())
+    (tmp_path / "study.journal").write_bytes((tmp_path / "study.journal").read_bytes()[:-30])
+    with pytest.warns(UserWarning, match="was damaged"):
+        again = worker(tmp_path, trials=1)
+    assert again.claim().number == 0  # whose end was torn: its run is finished, and its values are read again
+
+
+@pytest.mark.parametrize("content", [TORN, bytes(99), b"\n"])
+def test_a_journal_without_a_whole_record_is_a_new_one(tmp_path, content):
+    (tmp_path / "study.journal").write_bytes(content)
+    with pytest.warns(UserWarning, match="its 0 whole records"):
+        assert worker(tmp_path).claim().number == 0
+
+
+def test_a_journal_of_something_else_is_one_line(tmp_path):
+    (tmp_path / "study.journal").write_text('{"op_code":4,"worker_id":"x"}\n')
+    with pytest.raises(UserError, match=r"study.journal can't be read \(KeyError: 'study_id'\): put a copy"):
+        worker(tmp_path)
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------
@@ -507,6 +567,102 @@ def first_is_broken(folder: Path, space: list[str], seed: int) -> bool:
     except UserError:
         return True
     return False
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+STOPPED = {
+    "no space": OSError(errno.ENOSPC, "No space left on device", "last.ckpt"),
+    "no quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "no rights": PermissionError(errno.EACCES, "Permission denied"),
+    "read only": OSError(errno.EROFS, "Read-only file system"),
+    "a broken disk": OSError(errno.EIO, "Input/output error"),
+    "safetensors": RuntimeError("I/O error: No space left on device (os error 28)"),
+    "torch.save": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    "too little space": MachineError("runs/a has 3 MiB of free space, a run needs 9"),
+    "in other words": caused(UserError("can't be read"), ConnectionError("no network")),
+}
+
+
+NO_MEMORY = {
+    "the host's": MemoryError(),
+    "the GPU's": torch.OutOfMemoryError("CUDA out of memory."),
+    "torch's": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes."),
+    "cuBLAS's": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+OF_THE_TRIAL = {
+    "diverged": UserError("the loss became NaN"),
+    "no file": caused(UserError("classifier=/nowhere holds none"), FileNotFoundError(errno.ENOENT, "no such file")),
+    "a bug": ValueError("shapes differ"),
+    "no checkpoint": RuntimeError("[enforce fail at inline_container.cc:214] . file not found: archive/version"),
+}
+
+
+@pytest.mark.parametrize(
+    ("errors", "machines", "memory"),
+    [
+        (STOPPED, True, False),
+        (NO_MEMORY, True, True),
+        (OF_THE_TRIAL, False, False),
+    ],
+)
+def test_faults_of_the_machine_and_of_a_trial_are_told_apart(errors, machines, memory):
+    assert {name: (of_the_machine(error), out_of_memory(error)) for name, error in errors.items()} == dict.fromkeys(
+        errors, (machines, memory)
+    )
+
+
+def failing(whole: Callable[..., Path], *errors: Exception | None) -> Callable[..., Path]:
+    """`whole`, except that its first calls raise these."""
+    left = iter(errors)
+
+    def fit(*arguments):
+        if (error := next(left, None)) is not None:
+            raise error
+        return whole(*arguments)
+
+    return fit
+
+
+@pytest.mark.parametrize("fault", ["no space", "too little space"])
+def test_a_fault_of_the_machine_stops_the_worker_and_the_trial_goes_on_later(
+    tmp_path, fits, monkeypatch, capsys, fault
+):
+    monkeypatch.setattr(command, "fit", failing(command.fit, None, STOPPED[fault]))
+    monkeypatch.setattr(command, "quiet", lambda: None)
+    overrides = arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2")
+    monkeypatch.setattr(sys, "argv", ["sweep", *overrides])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 1 and printed.err.count("\n") == 1 and " trials:" not in printed.out
+    assert "trial 1 was stopped by the machine" in printed.err and str(STOPPED[fault]) in printed.err
+    main()
+    assert "2 trials: 2 complete\n" in capsys.readouterr().out and [cfg.name for cfg in fits][1] == "trial-0001"
+
+
+def test_a_trial_without_memory_is_tried_again(tmp_path, fits, monkeypatch, capsys):
+    monkeypatch.setattr(command, "fit", failing(command.fit, NO_MEMORY["the GPU's"], NO_MEMORY["torch's"]))
+    sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1"))
+    printed = capsys.readouterr()
+    assert "1 trials: 1 complete\n" in printed.out and printed.err.count("trial 0 is out of memory") == 2
+
+
+def test_trials_that_never_have_memory_end_the_worker_and_do_not_count(tmp_path, fits, monkeypatch, capsys):
+    whole, overrides = command.fit, arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2")
+    for most in ("MOST_DEATHS", "MOST_LOST"):
+        monkeypatch.setattr(shared, most, 2)
+    monkeypatch.setattr(command, "fit", failing(whole, *[torch.OutOfMemoryError()] * 4))
+    with pytest.raises(MachineError, match="2 trials were lost one after the other, the last one as 2 workers died"):
+        sweep(overrides)
+    assert not fits
+    folder = sweep(overrides)
+    assert "2 trials: 2 complete (2 more were lost)\n" in capsys.readouterr().out
+    with (folder / "trials.csv").open(newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == [*["lost"] * 2, *["complete"] * 2]
 
 
 def test_trials_are_one_group_in_wandb_unless_there_is_another(tmp_path, fits):

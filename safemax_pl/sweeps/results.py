@@ -18,7 +18,7 @@ from rich.table import Table
 
 from safemax_pl.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
-from safemax_pl.sweeps.shared import SharedStudy, counted
+from safemax_pl.sweeps.shared import SharedStudy, counted, lost
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,7 +30,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     """Write the files and print the front; without a complete trial only trials.csv is written."""
     study, folder, names = shared.study, shared.folder, list(shared.sweep.objectives)
     trials = counted(study)
-    _write_trials(folder / "trials.csv", trials, names)
+    _write_trials(folder / "trials.csv", sorted([*trials, *lost(study)], key=lambda trial: trial.number), names)
     best = front(study)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     states = ", ".join(
@@ -38,7 +38,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
         for state in TrialState
         if any(trial.state == state for trial in trials)
     )
-    print(f"{len(trials)} trials: {states}")
+    print(f"{len(trials)} trials: {states}" + (f" ({len(lost(study))} more were lost)" if lost(study) else ""))
     if not best:
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
@@ -74,12 +74,12 @@ def _write_trials(path: Path, trials: list[FrozenTrial], names: list[str]) -> No
     rows = [
         {
             "trial": trial.number,
-            "state": trial.state.name.lower(),
+            "state": "lost" if "lost" in trial.user_attrs else trial.state.name.lower(),
             **dict(zip(names, trial.values or [None] * len(names), strict=True)),
             **trial.params,
             "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else "",
             "worker": trial.user_attrs.get("worker", ""),
-            "reason": trial.user_attrs.get("reason", ""),
+            "reason": trial.user_attrs.get("reason", trial.user_attrs.get("lost", "")),
         }
         for trial in trials
     ]

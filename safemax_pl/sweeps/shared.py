@@ -15,12 +15,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from safemax_pl.errors import UserError
+from safemax_pl.errors import MachineError, UserError
 from safemax_pl.files import digest
 from safemax_pl.sweeps.claims import Claim, TakenOver, read
+from safemax_pl.sweeps.journal import repair
 from safemax_pl.sweeps.space import Sweep, differences
+from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory
 
-MOST_DEATHS = 3  # of workers in one trial, which then counts as failed
+MOST_DEATHS = 3  # of workers in one trial, which is then lost
+MOST_LOST = 3  # trials, one after the other, in one worker: the machine is the cause
 MOST_DRAWS = 50  # without a new point: the space is exhausted
 
 
@@ -30,8 +33,9 @@ class SharedStudy:
 
     A worker shows that it is alive by touching a file once in a while. A running trial whose file is missing (its
     worker was interrupted) or too old (it died) is continued by the next worker under the same number, from its
-    last checkpoint; after `MOST_DEATHS` deaths it has failed. The file says whose trial it is: a worker that was only
-    stalled leaves it to the one that has taken it over. No two trials that ran have the same values.
+    last checkpoint; after `MOST_DEATHS` deaths it is lost, and another one takes its place. The file says whose trial
+    it is: a worker that was only stalled leaves it to the one that has taken it over. No two trials that count have the
+    same values.
 
     Args:
         folder: shared by all workers.
@@ -41,7 +45,7 @@ class SharedStudy:
         identity: of `Sweep.identity`.
 
     Raises:
-        UserError: when the folder holds a study with another identity.
+        UserError: when the folder holds a study with another identity, or a journal that can't be read.
     """
 
     def __init__(
@@ -56,11 +60,19 @@ class SharedStudy:
         (folder / "heartbeats").mkdir(parents=True, exist_ok=True)
         # not Optuna's default, a link: without a file that it leads to, a killed worker's is never released
         self._lock = JournalFileOpenLock(str(folder / "claim"), grace_period=120)
-        journal = str(folder / "study.journal")
-        backend = JournalFileBackend(journal, JournalFileOpenLock(journal, grace_period=30))
+        self._lost = 0
+        self._journal = folder / "study.journal"
         directions = [StudyDirection[direction.upper()] for direction in sweep.objectives.values()]
         with self._locked():
-            self._storage = JournalStorage(backend)
+            path = str(self._journal)
+            try:
+                backend = JournalFileBackend(path, JournalFileOpenLock(path, grace_period=30))
+                self._storage = JournalStorage(backend)
+            except (KeyError, TypeError, ValueError, AssertionError) as error:
+                raise UserError(
+                    f"{path} can't be read ({type(error).__name__}: {error}): put a copy in its place, or give another "
+                    "name="
+                ) from error
             self.study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=directions, load_if_exists=True
             )
@@ -76,15 +88,20 @@ class SharedStudy:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone among all workers, for far less than the lock's grace period."""
+        """Alone among all workers, for far less than the lock's grace period, and with a whole journal."""
         self._lock.acquire()
         try:
+            repair(self._journal)
             yield
         finally:
             self._lock.release()
 
     def claim(self) -> Claim | None:
-        """A killed worker's trial, or a new one; None when the study has all its trials."""
+        """A killed worker's trial, or a new one; None when the study has all its trials.
+
+        Raises:
+            MachineError: when `MOST_LOST` trials were lost one after the other.
+        """
         with self._locked():
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
@@ -106,10 +123,8 @@ class SharedStudy:
                 return None
             deaths = read(heartbeat)[0] + 1
         if deaths >= MOST_DEATHS:
-            self._note(trial, "reason", f"{deaths} workers died in it")
-            self.study.tell(trial.number, state=TrialState.FAIL)
             heartbeat.unlink()
-            print(f"trial {trial.number} has failed: {deaths} workers died in it")
+            self._lose(trial, f"{deaths} workers died in it")
             return None
         print(f"trial {trial.number} goes on, its worker {'died' if deaths else 'was interrupted'}")
         return self._take(trial, deaths)
@@ -148,6 +163,18 @@ class SharedStudy:
         self._note(trial, "discarded", why)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
+    def _lose(self, trial: FrozenTrial, why: str) -> None:
+        """Give up a trial that the machine does not let come to an end; it does not count."""
+        self._note(trial, "lost", why)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        print(f"trial {trial.number} is lost and does not count: {why}")
+        self._lost += 1
+        if self._lost >= MOST_LOST:
+            raise MachineError(
+                f"{self._lost} trials were lost one after the other, the last one as {why}: free memory, or make the "
+                "trials smaller, then run the same command again"
+            )
+
     def _note(self, trial: optuna.Trial | FrozenTrial, key: str, value: str) -> None:
         self._storage.set_trial_user_attr(trial._trial_id, key, value)
 
@@ -156,7 +183,8 @@ class SharedStudy:
         """Show signs of life; afterwards the trial is free for others, unless it is finished.
 
         Yields what ends the trial's fit, before the next checkpoint, when another worker has taken it over. A worker
-        that an error ends has died in the trial; one that is interrupted or told to exit has not.
+        that an error ends has died in the trial, also one without memory, which its settings may need; one that is
+        interrupted, told to exit, or stopped by another fault of the machine has not.
         """
         died = True
         try:
@@ -167,6 +195,9 @@ class SharedStudy:
             print(f"trial {claim.number} is left to the worker that has taken it over: this one was stalled")
         except (KeyboardInterrupt, SystemExit):
             died = False
+            raise
+        except Exception as error:
+            died = out_of_memory(error) or not of_the_machine(error)
             raise
         finally:
             with self._locked():  # no worker may take it over in between
@@ -187,8 +218,14 @@ class SharedStudy:
             if reason is not None:
                 self._note(self.study.get_trials(deepcopy=False)[claim.number], "reason", reason)
             self.study.tell(claim.number, values, state)
+            self._lost = 0
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have run or are running, in order; discarded ones have not."""
-    return [trial for trial in study.get_trials(deepcopy=False) if "discarded" not in trial.user_attrs]
+    """The trials that are running, or that have ended for reasons of their own, in order."""
+    return [trial for trial in study.get_trials(deepcopy=False) if not {"discarded", "lost"} & set(trial.user_attrs)]
+
+
+def lost(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were given up as their workers died."""
+    return [trial for trial in study.get_trials(deepcopy=False) if "lost" in trial.user_attrs]

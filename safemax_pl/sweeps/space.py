@@ -34,7 +34,8 @@ class Sweep:
             a range of a and b times what the configuration says. Ranges may have `log: true` or a `step`.
         objectives: score or cost of a finished run -> "maximize" or "minimize"; with several guidance weights the
             worst one counts.
-        trials: of the study, all workers together; trials that were pruned or failed count.
+        trials: of the study, all workers together; trials that were pruned or failed count, but not what the machine
+            stopped.
         seed: of the proposals. Proposal i depends on it, on i and on the trials so far, not on the worker.
         prune: arguments of `QuickPruning`; null prunes nothing.
         stale_after: seconds without a sign of life after which another worker goes on with a trial; more than the
