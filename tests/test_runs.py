@@ -90,6 +90,7 @@ def test_a_configuration_without_a_logger_may_follow_one_with(tmp_path):
 
 def test_a_run_is_unfinished_until_it_has_metrics(tmp_path):
     run = Run(tmp_path, config())
+    run.begin()
     assert run.metrics is None
     run.finish({"scores": {"w=0": {"ua": 1.0}}})
     assert Run(tmp_path, config()).metrics == {"scores": {"w=0": {"ua": 1.0}}}
