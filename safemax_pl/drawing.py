@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import LogFormatter
 
 from safemax_pl.files import atomic
 
@@ -56,8 +56,8 @@ def show_text_as_it_is(figure: Any) -> None:
         id(label)
         for axes in figure.axes
         for axis in (axes.xaxis, axes.yaxis)
-        if not isinstance(axis.get_major_formatter(), FixedFormatter)
-        for label in [*axis.get_majorticklabels(), *axis.get_minorticklabels(), axis.get_offset_text()]
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for label in [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
     }
     for text in figure.findobj(Text):
         if id(text) not in numbers:

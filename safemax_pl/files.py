@@ -118,7 +118,7 @@ def remove_scratch(folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write a table, atomically: one column per key of any line."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with atomic(path) as part, part.open("w", newline="") as file:
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(lines)

@@ -77,7 +77,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
         )
     metrics = _on_any_machine(metrics)
     card = folder / "README.md"
-    by_hand = card.exists() and not card.read_text().startswith(MARK)
+    by_hand = card.exists() and not card.read_text(encoding="utf-8").startswith(MARK)
     if not by_hand:
         card.unlink(missing_ok=True)  # until all is there
     mark: dict[str, Any] = {"published": {}}  # so that the same command goes on after an interruption
@@ -170,7 +170,7 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
     with atomic(folder / "samples.png") as part:
         shutil.copy(evaluation / "samples.png", part)
     write_json(folder / "metrics.json", metrics)
-    if (folder / "README.md").read_text().startswith(MARK):
+    if (folder / "README.md").read_text(encoding="utf-8").startswith(MARK):
         _write_card(folder, model_card)
     print(f"written: {folder}/README.md, scores of {evaluation}")
     return folder
@@ -205,7 +205,7 @@ def _write_config(run: Path, folder: Path) -> None:
 
 def _write_card(folder: Path, card: Callable[[Path], str]) -> None:
     with atomic(folder / "README.md") as part:
-        part.write_text(card(folder))
+        part.write_text(card(folder), encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:

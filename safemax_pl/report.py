@@ -70,7 +70,7 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     )
     for name, text in (("report.html", page.html(result)), ("report.md", page.markdown(result, out))):
         with atomic(out / name) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     summary.write_results(out / "results.csv", groups)
     summary.write_summary(out / "summary.csv", summaries)
     summary.write_per_class(out / "per_class.csv", groups)
@@ -103,7 +103,7 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is a run, in which a report would be lost: {other}")
     page = folder / "report.html"
-    ours = page.is_file() and "safemax_pl" in page.read_text(errors="replace")
+    ours = page.is_file() and "safemax_pl" in page.read_text(encoding="utf-8", errors="replace")
     if not ours and (taken := [name for name in WRITTEN if (folder / name).exists()]):
         raise UserError(
             f"{folder} holds {', '.join(taken)}, which no report has written and one would replace: {other}"
@@ -119,7 +119,7 @@ def _reported(path: Path) -> set[str]:
     """The commands of the runs in a report's results.csv; none where there is no such file."""
     if not path.is_file():
         return set()
-    with path.open(newline="", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return {row.get("command") or "" for row in csv.DictReader(file)}
 
 

@@ -140,7 +140,7 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
 
 def test_a_classifier_is_shown_for_its_own_data_only(folders, tmp_path):
     def run(which: str) -> Path:
-        place = ["logger=csv", f"runs_dir={tmp_path}", "trainer.max_steps=2"]
+        place = ["logger=csv", f"runs_dir={tmp_path}"]
         return fit_classifier(compose("fit_classifier", [*CLASSIFIER, *place, *on(folders, which)]), "judge")
 
     run("sorted")

@@ -270,7 +270,7 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
 
 def test_a_folder_without_a_model_says_how_to_make_it(tmp_path):
     (tmp_path / "unet").mkdir()
-    with pytest.raises(UserError, match="toy_pretrain"):
+    with pytest.raises(UserError, match="experiment=imagefolder_pretrain"):
         networks.pretrained(toy_data(), str(tmp_path))
 
 

@@ -41,7 +41,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
     with atomic(folder / "best.md") as part:
-        part.write_text(_markdown(study, names, best, states, command_line))
+        part.write_text(_markdown(study, names, best, states, command_line), encoding="utf-8")
     with drawing(folder / "pareto.png"):
         _pareto(folder / "pareto.png", study, names, complete, best)
     with drawing(folder / "importance.png"):
