@@ -260,6 +260,23 @@ def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch
     assert all(torch.equal(saved[name.removeprefix("student.unet.")], value) for name, value in averaged.items())
 
 
+def test_the_numbers_are_written_whatever_happens_to_the_pictures(tmp_path, monkeypatch, capsys):
+    """Dollar signs in a name would be a formula that can't be read; the same command draws what is missing."""
+
+    def fails(*_, **__):
+        assert (tmp_path / "a$_$b/metrics.json").exists()
+        raise ValueError("no room")
+
+    cfg = tiny(tmp_path, "trainer.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("safemax_pl.figures.sample_grid", fails)
+        folder = fit(cfg, "a$_$b")
+    assert "warning: " in (err := capsys.readouterr().err) and "samples.png was not drawn (ValueError: no room)" in err
+    assert (folder / "curves.png").exists() and not (folder / "samples.png").exists()
+    fit(cfg, "a$_$b")
+    assert (folder / "samples.png").exists() and "is finished" in capsys.readouterr().out
+
+
 def test_a_diverging_loss_stops_the_fit_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(UserError, match="NaN or infinite"):
         fit(tiny(tmp_path, "optimizer.lr=1e18", "gradient_clip=null", "trainer.max_steps=8"), "run")
