@@ -46,7 +46,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "precision and recall": [(PrecisionRecall, "update"), (PrecisionRecall, "compute")],
     "other scores": [(Scores, "update"), (Scores, "compute")],
     "loading": [(evaluate, "load_subject"), (evaluate, "make_evaluator")],
-    "writing": [(evaluate, "draw_samples"), (evaluate, "write_json")],
+    "writing": [(evaluate, "keep_images"), (evaluate, "draw_samples"), (evaluate, "write_json")],
 }
 
 CACHED = "all, with the original's scores and the real features in the cache"

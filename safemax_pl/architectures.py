@@ -6,6 +6,16 @@ from torch import Tensor, nn
 
 from safemax_pl import ranks
 from safemax_pl.errors import UserError
+from safemax_pl.files import check_size
+
+MOST_WIDTH, MOST_BLOCKS = 16_384, 256
+
+
+def _check_widths(widths: list[int]) -> None:
+    if not widths:
+        raise UserError("architecture.widths=[]: give the channels of every stage, such as [16, 32]")
+    for width in widths:
+        check_size("architecture.widths", width, MOST_WIDTH)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -61,6 +71,8 @@ class ResNet(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], blocks: int):
         super().__init__()
+        _check_widths(widths)
+        check_size("architecture.blocks", blocks, MOST_BLOCKS)
         self.stem = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
         before = [widths[0], *widths[:-1]]
         self.stages = nn.Sequential(
@@ -109,6 +121,8 @@ class ConvNet(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], stem: int):
         super().__init__()
         channels, height, width = image_shape
+        _check_widths(widths)
+        check_size("architecture.stem", stem, MOST_WIDTH)
         if (min(height, width) - 1) >> len(widths) < 1:
             raise UserError(
                 f"architecture.widths has {len(widths)} blocks, each halves the image, and images have "
@@ -155,6 +169,8 @@ class Mixer(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, patch: int, width: int, blocks: int):
         super().__init__()
         channels, height, image_width = image_shape
+        check_size("architecture.width", width, MOST_WIDTH)
+        check_size("architecture.blocks", blocks, MOST_BLOCKS)
         if patch < 1 or height % patch or image_width % patch:
             raise UserError(
                 f"architecture.patch={patch} does not tile images of {height}×{image_width} pixels: "

@@ -20,8 +20,8 @@ from typing import Any
 from filelock import FileLock
 from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import save_file
 
 from safemax_pl import networks, ranks
@@ -29,11 +29,13 @@ from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.config import CONFIGS, build, command_on_target, load_config, parse
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_csv, write_json
 from safemax_pl.networks import Model
 from safemax_pl.runs import provenance, read_metrics
+from safemax_pl.tables import plain_console
 
 NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
@@ -63,9 +65,12 @@ def attack(target: str, overrides: list[str]) -> Path:
             one.check(model, bench)
     ranks.start(trainer)
     for name, one in attacks.items():
-        block = run_attack(name, one, models, bench, subject.folder, show_progress and ranks.is_first())
+        block, results = run_attack(name, one, models, bench, subject.folder, show_progress and ranks.is_first())
         if ranks.is_first():
             remember(subject.folder / "metrics.json", name, block)
+            picture = subject.folder / block["folder"] / "figure.png"
+            with drawing(picture):
+                pictures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
             print_block(block)
     if ranks.is_first():
         print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
@@ -105,8 +110,8 @@ def chosen(value: Any) -> list[str]:
 
 def run_attack(
     name: str, attack: Attack, models: dict[str, Model], bench: Bench, folder: Path, show_progress: bool
-) -> dict[str, Any]:
-    """Run one attack on all models and write its files; returns the block for `metrics.json`."""
+) -> tuple[dict[str, Any], running.Results]:
+    """Run one attack on all models and write its files; returns the block for `metrics.json` and all points."""
     start = time.perf_counter()
     protocol = running.protocol(attack, bench)
     results = running.run(attack, models, bench, show_progress)
@@ -117,9 +122,9 @@ def run_attack(
     weights = {model: network.weights_digest for model, network in models.items()}
     out = folder / "attacks" / f"{name}-{digest(protocol, weights)}"
     if ranks.is_first():
-        write_files(out, attack, results, f"{attack.title}: {folder.name}")
+        write_files(out, attack, results)
     headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
-    return {
+    block = {
         "title": attack.title,
         "headline": headline,
         "axis": attack.axis,
@@ -131,10 +136,11 @@ def run_attack(
         "provenance": provenance(),
         "folder": str(out.relative_to(folder)),
     }
+    return block, results
 
 
-def write_files(out: Path, attack: Attack, results: running.Results, title: str) -> None:
-    """Write curve.csv (every score of every point), figure.png and images.safetensors (of `Attack.shown`)."""
+def write_files(out: Path, attack: Attack, results: running.Results) -> None:
+    """Write curve.csv (every score of every point) and images.safetensors (of `Attack.shown`)."""
     rows = [
         {"model": model, "series": series, "x": point.x, "y": point.y}
         | {key: value for key, value in point.scores.items() if key != "per_class"}
@@ -147,7 +153,6 @@ def write_files(out: Path, attack: Attack, results: running.Results, title: str)
     shown = {model: attack.shown([p for points in by.values() for p in points]) for model, by in results.items()}
     with atomic(out / "images.safetensors") as part:
         save_file({model: point.images.contiguous() for model, point in shown.items()}, part)
-    pictures.draw(out / "figure.png", attack, results, title)
 
 
 def remember(path: Path, name: str, block: dict[str, Any]) -> None:
@@ -164,8 +169,9 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
 
 def print_block(block: dict[str, Any]) -> None:
     """Print the headline number of every model and control."""
-    headline, console = block["headline"], Console()
-    console.print(f"[bold]{block['title']}[/bold]   {headline['name']}, {headline['better']} is better", soft_wrap=True)
+    headline, console = block["headline"], plain_console()
+    line = Text.assemble((block["title"], "bold"), f"   {headline['name']}, {headline['better']} is better")
+    console.print(line, soft_wrap=True)
     table = Table()
     for model in headline["values"]:
         table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)

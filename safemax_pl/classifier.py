@@ -15,6 +15,7 @@ from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.files import atomic, file_digest, not_finite, to_json
 from safemax_pl.images import from_uint8
+from safemax_pl.needs import how_to_make, no_classifier
 from safemax_pl.precision import full_precision
 
 
@@ -104,9 +105,9 @@ class Classifier(nn.Module):
             UserError: when it is missing or damaged, or was trained on other classes or images.
         """
         folder = Path(path)
-        hint = f"train one with `python -m safemax_pl.fit_classifier experiment={data.name}_{role}`"
         if not (folder / "config.json").exists():
-            raise UserError(f"no classifier at {folder} (expected config.json and model.safetensors): {hint}")
+            raise UserError(no_classifier(role, folder, data.name, data.path))
+        hint = how_to_make(role, data.name, data.path)
         try:
             config = json.loads((folder / "config.json").read_text())
             if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
@@ -114,6 +115,13 @@ class Classifier(nn.Module):
                     f"the classifier at {folder} is for {len(config['class_names'])} classes "
                     f"({', '.join(config['class_names'][:4])}, ...) at {tuple(config['image_shape'])}; {data.name} has "
                     f"{data.num_classes} ({', '.join(data.class_names[:4])}, ...) at {data.image_shape}: {hint}"
+                )
+            said = {"fingerprint": config["info"].get("data"), "content": config["info"].get("content")}
+            if said["fingerprint"] and not data.source.holds(said):
+                raise UserError(
+                    f"the classifier at {folder} was trained on other data (fingerprint {said['fingerprint']}; "
+                    f"{data.name} at data.path={data.path} has {data.source.fingerprint}), though the classes have the "
+                    f"same names: {hint}"
                 )
             settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
             architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)

@@ -20,15 +20,16 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from safemax_pl import ranks
-from safemax_pl.config_keys import arguments_of, check_keys, flat_keys
+from safemax_pl.config_keys import arguments_of, check_keys, check_values, flat_keys, resolved
 from safemax_pl.errors import UserError, clear_errors, unknown
-from safemax_pl.files import PROJECT, digest
+from safemax_pl.files import PROJECT, check_name, digest
 from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
+OF_BAD_SETTINGS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, MisconfigurationException)
 
 # What may differ when a run is resumed or shown: what it is called, where things are, who listens, what they run on and
 # whether they are compiled for it: like the number of devices that changes rounding, and dropout's draws.
@@ -239,12 +240,11 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise unknown(group or "config", name, error.options or []) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             raise _composition_error(config_name, overrides, error) from error
-        except HydraException as error:
-            raise UserError(" ".join(str(error).split())) from error
+        except (HydraException, ValueError) as error:  # such as data=null, of which Hydra says that it is no string
+            raise UserError(f"{' '.join(str(error).split())} ({' '.join(overrides)})") from error
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    _name_method(cfg, choices)
     schema: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
     groups = {key for entry in schema.pop("defaults") if isinstance(entry, dict) for key in entry if " " not in key}
     schema.pop("hydra")
@@ -252,7 +252,13 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         raise UserError(f"the setting {missing[0]} was removed, and it is needed: leave it, or set it to null")
     if missing := [group for group in groups - {"experiment", "logger"} if group not in cfg]:
         raise UserError(f"the group {missing[0]} was removed, and it is needed: choose one of its options")
+    for group in groups - {"experiment", "logger"}:  # what an experiment changes of a removed one is still there
+        if isinstance(cfg[group], DictConfig) and not cfg[group]._is_none() and not cfg[group].get("_target_"):
+            raise UserError(f"the group {group} was removed, and it is needed: choose one of its options")
+    resolved(cfg)
+    _name_method(cfg, choices)
     check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
+    check_values(cfg)
     return cfg
 
 
@@ -289,18 +295,24 @@ def build(node: Any, **arguments: Any) -> Any:
     """Call a node's `_target_` with its keys and `arguments`; a constructor's complaint becomes a `UserError`."""
     try:
         return hydra.utils.instantiate(node, **arguments)
+    except MissingMandatoryValue as error:
+        raise UserError(f"a setting is missing ({str(error).splitlines()[0]}): give it as key=value") from error
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
+        if error.__cause__ is None or isinstance(error.__cause__, OF_BAD_SETTINGS):
             raise UserError(" ".join(str(error).split())) from error
         raise
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:
-    """`name` if it is set; otherwise the experiment and every override that changes what is computed."""
+    """`name` if it is set; otherwise the experiment and every override that changes what is computed.
+
+    Raises:
+        UserError: for a name that is no name of a folder inside runs_dir.
+    """
     if cfg.name is not None:
-        return str(cfg.name)
+        return check_name("name", cfg.name)
     ignored = LOCATION_KEYS - {"method"}
     parts = [next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "run")]
     for override in sorted(overrides, key=lambda item: (not item.startswith("unlearner="), item)):
@@ -308,7 +320,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         if key not in (*ignored, "experiment") and not key.startswith("logger."):
             parts.append(re.sub(r"[^a-zA-Z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_"))
     name = "-".join(parts)
-    return name if len(name) <= 120 else f"{name[:100]}-{digest(name)}"
+    return check_name("name", name if len(name) <= 120 else f"{name[:100]}-{digest(name)}")
 
 
 def without_locations(command_line: str) -> str:
@@ -368,6 +380,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             OmegaConf.update(cfg, key, change.value())
     if overrides:
         check_keys(cfg, _keys(OmegaConf.to_container(cfg)))
+        check_values(cfg)
     return cfg
 
 

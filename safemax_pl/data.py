@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from safemax_pl import sources, streams
 from safemax_pl.errors import UserError, unknown
+from safemax_pl.files import check_name
 from safemax_pl.images import from_uint8
 from safemax_pl.plans import sharded_loader
 from safemax_pl.sources import some
@@ -106,7 +107,8 @@ class ForgetRetainDataModule(LightningDataModule):
                 f"data.channels={channels} data.image_size={image_size}: give 1 (grey) or 3 (colour) channels, and the "
                 "height and width of the images in pixels"
             )
-        self.name, self.path, self.resize, self.flip, self.seed = name, path, resize, flip, seed
+        self.name, self.path = check_name("data.name", name), path
+        self.resize, self.flip, self.seed = resize, flip, seed
         self.image_shape = (channels, image_size, image_size)
         self.columns = {"image": image_column, "label": label_column, "superclass": superclass_column}
         self.batch_sizes = {"forget": forget_batch_size, "retain": retain_batch_size}

@@ -1,6 +1,9 @@
 """Mistakes that a user can mend: one line that says what was got, what is legal and what to do."""
 
 import errno
+import io
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,18 +33,27 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn a `UserError`, a full disk or Ctrl-C into one line on stderr and an exit code."""
+    """Turn a `UserError`, an error of the file system or Ctrl-C into one line on stderr and an exit code.
+
+    Letters that the terminal does not have are printed as their codes instead of ending the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except (NotADirectoryError, FileExistsError, PermissionError, IsADirectoryError) as error:
-        print(f"error: {error.strerror}: {error.filename}: give another folder", file=sys.stderr)
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if not disk_is_full(error):
-            raise
+            if not (line := _of_the_file_system(error)):
+                raise
+            print(f"error: {line}: give another folder, or see to this one", file=sys.stderr)
+            sys.exit(1)
         where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(
             f"error: no space left on the device{where}: free some, then run the same command again, "
@@ -52,6 +64,15 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _of_the_file_system(error: Exception) -> str | None:
+    """What the system said about which file, if it failed to read or write one; None for any other error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors and tokenizers, which know no file
+        return f"{os.strerror(int(found[1]))} ({' '.join(str(error).split())})"
+    return None
 
 
 def disk_is_full(error: BaseException) -> bool:

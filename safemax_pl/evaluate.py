@@ -13,26 +13,29 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safemax_pl import figures, networks, ranks, tables
+from safemax_pl import figures, identity, networks, ranks, tables
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator, NoiseImages, check_trainer
-from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.files import atomic, check_writable, digest, read_json, write_json
+from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
+from safemax_pl.plans import Rows
 from safemax_pl.progress import progress_bars
 from safemax_pl.recognition import recognition
-from safemax_pl.runs import provenance, read_metrics, training
+from safemax_pl.runs import provenance, read_metrics, run_folder, training
 from safemax_pl.scores import Result
 
-KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
 
 
@@ -119,20 +122,38 @@ def doubts(original: Result, num_classes: int) -> list[str]:
     return found
 
 
-def draw_samples(path: Path, evaluator: Evaluator, images: Images, title: str) -> None:
-    """Write the images that `score` has returned: a picture of the first guidance weight, and a safetensors beside it.
+def keep_images(folder: Path, evaluator: Evaluator, images: Images) -> None:
+    """Write samples.safetensors: of the images that `score` has returned, those of the first seeds of every class.
 
-    The latter holds the first `KEPT_SEEDS` seeds of every class: "w=0/unlearned", ... as uint8 `[N, C, H, W]`, and
-    their `labels` and `seeds` `[N]`.
+    It holds "w=0/unlearned", ... as uint8 `[N, C, H, W]`, and their `labels` and `seeds` `[N]`; as many seeds as a
+    picture shows.
     """
-    data, plan = evaluator.data, evaluator.plan(evaluator.final)
-    figures.sample_grid(path, next(iter(images.values())), plan, data.class_names, data.forget_labels, title)
-    kept = plan.seeds < KEPT_SEEDS
+    plan = evaluator.plan(evaluator.final)
+    panels = next(iter(images.values()))
+    kept = plan.seeds < (figures.PANEL_COLUMNS if len(panels) > 1 else figures.LONE_COLUMNS)
     tensors = {"labels": plan.labels[kept], "seeds": plan.seeds[kept]}
     for guidance, models in images.items():
         tensors |= {f"{guidance}/{name}": pixels[kept] for name, pixels in models.items()}
-    with atomic(path.with_suffix(".safetensors")) as part:
+    with atomic(folder / "samples.safetensors") as part:
         save_file(tensors, part)
+
+
+def draw_samples(folder: Path, metrics: dict[str, Any], class_names: list[str], title: str) -> None:
+    """Draw samples.png from the kept images: the first guidance weight, a panel for every model.
+
+    Args:
+        folder: with samples.safetensors.
+        metrics: content of metrics.json.
+        class_names: of all classes.
+        title: above the picture.
+    """
+    with drawing(folder / "samples.png"):
+        kept, first = load_file(folder / "samples.safetensors"), next(iter(metrics["scores"]))
+        panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
+        forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
+        path = folder / "samples.png"
+        plan = Rows(kept["labels"], kept["seeds"], torch.arange(len(kept["seeds"])))
+        figures.sample_grid(path, panels, plan, class_names, forget, title)
 
 
 class Subject(NamedTuple):
@@ -179,11 +200,42 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     rest = [item for item in overrides if item not in mine]
     cfg = override(load_config(folder / "config.yaml"), rest) if is_run else compose("fit", rest)
     cfg = override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
+    check_needs(cfg)
+    remedy = "copy the run to a folder that you may write to" if is_run else "set runs_dir to another folder"
+    check_writable(folder if is_run else Path(cfg.runs_dir), remedy)
+    check_writable(Path(cfg.data.cache_dir).expanduser(), "set data.cache_dir to another folder")
     data = build(cfg.data)
     model = networks.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None
-    where = folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}-{model.weights_digest}"
+    if is_run:
+        check_identity(folder, cfg, rest, identity.of_data(data), original)
+    where = (
+        folder
+        if is_run
+        else run_folder(cfg, f"evaluate_{(folder.name or folder.resolve().name)[:100]}-{model.weights_digest}")
+    )
     return Subject(folder.name, where, cfg, is_run, data, model, original)
+
+
+def check_identity(
+    folder: Path, cfg: DictConfig, overrides: list[str], now: identity.Identity, original: Model | None
+) -> None:
+    """Compare what a run was made from with what its settings lead to now; settings that are overridden may differ.
+
+    Raises:
+        UserError: for other data, another base model or another judge.
+    """
+    recorded = read_json(folder / identity.FILE, "delete it") if (folder / identity.FILE).exists() else {}
+    changed = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    now = identity.of_config_judges(cfg) | now
+    if original is not None:
+        now["base model"] = original.weights_digest
+    kept = {
+        key: value
+        for key, value in now.items()
+        if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
+    }
+    identity.check(str(folder), recorded, kept)
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:
@@ -204,8 +256,9 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     if not ranks.is_first():
         return out
+    keep_images(out, evaluator, images)
     write_json(out / "metrics.json", metrics)
-    draw_samples(out / "samples.png", evaluator, images, title=subject.name)
+    draw_samples(out, metrics, subject.data.class_names, title=subject.name)
     tables.print_scores(metrics, subject.name)
     print(f"written: {out}/metrics.json, samples.png")
     return out

@@ -1,6 +1,7 @@
 """From weights to numbers: the only path there is. A plan is sampled, judged and scored."""
 
 import json
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -158,8 +159,10 @@ class Evaluator:
         second_classifier: Classifier | None = None,
         inception: str | None = None,
     ):
-        if not isinstance(guidance, list) or not guidance or not all(isinstance(w, int | float) for w in guidance):
+        if not isinstance(guidance, list) or not guidance or not all(map(_is_weight, guidance)):
             raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
+        if len(set(guidance)) < len(guidance):
+            raise UserError(f"evaluation.guidance={guidance}: give every weight once")
         if precision not in PRECISIONS:  # networks keep float32 weights, and float16 would need scaled gradients
             raise UserError(f"trainer.precision={precision}: legal are {' and '.join(PRECISIONS)}")
         if batch_size < 1:
@@ -321,6 +324,10 @@ class Evaluator:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
+
+
+def _is_weight(w: Any) -> bool:
+    return isinstance(w, int | float) and not isinstance(w, bool) and math.isfinite(w)
 
 
 def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -4,18 +4,15 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from einops import rearrange
+from matplotlib import pyplot as plt
 from torch import Tensor
 
-from safemax_pl.files import atomic
+from safemax_pl.drawing import save_figure
 from safemax_pl.noise import MOST_FADED, MOST_TRACE
 from safemax_pl.operating import Operation
-from safemax_pl.plans import SamplingPlan
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from safemax_pl.plans import Rows, SamplingPlan
 
 LINES: list[dict[str, Any]] = [  # fourteen lines that are told apart, also without colours (Okabe and Ito, 2008)
     {"color": colour, "ls": dashes}
@@ -29,7 +26,7 @@ PANEL_COLUMNS, LONE_COLUMNS, MOST_ROWS = 8, 10, 20  # a lone panel has room for 
 def sample_grid(
     path: Path,
     panels: dict[str, Tensor],
-    plan: SamplingPlan,
+    plan: SamplingPlan | Rows,
     class_names: list[str],
     forget_labels: list[int],
     title: str,
@@ -38,7 +35,7 @@ def sample_grid(
 
     Args:
         path: PNG file.
-        panels: title -> uint8 `[N, C, H, W]`, the images of the whole plan.
+        panels: title -> uint8 `[N, C, H, W]`.
         plan: says which image has which label and seed.
         class_names: of all classes; at most 20 rows are drawn, forget classes first.
         forget_labels: their rows are marked.
@@ -167,7 +164,4 @@ def blend_curve(path: Path, operation: Operation, title: str) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    with atomic(path) as part:
-        figure.savefig(part, dpi=130, format="png")
-    plt.close(figure)
+    save_figure(figure, path, tight=True, dpi=130)

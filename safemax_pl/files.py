@@ -5,8 +5,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,56 @@ from safemax_pl.errors import UserError
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
 SCRATCH = ".part"  # ends the name of what is being written
+LONGEST_NAME = 200  # bytes; file systems take 255, and names such as evaluate_<name>-<digest> are made from it
+NOT_IN_NAMES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, format, surrogate, line separators
+
+
+def check_name(setting: str, name: object) -> str:
+    """Return `name` as text if it can name one file or folder, on any system and inside any folder.
+
+    Raises:
+        UserError: when it is empty, longer than 200 bytes, starts with a dot, starts or ends with a space, or holds a
+            slash, a backslash or a character that is not printed.
+    """
+    text = str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else ""
+    printed = not any(unicodedata.category(letter) in NOT_IN_NAMES for letter in text)
+    outside = text != text.strip() or text.startswith(".") or set(text) & {"/", "\\"}
+    if not text or not printed or outside or len(text.encode()) > LONGEST_NAME:
+        shown = f"{str(name)[:60]!r}{'...' * (len(str(name)) > 60)}"
+        raise UserError(
+            f"{setting}={shown} can't name a folder: give 1 to {LONGEST_NAME} bytes of printed characters, without "
+            "/ and \\, no dot at the start, no space at either end"
+        )
+    return text
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Try whether files can be made in `folder`, or in the nearest one above it that exists; leaves nothing.
+
+    Args:
+        folder: which need not exist.
+        remedy: what to do when they can't, for the error.
+
+    Raises:
+        UserError: when they can't.
+    """
+    place = existing(folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, suffix=SCRATCH):
+            pass
+    except OSError as error:
+        raise UserError(f"can't write to {place} ({error.strerror}): {remedy}") from error
+
+
+def check_size(setting: str, value: object, most: int) -> None:
+    """Raise `UserError` unless `value` is a whole number from 1 to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UserError(f"{setting}={value!r}: give a whole number from 1 to {most}")
 
 
 @contextmanager
@@ -57,9 +109,11 @@ def _to_disk(path: Path) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what a killed process was writing in `folder`; nobody else may be writing there."""
+    """Remove the folders that `atomic` of a killed process has left in `folder`; nobody else may be writing there."""
     for scratch in folder.glob(f".*{SCRATCH}"):
-        shutil.rmtree(scratch)
+        made_here = re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}\{SCRATCH}", scratch.name)
+        if made_here and scratch.is_dir() and not scratch.is_symlink():
+            shutil.rmtree(scratch)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -70,7 +124,7 @@ def write_json(path: Path, content: Any) -> None:
     """
     text = to_json(content, str(path), indent=2)
     with atomic(path) as part:
-        part.write_text(text + "\n")
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def to_json(content: Any, name: str, indent: int | None = None) -> str:
@@ -100,10 +154,29 @@ def _leaves(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         yield above, content
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a damaged one, for the error.
+
+    Raises:
+        UserError: when it can't be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no mapping): {remedy}")
+    return content
+
+
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write a table, atomically: one column per key of any line."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with atomic(path) as part, part.open("w", newline="") as file:
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(lines)

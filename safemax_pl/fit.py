@@ -19,6 +19,7 @@ Every setting and its meaning is in configs/fit.yaml; change it with key=value.
 import copy
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,30 @@ from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from safemax_pl import figures, networks, ranks, tables
+from safemax_pl import figures, identity, memory, networks, ranks, tables
 from safemax_pl.averaging import Average
 from safemax_pl.callbacks import Cost
 from safemax_pl.compilation import Compilation, clear_compile_errors
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.drawing import drawing
 from safemax_pl.errors import MachineError, UserError
-from safemax_pl.evaluate import doubts, draw_samples, make_evaluator, score
+from safemax_pl.evaluate import doubts, draw_samples, keep_images, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
+from safemax_pl.files import check_writable, existing, read_json
 from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory, ForgivingWandb, ending_wandb
 from safemax_pl.module import UnlearningModule, quick_metrics
+from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
 from safemax_pl.parameters import Parameters, trainable
 from safemax_pl.plans import sharded_loader
-from safemax_pl.runs import Run, provenance, training
+from safemax_pl.runs import Run, provenance, run_folder, training
 from safemax_pl.stop_when import StopWhen
-from safemax_pl.train import make_loggers, train
+from safemax_pl.train import make_loggers, make_optimizer, train
 from safemax_pl.unlearners.base import Unlearner
+
+LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 
 
 @ending_wandb()
@@ -60,14 +66,19 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         callbacks: more of them for the fit.
         command_line: that makes this run, where it is not the running one.
     """
-    run = Run(Path(cfg.runs_dir) / name, cfg)
+    run = Run(run_folder(cfg, name), cfg)
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
+            identity.check(str(run.folder), run.identity, identity.of_config(cfg, build(cfg.data)))
             tables.print_scores(metrics, name)
             tables.print_end_of_fit(metrics["training"])
+            draw_pictures(run.folder, metrics, name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
 
+    check_needs(cfg)
+    check_writable(run.folder, "set runs_dir to another folder")
+    check_writable(Path(cfg.data.cache_dir).expanduser(), "set data.cache_dir to another folder")
     seed_everything(cfg.seed, verbose=False)
     data: ForgetRetainDataModule = build(cfg.data)
     data.setup("fit")
@@ -80,9 +91,11 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         check_parameters(parameters, unlearner, original)
         parameters.choose(student, cfg.seed)
     check(run, data, unlearner, student, evaluator)
+    made_from = identity.of_fit(data, original, evaluator)
+    identity.check(str(run.folder), run.identity, made_from)
     stop = StopWhen(cfg.stop_when, evaluator, original is not None) if cfg.stop_when is not None else None
     ranks.start(evaluator.make_trainer())
-    run.begin()
+    run.clear()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
     student.weights_digest = None  # it is about to change
@@ -113,7 +126,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         log_original(loggers, evaluator, original)
     evaluator.references(evaluator.plan("quick"))  # now, as no step should wait for them
     with clear_compile_errors():
-        train(cfg, run, module, data, loggers, [*measures, *callbacks])
+        train(cfg, run, module, data, loggers, [*measures, *callbacks], made_from)
     if parameters is not None:
         parameters.merge(student)
     if ranks.is_first():
@@ -126,15 +139,25 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         return run.folder
     metrics["training"] = training(cfg) | {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None}
     metrics["provenance"] = provenance(command_line)
-    draw_samples(run.folder / "samples.png", evaluator, images, title=name)
-    history = next(logger for logger in loggers if isinstance(logger, CSVHistory))
-    figures.curves(run.folder / "curves.png", list(history.rows.values()), evaluator.guidance[0])
-    log_results(loggers, metrics, run, evaluator)
+    keep_images(run.folder, evaluator, images)
     run.finish(metrics)
+    draw_pictures(run.folder, metrics, name)
+    log_results(loggers, metrics, run)
     tables.print_scores(metrics, name)
     tables.print_end_of_fit(metrics["training"])
     print(f"written: {run.folder}/metrics.json, samples.png, curves.png, unet/, scheduler/")
     return run.folder
+
+
+def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:
+    """Draw samples.png and curves.png of a finished run from its files, where they are missing."""
+    if not (folder / "samples.png").exists() and (folder / "samples.safetensors").exists():
+        class_names = read_json(folder / "data.json", "run another fit under another name=")["class_names"]
+        draw_samples(folder, metrics, class_names, title)
+    if not (folder / "curves.png").exists():
+        with drawing(folder / "curves.png"):
+            rows = CSVHistory(folder / "metrics.csv").rows
+            figures.curves(folder / "curves.png", list(rows.values()), metrics["protocol"]["guidance"][0])
 
 
 def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student: Model, evaluator: Evaluator) -> None:
@@ -149,23 +172,21 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         if needed and data.batch_sizes[part] < 1:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     unlearner.check(student)
-    try:
-        optimizer = build(run.cfg.optimizer)(trainable(student).values())
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"optimizer: {error}") from error
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserError("optimizer: LBFGS evaluates the loss several times a step, a fit once: give another")
+    optimizer = make_optimizer(run.cfg.optimizer, trainable(student).values())
+    check_schedule(run.cfg.lr_scheduler, optimizer)
     if run.cfg.ema_decay is not None:
         Average(torch.device("cpu"), run.cfg.ema_decay)
-    trainer = run.cfg.trainer
-    if run.cfg.stop_when is not None and trainer.val_check_interval > trainer.max_steps:
+    interval, steps = run.cfg.trainer.val_check_interval, run.cfg.trainer.max_steps
+    if run.cfg.stop_when is not None and interval > steps:
         raise UserError(
-            f"stop_when looks every trainer.val_check_interval={trainer.val_check_interval} steps, the fit has "
-            f"trainer.max_steps={trainer.max_steps}: give a smaller interval"
+            f"stop_when looks every trainer.val_check_interval={interval} steps, the fit has "
+            f"trainer.max_steps={steps}: give a smaller interval"
         )
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
-    devices = evaluator.make_trainer().world_size
+    trainer = evaluator.make_trainer()
+    devices = trainer.world_size
+    check_memory(data, student, evaluator, devices, trainer.strategy.root_device)
     data.check_batch_sizes(devices)
     for plan in ("quick", evaluator.final):
         sharded_loader(evaluator.plan(plan), evaluator.batch_size, world_size=devices)
@@ -176,6 +197,37 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
             f"{run.folder} has {free / 2**20:.0f} MiB of free space, a run needs {space / 2**20:.0f}: free some, or "
             "set runs_dir="
         )
+
+
+def check_schedule(node: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Make the schedule and take a step of it, on an optimiser that is not used any more."""
+    if node is None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            build(node)(optimizer).step()
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise UserError(f"lr_scheduler: {' '.join(str(error).split())}") from error
+
+
+def check_memory(
+    data: ForgetRetainDataModule, student: Model, evaluator: Evaluator, devices: int, device: torch.device
+) -> None:
+    """Refuse batches and plans that all of a device's memory could not hold; what fits may still be too much."""
+    channels, height, width = data.image_shape
+    label = torch.zeros(1, dtype=torch.long)
+    row = memory.bytes_per_row(student, [torch.zeros(1, channels, height, width), label, label])
+    row = row if evaluator.precision == "32-true" else row // 2
+    settings = [f"data.{part}_batch_size={size}" for part, size in data.batch_sizes.items()]
+    rows = -(-sum(data.batch_sizes.values()) // devices)
+    memory.check(f"{' and '.join(settings)}, for the backward pass,", rows * row, device, "give smaller batches")
+    for name in ("quick", evaluator.final):
+        images = len(evaluator.plan(name))
+        sampled = min(evaluator.batch_size, -(-images // devices)) * row // LEAST_OF_A_STEP
+        memory.check(f"evaluation.batch_size={evaluator.batch_size}", sampled, device, "give a smaller one")
+        every = 3 * images * channels * height * width  # of two models, and those being joined
+        memory.check(f"evaluation.plans.{name}", every, torch.device("cpu"), "give fewer images")
 
 
 def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Model | None) -> None:
@@ -189,11 +241,6 @@ def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Mod
         )
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-
-
 def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -> None:
     """Log the original's scores on the quick plan as step 0: the start of every curve."""
     for guidance in evaluator.guidance:
@@ -204,7 +251,7 @@ def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -
             logger.log_metrics(quick_metrics(guidance, result), step=0)
 
 
-def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evaluator: Evaluator) -> None:
+def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run) -> None:
     """Send the final scores, per-class tables and pictures to W&B."""
     for logger in loggers:
         if not isinstance(logger, ForgivingWandb):
@@ -223,7 +270,8 @@ def log_results(loggers: list[Logger], metrics: dict[str, Any], run: Run, evalua
                 [metric, label, value] for metric, by in main["per_class"].items() for label, value in by.items()
             ]
             logger.log_table(f"per_class/{guidance}", columns=["metric", "class", "value"], data=classes)
-        logger.log_image("samples", [str(run.folder / "samples.png")])
+        if (run.folder / "samples.png").exists():
+            logger.log_image("samples", [str(run.folder / "samples.png")])
         logger.finish()
 
 

@@ -12,40 +12,48 @@ again resumes an interrupted run and shows a finished one. Every setting is in c
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import TensorDataset
 
-from safemax_pl import ranks
+from safemax_pl import identity, memory, ranks
 from safemax_pl.classifier import Classifier
 from safemax_pl.classifier_training import ClassifierModule, calibrate, score_classifier
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import check_trainer
+from safemax_pl.files import check_writable
 from safemax_pl.loggers import ForgivingWandb, ending_wandb
-from safemax_pl.runs import Run, provenance
+from safemax_pl.needs import check_needs
+from safemax_pl.runs import Run, provenance, run_folder
 from safemax_pl.sources import Split
-from safemax_pl.train import make_loggers, train
+from safemax_pl.tables import plain_console
+from safemax_pl.train import make_loggers, make_optimizer, train
 
 
 @ending_wandb()
 def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) -> Path:
     """Train, calibrate, score and write one classifier; returns the run's folder. Arguments as those of `fit`."""
-    run = Run(Path(cfg.runs_dir) / name, cfg)
-    if (metrics := run.metrics) is not None:
-        if ranks.is_first():
-            print_scores(metrics["scores"], name)
-            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
-        return run.folder
-    check_trainer(cfg.trainer)
-    seed_everything(cfg.seed, verbose=False)
+    run = Run(run_folder(cfg, name), cfg)
     data: ForgetRetainDataModule = build(
         cfg.data, forget_classes=[], forget_batch_size=0, retain_batch_size=cfg.batch_size
     )
+    if (metrics := run.metrics) is not None:
+        if ranks.is_first():
+            identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
+            print_scores(metrics["scores"], name)
+            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+        return run.folder
+    check_settings(cfg)
+    check_trainer(cfg.trainer)
+    check_needs(cfg)
+    check_writable(run.folder, "set runs_dir to another folder")
+    check_writable(data.cache_dir, "set data.cache_dir to another folder")
+    seed_everything(cfg.seed, verbose=False)
     train_split = data.source.train
     held = data.calibration_mask()
     calibration = Split(*(field[held] for field in train_split))
@@ -56,10 +64,16 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False)
     if cfg.batch_size % trainer.world_size:
         raise UserError(f"batch_size={cfg.batch_size} does not divide by {trainer.world_size} devices")
+    row = memory.bytes_per_row(classifier.plain, [torch.zeros(2, *data.image_shape)])
+    rows = -(-(2 * cfg.batch_size + round(cfg.noise_share * cfg.batch_size)) // trainer.world_size)
+    device = trainer.strategy.root_device
+    memory.check(f"batch_size={cfg.batch_size}, for the backward pass,", rows * row, device, "give a smaller one")
+    made_from = identity.of_data(data)
+    identity.check(str(run.folder), run.identity, made_from)
     ranks.start(trainer)
-    run.begin()
+    run.clear()
     loggers = make_loggers(cfg.get("logger"), run.folder)
-    train(cfg, run, module, data, loggers, [])
+    train(cfg, run, module, data, loggers, [], made_from)
     if not ranks.is_first():
         return run.folder
     classifier.eval().to(trainer.strategy.root_device)  # Lightning moves it to the CPU when the fit ends
@@ -69,6 +83,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
         "name": name,
         "seed": cfg.seed,
         "data": data.source.fingerprint,
+        "content": data.source.content,
         "scores": scores,
         "provenance": provenance(command_line),
     }
@@ -83,9 +98,20 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     return run.folder
 
 
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what would fail, or make no sense, only after the training."""
+    if not cfg.data.calibration_fraction:
+        raise UserError("data.calibration_fraction=0 leaves no image for the temperature: give a number in (0, 1)")
+    if cfg.shift >= cfg.data.image_size:
+        raise UserError(
+            f"shift={cfg.shift} moves images of {cfg.data.image_size} pixels out of sight: give fewer pixels"
+        )
+    make_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+
+
 def print_scores(scores: dict[str, Any], name: str) -> None:
     """Print the accuracies and the verdicts on noise."""
-    console = Console()
+    console = plain_console()
     console.print(
         f"{name}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
         f"(with noise class), n = {scores['n_test']}, temperature {scores['temperature']:.2f}"

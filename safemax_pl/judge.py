@@ -13,18 +13,20 @@ setting is in configs/judge.yaml.
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from safemax_pl import figures
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, command_on_target, compose
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
-from safemax_pl.files import digest, write_csv, write_json
+from safemax_pl.files import check_writable, digest, write_csv, write_json
+from safemax_pl.needs import no_classifier
 from safemax_pl.noise import CONTROLS
 from safemax_pl.operating import Operation, measure, tables
-from safemax_pl.runs import provenance
+from safemax_pl.runs import provenance, run_folder
+from safemax_pl.tables import plain_console
 
 
 def judge(target: str, overrides: list[str]) -> Path:
@@ -32,16 +34,16 @@ def judge(target: str, overrides: list[str]) -> Path:
     cfg = compose("judge", overrides)
     if cfg.images < 1:
         raise UserError(f"images={cfg.images}: give at least 1 image of each kind of noise")
+    if not (Path(target) / "config.json").exists():
+        raise UserError(no_classifier("classifier", target, cfg.data.name, cfg.data.path))
+    check_writable(run_folder(cfg, "judge"), "set runs_dir to another folder")
     data: ForgetRetainDataModule = build(cfg.data)
     classifier = Classifier.load(target, data).to("cuda" if torch.cuda.is_available() else "cpu")
     operation = measure(classifier, data.source.test, cfg.images, cfg.seed)
-    out = Path(cfg.runs_dir) / f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}"
+    out = run_folder(cfg, f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}")
     sizes = {"n": cfg.images, "seed": cfg.seed}
     for name, rows in tables(operation).items():
         write_csv(out / f"{name}.csv", [row | sizes for row in rows])
-    subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
-    figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
-    figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
     write_json(
         out / "judge.json",
         {
@@ -52,6 +54,11 @@ def judge(target: str, overrides: list[str]) -> Path:
             "provenance": provenance(),
         },
     )
+    subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
+    with drawing(out / "operating_curve.png"):
+        figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
+    with drawing(out / "blend_curve.png"):
+        figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
     print_operation(operation, f"{target}, {subject}")
     print(f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, judge.json")
     return out
@@ -59,8 +66,8 @@ def judge(target: str, overrides: list[str]) -> Path:
 
 def print_operation(operation: Operation, title: str) -> None:
     """Print the false alarms, the detection of held-out noise, the blends and the control table."""
-    console = Console()
-    console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    console = plain_console()
+    console.print(title, style="bold", soft_wrap=True)
     console.print(f"false alarms: {operation.false_alarms:.4f} of {operation.real} real test images are called noise")
     table = Table("noise", title="noise that it was not trained on", title_justify="left")
     for column in ("called noise", "at 1 % false alarms", "AUROC"):

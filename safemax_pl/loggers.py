@@ -37,7 +37,7 @@ class CSVHistory(Logger):
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     self.rows[int(row["step"])] = {key: value for key, value in row.items() if value != ""}
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, digest, not_finite, write_json
+from safemax_pl.files import atomic, check_size, digest, not_finite, write_json
 from safemax_pl.group_norm import keep_bfloat16
+from safemax_pl.needs import how_to_make, is_base_model, no_base_model
+
+MOST_WIDTH, MOST_BLOCKS, MOST_TIMESTEPS = 16_384, 64, 1_000_000
 
 
 class Model(nn.Module):
@@ -71,6 +74,9 @@ def fresh(
         norm_groups: groups of the normalisation; must divide every width.
     """
     image_channels, size, _ = data.image_shape
+    _check_sizes(size, channels, blocks, attention_at, head_dim, norm_groups, num_timesteps)
+    if not 0 <= dropout < 1:
+        raise UserError(f"model.dropout={dropout}: give a number in [0, 1)")
     if size % 2 ** (len(channels) - 1):
         raise UserError(f"model.channels has {len(channels)} resolutions, and {size} pixels can't be halved that often")
     attention = [size // 2**level in attention_at for level in range(len(channels))]
@@ -93,6 +99,42 @@ def fresh(
     return Model(unet, Diffusion(schedule, prediction, num_timesteps), data.num_classes)
 
 
+def _check_sizes(
+    size: int,
+    channels: list[int],
+    blocks: int,
+    attention_at: list[int],
+    head_dim: int,
+    norm_groups: int,
+    num_timesteps: int,
+) -> None:
+    """Refuse what diffusers would build and not run, or what no memory could hold."""
+    for key, value, most in (
+        ("blocks", blocks, MOST_BLOCKS),
+        ("head_dim", head_dim, MOST_WIDTH),
+        ("norm_groups", norm_groups, MOST_WIDTH),
+        ("num_timesteps", num_timesteps, MOST_TIMESTEPS),
+    ):
+        check_size(f"model.{key}", value, most)
+    if not all(isinstance(pixels, int) for pixels in attention_at):
+        raise UserError(f"model.attention_at={list(attention_at)}: give image sizes in pixels, such as [16]")
+    if not channels:
+        raise UserError("model.channels=[]: give a width for every resolution, such as [32, 64]")
+    for width in channels:
+        check_size("model.channels", width, MOST_WIDTH)
+        if width % norm_groups:
+            raise UserError(
+                f"model.channels has a width of {width}, which model.norm_groups={norm_groups} does not divide: give "
+                "multiples of it, or a divisor"
+            )
+    attended = {width for level, width in enumerate(channels) if size // 2**level in attention_at} | {channels[-1]}
+    if wrong := sorted(width for width in attended if width % head_dim):
+        raise UserError(
+            f"model.head_dim={head_dim} does not divide the width {wrong[0]}, which has attention (model.attention_at, "
+            "and the middle of the network): give a divisor"
+        )
+
+
 def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     """A model from a run, a diffusers folder or a hub id; checked against `data` before anything is computed.
 
@@ -102,11 +144,9 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
     local = (folder / "config.json").exists()
-    hint = f"train one with `python -m safemax_pl.fit experiment={data.name}_pretrain`"
-    if not local and (root.exists() or root.parent.exists() or root.is_absolute() or path.count("/") != 1):
-        raise UserError(
-            f"no base model at {path} (expected unet/config.json): {hint}, or set model.path to a folder or hub id"
-        )
+    if not is_base_model(path):
+        raise UserError(no_base_model(path, data.name, data.path))
+    hint = how_to_make("model.path", data.name, data.path)
     try:
         where = {"pretrained_model_name_or_path": str(folder) if local else path} | (
             {} if local else {"subfolder": "unet"}
@@ -168,11 +208,23 @@ def _check(config: dict[str, Any], data: ForgetRetainDataModule, path: str) -> N
 
 
 def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None:
-    """Refuse weights of another data set with as many classes; folders that others saved don't say."""
-    if path.exists() and (names := json.loads(path.read_text())["class_names"]) != data.class_names:
+    """Refuse weights of another data set with as many classes; folders that others saved don't say.
+
+    Class names alone would not do: those of many data sets are 0 to 9.
+    """
+    if not path.exists():
+        return
+    said = json.loads(path.read_text())
+    if (names := said["class_names"]) != data.class_names:
         raise UserError(
             f"the model at {model} was trained on the classes {', '.join(names[:5])}, ...; "
             f"{data.name} has {', '.join(data.class_names[:5])}, ...: give another model.path or other data"
+        )
+    if said.get("fingerprint") and not data.source.holds(said):
+        raise UserError(
+            f"the model at {model} was trained on other data (fingerprint {said['fingerprint']}; {data.name} at "
+            f"data.path={data.path} has {data.source.fingerprint}), though the classes have the same names: give a "
+            "model.path made from these data, or the data.path that it was made from"
         )
 
 
@@ -195,5 +247,5 @@ def save(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:
         model.unet.save_pretrained(part)
     with atomic(folder / "scheduler") as part:
         model.diffusion.scheduler.save_pretrained(part)
-    content = {"name": data.name, "class_names": data.class_names, "fingerprint": data.source.fingerprint}
-    write_json(folder / "data.json", content)
+    said = {"name": data.name, "class_names": data.class_names, **data.source.hashes()}
+    write_json(folder / "data.json", said)

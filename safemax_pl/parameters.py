@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.networks import Model
+from safemax_pl.files import check_size
+from safemax_pl.networks import MOST_WIDTH, Model
 
 if TYPE_CHECKING:
     from peft import LoraModel
@@ -73,8 +74,7 @@ class LoRA(Parameters):
     of_the_base = False
 
     def __init__(self, rank: int, targets: list[str]):
-        if rank < 1:
-            raise UserError(f"parameters.rank={rank}: give at least 1")
+        check_size("parameters.rank", rank, MOST_WIDTH)
         if importlib.util.find_spec("peft") is None:
             raise UserError("parameters=lora needs peft, which is not installed: pip install -e '.[lora]'")
         self.rank, self.targets = rank, targets

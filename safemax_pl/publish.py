@@ -10,12 +10,14 @@ Usage:
 A model becomes unet/, scheduler/, config.yaml, data.json, metrics.json and the pictures; a classifier
 model.safetensors, config.yaml and config.json. Matrices are rounded, vectors are not, and both load as float32.
 README.md, the model card, is written last; one that was written by hand is left as it is. Weights above the limit are
-refused.
+refused. Only files of an earlier publication are replaced, and nothing else in the folder is touched: where a file of
+another origin has one of these names, the folder is refused, and so is a run.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,17 @@ from safemax_pl.cards import MARK, PICTURES, classifier_card, model_card
 from safemax_pl.config import load_config, without_folders, without_locations
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.files import atomic, file_digest, write_json
+from safemax_pl.files import PROJECT, atomic, file_digest, write_json
 from safemax_pl.networks import Model, weights_digest
 from safemax_pl.runs import read_metrics
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LIMITS = {"unet": 45.0, "classifier": 15.0}  # MB of weights that a repository should hold, 10⁶ bytes each
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "classifier": "model.safetensors"}
+WRITTEN = {  # names inside the folder, by what is published
+    "unet": ("unet", "scheduler", "config.yaml", "data.json", "metrics.json", "README.md", *PICTURES),
+    "classifier": ("model.safetensors", "config.yaml", "config.json", "README.md"),
+}
 
 
 def publish(run: Path, folder: Path, precision: str = "float16", most: float | None = None) -> Path:
@@ -43,13 +49,13 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
 
     Args:
         run: a finished run of fit or fit_classifier, or an evaluation of `folder` itself, whose scores it gets.
-        folder: what it had of an earlier publication is replaced.
+        folder: what it has of an earlier publication is replaced, nothing else.
         precision: of the matrices: float16, bfloat16 or float32.
         most: MB that the weights may have; None for `LIMITS`.
 
     Raises:
-        UserError: when the run is unfinished, its weights are too large for the limit or the precision, or the
-            evaluation is of other weights.
+        UserError: when the run is unfinished, its weights are too large for the limit or the precision, the
+            evaluation is of other weights, or the folder is a run or has files of another origin in the way.
     """
     part = next((part for part in FILES if (run / part / FILES[part]).exists()), None)
     metrics = read_metrics(run)
@@ -60,6 +66,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             f"{run} is no finished run (it needs config.yaml, metrics.json, and unet/ or classifier/): give the folder "
             "of one, or run its command again to finish it"
         )
+    check_folder(folder, run, part)
     tensors = rounded(load_file(run / part / FILES[part]), precision)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     limit = LIMITS[part] if most is None else most
@@ -70,30 +77,74 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
         )
     metrics = _on_any_machine(metrics)
     card = folder / "README.md"
-    by_hand = card.exists() and not card.read_text().startswith(MARK)
-    kept = card.read_text() if by_hand else None
+    by_hand = card.exists() and not card.read_text(encoding="utf-8").startswith(MARK)
+    if not by_hand:
+        card.unlink(missing_ok=True)  # until all is there
+    mark: dict[str, Any] = {"published": {}}  # so that the same command goes on after an interruption
     if part == "unet":
-        if not by_hand:
-            card.unlink(missing_ok=True)  # until all is there
+        write_json(folder / "metrics.json", mark)
         _write_model(run, folder, tensors)
         metrics["published"] = {"precision": precision, "weights": _digest(folder), "scored": False}
         write_json(folder / "metrics.json", metrics)
-        if not by_hand:
-            _write_card(folder)
     else:
-        with atomic(folder) as scratch:
-            scratch.mkdir()
-            save_file(tensors, scratch / FILES[part])
-            digest = file_digest(scratch / FILES[part])
-            config = json.loads((run / part / "config.json").read_text())
-            config["info"] = metrics | {"published": {"precision": precision, "weights": digest}}
-            write_json(scratch / "config.json", config)
-            _write_config(run, scratch)
-            (scratch / "README.md").write_text(classifier_card(scratch) if kept is None else kept)
+        write_json(folder / "config.json", {"info": mark})
+        with atomic(folder / FILES[part]) as scratch:
+            save_file(tensors, scratch)
+        config = json.loads((run / part / "config.json").read_text())
+        published = {"precision": precision, "weights": file_digest(folder / FILES[part])}
+        write_json(folder / "config.json", config | {"info": metrics | {"published": published}})
+        _write_config(run, folder)
+    if not by_hand:
+        _write_card(folder, model_card if part == "unet" else classifier_card)
     print(f"written: {folder}, {size:.1f} MB of weights in {precision}")
     if by_hand:
         print(f"{card} was written by hand and is left as it is: see that its numbers are those of the new weights")
     return folder
+
+
+def check_folder(folder: Path, run: Path, part: str) -> None:
+    """Refuse a folder in which publishing would replace what it has not written.
+
+    Raises:
+        UserError: for the run itself, a folder in or above it, a file, a link in the place of a file to be written,
+            and for files of another origin with the names of those to be written.
+    """
+    here, there = folder.resolve(), run.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise UserError(f"{folder} is the run, lies in it or holds it: give another folder, such as weights/NAME")
+    if here.exists() and not here.is_dir():
+        raise UserError(f"{folder} is a file: give a folder, such as weights/NAME")
+    if links := [name for name in WRITTEN[part] if (folder / name).is_symlink()]:
+        raise UserError(f"{folder}/{links[0]} is a link, which publish does not follow: give another folder")
+    taken = [name for name in WRITTEN[part] if (folder / name).exists()]
+    if taken and not _is_publication(folder, part):
+        raise UserError(
+            f"{folder} holds {', '.join(taken)}, which publish has not written and would replace: give a new or an "
+            "empty folder, or that of an earlier publication"
+        )
+    if part == "unet" and (others := _others(folder)):
+        raise UserError(f"{others[0]} was not written by publish and would be lost: move it away, or give a new folder")
+
+
+def _is_publication(folder: Path, part: str) -> bool:
+    """Whether an earlier publication of this kind has made the folder; weights/ of the project holds nothing else."""
+    if (folder / "last.ckpt").exists():
+        return False
+    if (PROJECT / "weights") in folder.resolve().parents:
+        return (folder / ("unet" if part == "unet" else FILES[part])).exists()
+    path = folder / ("metrics.json" if part == "unet" else "config.json")
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        return "published" in (content if part == "unet" else content.get("info", {}))
+    except (ValueError, AttributeError, TypeError):
+        return False
+
+
+def _others(folder: Path) -> list[Path]:
+    """What lies in unet/ and scheduler/ and belongs to neither; these two folders are replaced as a whole."""
+    known = {"unet": {"config.json", FILES["unet"]}, "scheduler": {"scheduler_config.json"}}
+    there = [path for part in known if (folder / part).is_dir() for path in sorted((folder / part).iterdir())]
+    return [path for path in there if path.name not in known[path.parent.name]]
 
 
 def rounded(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
@@ -119,8 +170,8 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
     with atomic(folder / "samples.png") as part:
         shutil.copy(evaluation / "samples.png", part)
     write_json(folder / "metrics.json", metrics)
-    if (folder / "README.md").read_text().startswith(MARK):
-        _write_card(folder)
+    if (folder / "README.md").read_text(encoding="utf-8").startswith(MARK):
+        _write_card(folder, model_card)
     print(f"written: {folder}/README.md, scores of {evaluation}")
     return folder
 
@@ -152,9 +203,9 @@ def _write_config(run: Path, folder: Path) -> None:
         OmegaConf.save(without_folders(load_config(run / "config.yaml")), part)
 
 
-def _write_card(folder: Path) -> None:
+def _write_card(folder: Path, card: Callable[[Path], str]) -> None:
     with atomic(folder / "README.md") as part:
-        part.write_text(model_card(folder))
+        part.write_text(card(folder), encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:

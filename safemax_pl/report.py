@@ -6,45 +6,55 @@ Usage:
   python -m safemax_pl.report runs --title "Forgetting digits"  with a heading of your own
 
 Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table), per_class.csv (a
-line per run and class) and figures/ to DIR; without --out to report/ in the folder that holds the runs. Runs that were
-scored under different protocols are refused; unfinished runs and base models are named and left out. Runs that were
-attacked (python -m safemax_pl.attack) add a section on robustness and robustness.csv.
+line per run and class) and figures/ to DIR; without --out to report/ in the folder that holds the runs, or in the run
+if it is a single one. Only a report of the same runs, or fewer, is replaced. Runs that were scored under different
+protocols are refused; unfinished runs and base models are named and left out. Runs that were attacked
+(python -m safemax_pl.attack) add a section on robustness and robustness.csv.
 """
 
 import argparse
+import csv
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from safemax_pl.errors import clear_errors
+from safemax_pl.drawing import drawing
+from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.files import atomic
 from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.notes import notes
 from safemax_pl.reports.page import Report
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.reading import FinishedRun, read
 from safemax_pl.reports.statistics import ordered, summarise
+
+T = TypeVar("T")
+WRITTEN = ("report.html", "report.md", "results.csv", "summary.csv", "per_class.csv", "robustness.csv")
 
 
 def report(paths: list[Path], out: Path | None = None, title: str = "Class unlearning, compared") -> Path:
     """Write the report of the runs in and below `paths`; returns its folder.
 
     Raises:
-        UserError: when there is no finished run, or when the runs can't be compared.
+        UserError: when there is no finished run, when the runs can't be compared, or when the folder holds something
+            that a report would replace.
     """
     runs, left_out = read(paths)
     for line in left_out:
         print(line, file=sys.stderr)
     groups = group(runs)
     groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
-    out = out or Path(os.path.commonpath([run.folder.resolve().parent for run in runs])) / "report"
+    out = folder_of(runs, paths, out)
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
+    figures = out / "figures"
     pictures = {
         guidance: {
-            "Trade-offs": charts.trade_offs(out / "figures", rows, guidance),
-            "Curves": curves.curves(out / "figures", groups, guidance),
-            "Images": grids.samples(out / "figures", groups, guidance),
-            "Classes": grids.per_class(out / "figures", groups, guidance),
+            "Trade-offs": drawn(charts.trade_offs, figures, rows, guidance) or [],
+            "Curves": drawn(curves.curves, figures, groups, guidance) or [],
+            "Images": drawn(grids.samples, figures, groups, guidance) or [],
+            "Classes": drawn(grids.per_class, figures, groups, guidance) or [],
         }
         for guidance, rows in summaries.items()
     }
@@ -56,18 +66,61 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
         [*notes(groups, summaries), *attack_notes, *left_out],
         attacked,
-        robustness_pictures.draw(out / "figures", attacked) if attacked else {},
+        (drawn(robustness_pictures.draw, figures, attacked) or {}) if attacked else {},
     )
+    for name, text in (("report.html", page.html(result)), ("report.md", page.markdown(result, out))):
+        with atomic(out / name) as part:
+            part.write_text(text, encoding="utf-8")
     summary.write_results(out / "results.csv", groups)
     summary.write_summary(out / "summary.csv", summaries)
     summary.write_per_class(out / "per_class.csv", groups)
     if attacked:
         robustness.write_robustness(out / "robustness.csv", attacked)
-    for name, text in (("report.md", page.markdown(result, out)), ("report.html", page.html(result))):
-        with atomic(out / name) as part:
-            part.write_text(text)
     print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, and the numbers as .csv")
     return out
+
+
+def drawn(draw: Callable[..., T], *arguments: Any) -> T | None:
+    """What `draw` returns; None, and a line on stderr, if it fails."""
+    with drawing(f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}"):
+        return draw(*arguments)
+    return None
+
+
+def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> Path:
+    """Where the report of `runs`, given as `paths`, is written.
+
+    Raises:
+        UserError: when that is no folder or a run, holds files of another origin with a report's names, or, unless
+            `out` names it, a report of runs that this one lacks.
+    """
+    single = len(paths) == 1 and (paths[0] / "config.yaml").exists()
+    above = paths[0] if single else Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+    folder = out or above / "report"
+    other = "give another folder with --out"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: {other}")
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is a run, in which a report would be lost: {other}")
+    page = folder / "report.html"
+    ours = page.is_file() and "safemax_pl" in page.read_text(encoding="utf-8", errors="replace")
+    if not ours and (taken := [name for name in WRITTEN if (folder / name).exists()]):
+        raise UserError(
+            f"{folder} holds {', '.join(taken)}, which no report has written and one would replace: {other}"
+        )
+    if out is None and any((path / "config.yaml").exists() for path in paths):
+        here = {run.metrics["provenance"]["command"] for run in runs}
+        if lacking := sorted(_reported(folder / "results.csv") - here):
+            raise UserError(f"{folder} reports {len(lacking)} runs that are not among these ({lacking[0]}): {other}")
+    return folder
+
+
+def _reported(path: Path) -> set[str]:
+    """The commands of the runs in a report's results.csv; none where there is no such file."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return {row.get("command") or "" for row in csv.DictReader(file)}
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """A run is a folder: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
 
-import json
 import os
 import platform
 import shlex
@@ -13,42 +12,90 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__, ranks
+from safemax_pl import __version__, identity, ranks
 from safemax_pl.config import LOCATIONS, differing_keys, load_config
 from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT, atomic, remove_scratch, write_json
+from safemax_pl.files import PROJECT, atomic, check_name, read_json, remove_scratch, write_json
+from safemax_pl.identity import Identity
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last
+BEFORE_THE_START = {"wandb", "wandb_id", "metrics.csv"}  # what a run that never began may have left
+
+
+def run_folder(cfg: DictConfig, name: str) -> Path:
+    """The folder of the run `name` in runs_dir.
+
+    Raises:
+        UserError: when `name` is no name of a folder, and when runs_dir is none, a file or itself a run.
+    """
+    if not isinstance(cfg.runs_dir, str) or not cfg.runs_dir.strip():
+        raise UserError(f"runs_dir={cfg.runs_dir!r}: give a folder, such as runs_dir=runs")
+    runs = Path(cfg.runs_dir).expanduser()
+    if runs.exists() and not runs.is_dir():
+        raise UserError(f"runs_dir={cfg.runs_dir} is a file: give a folder, such as runs_dir=runs")
+    if (runs / "config.yaml").exists() and (runs / "metrics.csv").exists():
+        raise UserError(f"runs_dir={cfg.runs_dir} is itself a run: give the folder above it, or another")
+    return runs / check_name("name", name)
 
 
 class Run:
     """The folder of one run, which belongs to one configuration.
 
+    A run begins with its first training step: until then its name is free.
+
     Raises:
-        UserError: when the folder holds a run with another configuration.
+        UserError: when the folder holds a run with another configuration, or something that is no run.
     """
 
     def __init__(self, folder: Path, cfg: DictConfig):
         self.folder, self.cfg = folder, cfg
-        if (folder / "config.yaml").exists():
-            saved, new = (comparable(cfg) for cfg in (load_config(folder / "config.yaml"), cfg))
+        self._check()
+
+    def _check(self) -> None:
+        if (self.folder / "config.yaml").exists():
+            saved, new = (comparable(cfg) for cfg in (load_config(self.folder / "config.yaml"), self.cfg))
             if differences := differing_keys(saved, new):
                 raise UserError(
-                    f"{folder} holds a run with another configuration ({'; '.join(differences)}): give another name=, "
-                    "or delete the folder"
+                    f"{self.folder} holds a run with another configuration ({'; '.join(differences)}): give another "
+                    "name="
                 )
+            return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file, and a run needs a folder: give another name=")
+        there = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+        if others := [name for name in there if name not in BEFORE_THE_START and not name.startswith(".")]:
+            raise UserError(f"{self.folder} holds {others[0]!r} and no run: give another name=")
 
-    def begin(self) -> None:
-        """Claim the folder for the configuration; to be called when all of it has been checked.
+    def clear(self) -> None:
+        """Remove what a killed process was writing in the folder; to be called when all settings have been checked."""
+        if ranks.is_first() and self.folder.is_dir():
+            remove_scratch(self.folder)
 
-        What a killed process was writing there is removed.
+    @property
+    def identity(self) -> Identity:
+        """What the run is made from, as recorded when it began; empty before, and as metrics.json says before 0.5.0."""
+        path = self.folder / identity.FILE
+        if path.exists():
+            return read_json(path, "delete it if the data and models are those of then")
+        return identity.of_metrics(self.metrics or {})
+
+    def begin(self, made_from: Identity | None = None) -> None:
+        """Claim the folder for the configuration and what it is made from, by writing both.
+
+        Raises:
+            UserError: when another configuration, or the same on other data, has claimed it meanwhile.
         """
         if not ranks.is_first():
             return
-        remove_scratch(self.folder)
-        if not (self.folder / "config.yaml").exists():
-            with atomic(self.folder / "config.yaml") as part:
-                OmegaConf.save(self.cfg, part)
+        if (self.folder / "config.yaml").exists():
+            self._check()
+            identity.check(str(self.folder), self.identity, made_from or {})
+        if made_from and not (self.folder / identity.FILE).exists():
+            write_json(self.folder / identity.FILE, made_from)
+        if (self.folder / "config.yaml").exists():
+            return
+        with atomic(self.folder / "config.yaml") as part:
+            OmegaConf.save(self.cfg, part)
 
     @property
     def checkpoint(self) -> Path:
@@ -72,7 +119,7 @@ class Run:
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """The content of the metrics.json in a folder; None if there is none."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path, "delete it and run the command again, which scores anew") if path.exists() else None
 
 
 def comparable(cfg: DictConfig) -> Any:

@@ -68,6 +68,8 @@ class Sampler:
             raise unknown("sampler.spacing", spacing, ("leading", "trailing"))
         if steps < 1:
             raise UserError(f"sampler.steps={steps}: at least 1 is needed")
+        if not 0 <= eta <= 1:
+            raise UserError(f"sampler.eta={eta}: give a number in [0, 1]")
         self.name, self.steps, self.eta, self.clip_sample, self.spacing = name, steps, eta, clip_sample, spacing
         self._rehearsed: set[tuple[Any, ...]] = set()  # prediction and ᾱ of the processes that `check` has tried
 

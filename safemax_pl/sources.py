@@ -1,5 +1,6 @@
 """Labelled images, decoded once: from the Hugging Face hub, parquet, an image folder or scikit-learn's digits."""
 
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -36,13 +37,29 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Both splits, the names that belong to their labels, and a fingerprint of the decoded content."""
+    """Both splits, the names that belong to their labels, and two hashes of the decoded content.
+
+    Attributes:
+        fingerprint: of all of it as it is; names caches.
+        content: of images and labels in any order of the rows; says whether two sources hold the same data.
+    """
 
     train: Split
     test: Split
     class_names: list[str]
     superclass_names: list[str]
     fingerprint: str
+    content: str = ""
+
+    def hashes(self) -> dict[str, str]:
+        """Both hashes, as files record them."""
+        return {"fingerprint": self.fingerprint, "content": self.content}
+
+    def holds(self, recorded: dict[str, Any]) -> bool:
+        """Whether `recorded` hashes are of the same images and labels, in any order of the rows."""
+        return recorded.get("fingerprint") == self.fingerprint or bool(
+            self.content and recorded.get("content") == self.content
+        )
 
 
 def load(
@@ -57,30 +74,14 @@ def load(
         resize: scale and centre-crop images of other sizes instead of refusing them.
         cache_dir: where the decoded images are kept, by everything that decides them: of a folder its files' contents.
     """
-    path = _checked(path)
-    key = digest(CACHE_VERSION, _signature(path), columns, shape, resize)
-    cached = cache_dir / "data" / f"{key}.safetensors"
+    path = check_path(path)
+    cached = _cached(path, columns, shape, resize, cache_dir)
     if not cached.exists():
         _decode_to(cached, path, columns, shape, resize)
     try:
         return _read_cache(cached)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"the image cache {cached} is damaged ({error}): delete it and run again") from error
-
-
-def _checked(path: Any) -> str:
-    """A path that can be looked for: text, `~` expanded."""
-    if not isinstance(path, str) or not path.strip():
-        raise UserError(
-            f"data.path={path!r}: give {DIGITS}, an existing folder (one that reads like a number as ./2024) or a "
-            "hub id such as uoft-cs/cifar10"
-        )
-    try:
-        path = str(Path(path).expanduser()) if path.startswith("~") else path
-        Path(path).exists()
-    except (OSError, RuntimeError) as error:  # too long, or of a user who does not exist
-        raise UserError(f"data.path {path} can't be read ({first_line(error)}): give another folder") from error
-    return path
 
 
 def _signature(path: str) -> list[Any]:
@@ -114,9 +115,68 @@ def _decode_to(
         splits, class_names, superclass_names = _decode(path, source, shape, resize), *source[1:3]
     tensors = {f"{name}.{field}": value for name, split in splits.items() for field, value in split._asdict().items()}
     fingerprint = digest(class_names, *(tensors[name].numpy().tobytes() for name in sorted(tensors)))
-    names = json.dumps({"classes": class_names, "superclasses": superclass_names, "fingerprint": fingerprint})
+    names = json.dumps(
+        {
+            "classes": class_names,
+            "superclasses": superclass_names,
+            "fingerprint": fingerprint,
+            "content": content_digest(splits["train"], splits["test"], class_names),
+        }
+    )
     with atomic(cached) as part:
         save_file(tensors, part, metadata={"names": names})
+
+
+def content_digest(train: Split, test: Split, class_names: list[str]) -> str:
+    """Hash the images of both splits with their labels, in whatever order they are."""
+    rows = []
+    for split in (train, test):
+        pairs = zip(split.images.numpy(), split.labels.tolist(), strict=True)
+        rows.append(sorted(hashlib.sha256(image.tobytes() + label.to_bytes(8)).digest() for image, label in pairs))
+    return digest(class_names, *(part for split in rows for part in (len(split), b"".join(split))))
+
+
+def is_here(
+    path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool, cache_dir: Path
+) -> bool:
+    """Whether `load` would read `path` without a download; arguments as there.
+
+    Raises:
+        UserError: when it is a folder that does not exist.
+    """
+    path = check_path(path)
+    return path == DIGITS or Path(path).is_dir() or _cached(path, columns, shape, resize, cache_dir).exists()
+
+
+def check_path(path: str) -> str:
+    """Expand ~ in `path`, which is `sklearn/digits`, a folder or a hub id.
+
+    Raises:
+        UserError: for an empty path, one that can't be looked for, and a folder that does not exist.
+    """
+    if not isinstance(path, str) or not path.strip():
+        raise UserError(
+            f"data.path={path!r}: give {DIGITS}, an existing folder (one that reads like a number as ./2024) or a "
+            "hub id such as uoft-cs/cifar10"
+        )
+    try:
+        folder = Path(path).expanduser() if path.startswith("~") else Path(path)
+        here, folder_here = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, or of a user who does not exist
+        raise UserError(f"data.path {path} can't be read ({first_line(error)}): give another folder") from error
+    if here and not folder_here:
+        raise UserError(f"data.path {path} is a file: give the folder that holds it")
+    if not here and (folder.is_absolute() or path.startswith(".") or path.count("/") != 1):
+        raise UserError(
+            f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
+        )
+    return str(folder) if path.startswith("~") else path
+
+
+def _cached(
+    path: str, columns: dict[str, str | None], shape: tuple[int, int, int], resize: bool, cache_dir: Path
+) -> Path:
+    return cache_dir / "data" / f"{digest(CACHE_VERSION, _signature(path), columns, shape, resize)}.safetensors"
 
 
 def _read_cache(cached: Path) -> Source:
@@ -125,7 +185,8 @@ def _read_cache(cached: Path) -> Source:
         train, test = (
             Split(*(file.get_tensor(f"{split}.{field}") for field in Split._fields)) for split in ("train", "test")
         )
-    return Source(train, test, names["classes"], names["superclasses"], names["fingerprint"])
+    content = names.get("content") or content_digest(train, test, names["classes"])  # caches before 0.5.0 have none
+    return Source(train, test, names["classes"], names["superclasses"], names["fingerprint"], content)
 
 
 def _hold_out(split: Split, held: Tensor) -> dict[str, Split]:
@@ -171,12 +232,6 @@ def _open(path: str, columns: dict[str, str | None]) -> Encoded:
             return _images(folders.splits_of(tree, skipped), skipped)
         raise UserError(
             "; ".join([f"data.path {path} holds neither train*.parquet nor images as {LAYOUT}", *_left_out(skipped)])
-        )
-    if folder.exists():
-        raise UserError(f"data.path {path} is a file: give the folder that holds it")
-    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise UserError(
-            f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
         )
     return tabular.hub(path, columns)
 

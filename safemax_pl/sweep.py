@@ -30,6 +30,7 @@ from safemax_pl.config import build, compose, quiet, run_name, split_arguments
 from safemax_pl.errors import MachineError, UserError, clear_errors
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
+from safemax_pl.runs import run_folder
 from safemax_pl.sweeps import results
 from safemax_pl.sweeps.claims import Claim
 from safemax_pl.sweeps.pruning import QuickPruning
@@ -61,7 +62,7 @@ def sweep(overrides: list[str]) -> Path:
     settings.check(fixed, distributions)
     choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)
     name = run_name(cfg, [*(item for item in fixed if not item.startswith("unlearner=")), f"sweep={choice}"])
-    folder = Path(cfg.runs_dir) / name
+    folder = run_folder(cfg, name)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds a run, and a sweep needs a folder of its own: give another name=")
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from safemax_pl.recognition import sentence
 from safemax_pl.runs import steps_taken
@@ -37,11 +38,16 @@ def markdown(rows: list[list[Any]], left: int | None = None) -> str:
     return "\n".join([head, "|---" * left + "|---:" * (len(rows[0]) - left) + "|", *body])
 
 
+def plain_console() -> Console:
+    """A console that prints names as they are: square brackets are no markup, colons no emoji."""
+    return Console(markup=False, emoji=False)
+
+
 def print_scores(metrics: dict[str, Any], title: str) -> None:
     """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
-    console = Console()
+    console = plain_console()
     for guidance, models in metrics["scores"].items():
-        console.print(f"[bold]{title}[/bold]   {guidance}, {_plan(metrics)}", soft_wrap=True)
+        console.print(Text.assemble((title, "bold"), f"   {guidance}, {_plan(metrics)}"), soft_wrap=True)
         table = Table()
         table.add_column("metric")
         for model in models:

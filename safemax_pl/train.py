@@ -3,6 +3,7 @@
 import pickle
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safemax_pl.config import build
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.files import atomic
+from safemax_pl.identity import Identity
 from safemax_pl.loggers import CSVHistory, end_wandb
 from safemax_pl.preemption import Preemption
 from safemax_pl.progress import progress_bars
@@ -33,8 +35,15 @@ def train(
     data: ForgetRetainDataModule,
     loggers: list[Logger],
     callbacks: list[Callback],
+    made_from: Identity,
 ) -> None:
     """Run the training steps that are not done yet; afterwards the module holds the final (averaged) weights.
+
+    Args:
+        cfg: the configuration, of which the trainer and ema_decay are read.
+        run: its folder.
+        module, data, loggers, callbacks: of the fit.
+        made_from: what the run records when it begins.
 
     Raises:
         UserError: when all of the run's checkpoints are damaged.
@@ -59,7 +68,7 @@ def train(
     bars = progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)
     trainer: Trainer = build(
         cfg.trainer,
-        callbacks=[*callbacks, keeper, *bars],
+        callbacks=[Beginning(run, made_from), *callbacks, keeper, *bars],
         logger=loggers,
         plugins=[WholeCheckpoints(loggers)],
         default_root_dir=run.folder,
@@ -85,6 +94,18 @@ def train(
     trainer.save_checkpoint(run.checkpoint)
 
 
+class Beginning(Callback):
+    """Claims the run's folder after the first step, before any checkpoint: a fit that can't take one leaves no run."""
+
+    def __init__(self, run: Run, made_from: Identity):
+        self.run, self.made_from, self.begun = run, made_from, False
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if not self.begun:
+            self.run.begin(self.made_from)
+            self.begun = True
+
+
 def is_complete(checkpoint: dict[str, Any], max_steps: int) -> bool:
     """Whether the fit that wrote the checkpoint had come to its end."""
     stopped = checkpoint["callbacks"].get(StopWhen.__name__, {}).get("stopped_by") is not None
@@ -97,6 +118,24 @@ def make_loggers(node: Any, folder: Path) -> list[Logger]:
     if node:
         loggers.append(build(node, folder=folder))
     return loggers
+
+
+def make_optimizer(node: Any, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimiser that the configuration's `optimizer` node describes.
+
+    Raises:
+        UserError: when it is none, does not take its settings, or needs several losses a step.
+    """
+    make = build(node)
+    if not callable(make):
+        raise UserError(f"optimizer={make!r}: give a node with _target_, such as torch.optim.Adam, and _partial_: true")
+    try:
+        optimizer = make(parameters)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"optimizer: {error}") from error
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("optimizer: LBFGS evaluates the loss several times a step, a fit once: give another")
+    return optimizer
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 
@@ -79,3 +80,16 @@ def test_a_folder_that_cannot_be_one_is_one_line(tmp_path, capsys, folder):
         (tmp_path / folder).mkdir()
     message = capsys.readouterr().err
     assert message.startswith("error: ") and str(tmp_path / folder) in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOENT, errno.EIO, errno.ELOOP]
+)
+def test_what_the_file_system_refuses_is_one_line_with_the_path(capsys, code):
+    assert exit_code_of(OSError(code, os.strerror(code), "/proc/x")) == 1
+    assert capsys.readouterr().err == f"error: {os.strerror(code)}: /proc/x: give another folder, or see to this one\n"
+
+
+def test_so_it_is_where_a_library_wraps_what_the_system_says(capsys):
+    assert exit_code_of(RuntimeError("Error while serializing: I/O error: Read-only (os error 30)")) == 1
+    assert capsys.readouterr().err.startswith(f"error: {os.strerror(30)} (Error while serializing")

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,7 +227,13 @@ def test_a_run_killed_after_training_is_scored_without_training_again(tmp_path, 
 
 
 def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch, capsys):
-    """Also when it is killed while it is scored: the time of all starts counts together."""
+    """Also when it is killed while it is scored: the time of all starts counts together. A step takes half a second."""
+    clock, step = [0.0], UnlearningModule.training_step
+
+    def timed(self, batch, batch_idx):
+        clock[0] += 0.5
+        return step(self, batch, batch_idx)
+
     limited = tiny(
         tmp_path,
         "+trainer.max_time=00:00:00:02",
@@ -238,18 +245,36 @@ def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safemax_pl.fit.score", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(UnlearningModule, "training_step", timed)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("safemax_pl.fit.score", killed)
         fit(limited, "run")
-    monkeypatch.undo()
     trained = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
     folder = fit(limited, "run")
     training = json.loads((folder / "metrics.json").read_text())["training"]
-    assert 2 < trained["global_step"] == training["steps"] < training["max_steps"]
+    assert trained["global_step"] == training["steps"] == 4 < training["max_steps"]
     assert f"steps: {training['steps']} of 100000, trainer.max_time was over" in capsys.readouterr().out
     saved = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     averaged = trained["state_dict"]
     assert all(torch.equal(saved[name.removeprefix("student.unet.")], value) for name, value in averaged.items())
+
+
+def test_the_numbers_are_written_whatever_happens_to_the_pictures(tmp_path, monkeypatch, capsys):
+    """Dollar signs in a name would be a formula that can't be read; the same command draws what is missing."""
+
+    def fails(*_, **__):
+        assert (tmp_path / "a$_$b/metrics.json").exists()
+        raise ValueError("no room")
+
+    cfg = tiny(tmp_path, "trainer.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("safemax_pl.figures.sample_grid", fails)
+        folder = fit(cfg, "a$_$b")
+    assert "warning: " in (err := capsys.readouterr().err) and "samples.png was not drawn (ValueError: no room)" in err
+    assert (folder / "curves.png").exists() and not (folder / "samples.png").exists()
+    fit(cfg, "a$_$b")
+    assert (folder / "samples.png").exists() and "is finished" in capsys.readouterr().out
 
 
 def test_a_diverging_loss_stops_the_fit_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -14,6 +14,7 @@ from safemax_pl import networks
 from safemax_pl.config import compose
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
+from safemax_pl.sources import Source, Split
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -25,7 +26,8 @@ def toy_data(channels: int = 1, size: int = 8, class_names: str = "abc", name: s
         image_shape=(channels, size, size),
         class_names=list(class_names),
         num_classes=len(class_names),
-        source=SimpleNamespace(fingerprint="0" * 12),
+        path="toy/path",
+        source=Source(*2 * [Split(*torch.zeros(3, 1, dtype=torch.long))], list(class_names), [], "0" * 12, "1" * 12),
     )
 
 
@@ -268,7 +270,7 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
 
 def test_a_folder_without_a_model_says_how_to_make_it(tmp_path):
     (tmp_path / "unet").mkdir()
-    with pytest.raises(UserError, match="toy_pretrain"):
+    with pytest.raises(UserError, match="experiment=imagefolder_pretrain"):
         networks.pretrained(toy_data(), str(tmp_path))
 
 

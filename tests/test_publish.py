@@ -18,7 +18,7 @@ from safemax_pl.config import compose, load_config, without_locations
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import file_digest
+from safemax_pl.files import PROJECT, file_digest
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 
@@ -255,3 +255,74 @@ def test_the_command(runs, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         publish.main()
     assert stop.value.code == 1 and "no finished run" in capsys.readouterr().err
+
+
+# -- nothing else is touched -----------------------------------------------------------------------------------------
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("run", ["model", "classifier"])
+def test_other_files_in_the_folder_stay(runs, tmp_path, run):
+    there = tmp_path / "there"
+    (there / "deep").mkdir(parents=True)
+    for name in ("mine.txt", "deep/mine.txt", ".hidden"):
+        (there / name).write_text(name)
+    for _ in range(2):
+        publish.publish(runs / run, there)
+        assert {name: (there / name).read_text() for name in ("mine.txt", "deep/mine.txt", ".hidden")} == {
+            name: name for name in ("mine.txt", "deep/mine.txt", ".hidden")
+        }
+
+
+@pytest.mark.parametrize("part", ["unet", "classifier"])
+@pytest.mark.parametrize(
+    "there", ["README.md", "config.yaml", "config.json", "metrics.json", "unet/mine", "samples.png"]
+)
+def test_a_folder_with_files_of_another_origin_in_the_way_is_refused_and_left(tmp_path, part, there):
+    folder = tmp_path / "there"
+    (folder / there).parent.mkdir(parents=True)
+    (folder / there).write_text("{}")
+    before = tree(folder)
+    if there.partition("/")[0] in publish.WRITTEN[part]:
+        with pytest.raises(UserError, match=f"holds {there.partition('/')[0]}, which publish has not written"):
+            publish.check_folder(folder, tmp_path / "run", part)
+    else:
+        publish.check_folder(folder, tmp_path / "run", part)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("part", ["unet", "classifier"])
+def test_runs_and_the_repository_are_no_place_for_publications(tmp_path, write_run, part):
+    run, other = write_run("a"), write_run("b")
+    (run / "classifier").mkdir()
+    for folder in (run, run / "classifier", run / "new", run.parent, tmp_path, other, PROJECT):
+        with pytest.raises(UserError, match=r"is the run|has not written"):
+            publish.check_folder(folder, run, part)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        publish.check_folder(tmp_path / "file", run, part)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / publish.WRITTEN[part][0]).symlink_to(other)
+    with pytest.raises(UserError, match="is a link"):
+        publish.check_folder(tmp_path / "links", run, part)
+
+
+def test_a_file_beside_the_published_network_would_be_lost_and_is_named(model, runs):
+    (model / "unet/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"unet/notes\.txt was not written by publish"):
+        publish.publish(runs / "model", model)
+    assert (model / "unet/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("run", ["model", "classifier"])
+def test_an_interrupted_publication_goes_on_by_the_same_command(runs, tmp_path, monkeypatch, run):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(publish, "save_file", killed)
+        publish.publish(runs / run, tmp_path / "new")
+    assert (publish.publish(runs / run, tmp_path / "new") / "README.md").exists()

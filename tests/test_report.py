@@ -8,8 +8,10 @@ import sys
 import pytest
 from test_fit import tiny
 
+from safemax_pl.errors import UserError
 from safemax_pl.fit import fit
 from safemax_pl.report import main, report
+from safemax_pl.reports import grids
 
 
 def run_main(monkeypatch, *arguments):
@@ -49,6 +51,34 @@ def test_a_report_is_not_read_as_a_run_and_comes_out_the_same_again(write_run, t
     before = (out / "report.html").read_bytes()
     assert report([tmp_path / "runs"]) == out
     assert (out / "report.html").read_bytes() == before
+
+
+def test_a_report_replaces_no_report_of_more_runs_and_no_other_files(write_run, tmp_path):
+    first, second = write_run("a"), write_run("b")
+    every = report([tmp_path / "runs"])
+    before = (every / "report.html").read_bytes()
+    assert report([first]) == first / "report"
+    with pytest.raises(UserError, match=r"report reports 1 runs that are not among these .*--out"):
+        report([first, write_run("c")])
+    assert (every / "report.html").read_bytes() == before
+    report([first, second], every)  # named, so wanted
+    for name, line in {"config.yaml": "is a run", "results.csv": "no report has written"}.items():
+        (tmp_path / name.partition(".")[0]).mkdir()
+        (tmp_path / name.partition(".")[0] / name).write_text("mine")
+        with pytest.raises(UserError, match=line):
+            report([first], tmp_path / name.partition(".")[0])
+        assert (tmp_path / name.partition(".")[0] / name).read_text() == "mine"
+
+
+def test_a_picture_that_fails_is_left_out_of_the_page(write_run, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise ValueError("no room")
+
+    write_run("a$_$b")
+    monkeypatch.setattr(grids, "samples", fails)
+    text = (report([tmp_path / "runs"]) / "report.html").read_text()
+    assert "a$_$b" in text and "data:image/png" in text
+    assert "was not drawn (ValueError: no room)" in capsys.readouterr().err
 
 
 def test_runs_that_are_left_out_are_named_on_stderr_and_on_the_page(write_run, tmp_path, monkeypatch, capsys):

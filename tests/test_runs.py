@@ -90,9 +90,19 @@ def test_a_configuration_without_a_logger_may_follow_one_with(tmp_path):
 
 def test_a_run_is_unfinished_until_it_has_metrics(tmp_path):
     run = Run(tmp_path, config())
+    run.begin()
     assert run.metrics is None
     run.finish({"scores": {"w=0": {"ua": 1.0}}})
     assert Run(tmp_path, config()).metrics == {"scores": {"w=0": {"ua": 1.0}}}
+
+
+@pytest.mark.parametrize("content", ['{"scores": {"w=0', "", "[]", "null", "\xff", "[" * 100_000])
+def test_a_truncated_metrics_json_is_named_with_what_to_do(tmp_path, content):
+    run = Run(tmp_path, config())
+    run.begin()
+    (tmp_path / "metrics.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"metrics\.json is damaged .*: delete it and run the command again"):
+        _ = run.metrics
 
 
 def test_provenance_says_how_a_number_was_made():

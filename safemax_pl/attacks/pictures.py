@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from einops import rearrange
+from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
 from safemax_pl.attacks.base import MEASURE, Attack, Point
 from safemax_pl.attacks.running import Results
-from safemax_pl.files import atomic
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from safemax_pl.drawing import save_figure
 
 STYLES = {"unlearned": "-o", "original": "--s", "retrain": ":^"}
 MOST_COLUMNS, ROWS = 10, 2  # images along x, and per model
@@ -47,9 +44,7 @@ def draw(path: Path, attack: Attack, results: Results, title: str) -> None:
     axis.legend(handles=marks, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     furthest = min(series, key=lambda name: min(point.y for point in results["unlearned"][name]))
     _images(below, {model: curves[furthest] for model, curves in results.items()}, attack.axis, furthest)
-    with atomic(path) as part:
-        figure.savefig(part, dpi=130, format="png")
-    plt.close(figure)
+    save_figure(figure, path, dpi=130)
 
 
 def _images(figure: Any, curves: dict[str, list[Point]], axis_name: str, series: str) -> None:

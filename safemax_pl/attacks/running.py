@@ -40,7 +40,7 @@ def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: b
     """
     results: Results = {name: {} for name in models}
     same = digest(protocol(attack, bench))
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not show_progress) as progress:
         bar = progress.add_task(attack.title, total=len(models) * sum(attack.series().values()))
         for name, model in models.items():

@@ -5,15 +5,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
-import matplotlib
-from PIL import Image
-
-from safemax_pl.files import atomic
-from safemax_pl.reports.statistics import Row, forgets, same_hardware
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
+
+from safemax_pl.drawing import legend_name, save_figure
+from safemax_pl.reports.statistics import Row, forgets, same_hardware
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008
 MARKERS = "os^DvPX<>h"  # 7 colours and 10 markers: no pair comes twice in 70 methods
@@ -44,9 +41,7 @@ class Picture(NamedTuple):
 
 def save(figure: Any, path: Path, alt: str, caption: str) -> Picture:
     """Write and close a figure; `width` is that in CSS pixels at the figure's own size."""
-    with atomic(path) as part:
-        figure.savefig(part, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.08)
-    plt.close(figure)
+    save_figure(figure, path, dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     with Image.open(path) as image:
         return Picture(path, alt, caption, round(image.width * 96 / DPI))
 
@@ -141,7 +136,7 @@ def _mark(axis: Any, row: Row, guidance: str, pair: tuple[str, str], look: dict[
     size = 13 if look is REFERENCE else 9
     face = look["color"] if filled else "white"
     at = row.cells[x].mean, row.cells[y].mean
-    axis.plot(*at, ls="", ms=size, mec=look["color"], mew=1.6, mfc=face, label=row.name, **look)
+    axis.plot(*at, ls="", ms=size, mec=look["color"], mew=1.6, mfc=face, label=legend_name(row.name), **look)
 
 
 def label_of(key: str) -> str:

@@ -7,14 +7,11 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
-import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, label_of, save, scale, style
 from safemax_pl.reports.reading import FinishedRun
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
 
 PANEL = 1.35  # inches, the height of a panel
 OTHERS = "#c4c4c4"

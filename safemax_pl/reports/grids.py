@@ -4,17 +4,14 @@ from pathlib import Path
 from statistics import mean
 from textwrap import fill
 
-import matplotlib
 import numpy as np
 from einops import rearrange
+from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax_pl.reports.charts import Picture, save
 from safemax_pl.reports.reading import FinishedRun
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 FORGET_COLOUR = "#c1272d"
 SHOWN_SEEDS, SHOWN_RETAIN = 3, 3

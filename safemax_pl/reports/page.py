@@ -136,7 +136,7 @@ def html(report: Report) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(report.title)}</title>
 <style>
-{(HERE / "page.css").read_text()}</style>
+{(HERE / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
@@ -152,7 +152,7 @@ def html(report: Report) -> str:
 </main>
 <footer><p class="small">{FILES}</p></footer>
 <script>
-{(HERE / "page.js").read_text()}</script>
+{(HERE / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

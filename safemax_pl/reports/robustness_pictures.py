@@ -5,16 +5,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import matplotlib
 import numpy as np
 from einops import rearrange
+from matplotlib import pyplot as plt
 
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, save, scale, style
 from safemax_pl.reports.robustness import Attacked, Robustness
 from safemax_pl.reports.statistics import Row, Spread, spread
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 REFERENCES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 5)))  # lines of the original, references and controls, in order
 BAR, PANEL = 0.17, 1.35  # inches: a bar, the height of a panel of curves

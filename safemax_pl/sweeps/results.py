@@ -8,20 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
 import optuna
+from matplotlib import pyplot as plt
 from optuna.importance import get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
+from safemax_pl.drawing import drawing
 from safemax_pl.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from safemax_pl.tables import plain_console
 
 LEAST_TRIALS = 4  # for an importance
 
@@ -43,15 +41,17 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
     with atomic(folder / "best.md") as part:
-        part.write_text(_markdown(study, names, best, states, command_line))
-    _pareto(folder / "pareto.png", study, names, complete, best)
-    _importance(folder / "importance.png", study, names, complete)
+        part.write_text(_markdown(study, names, best, states, command_line), encoding="utf-8")
+    with drawing(folder / "pareto.png"):
+        _pareto(folder / "pareto.png", study, names, complete, best)
+    with drawing(folder / "importance.png"):
+        _importance(folder / "importance.png", study, names, complete)
     table = Table(title=f"Pareto front of {study.study_name}")
     for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
         table.add_row(str(trial.number), *map(_number, trial.values))
-    Console().print(table)
+    plain_console().print(table)
     drawn = ", ".join(name for name in ("pareto.png", "importance.png") if (folder / name).exists())
     print(f"written: {folder}/best.md (with the settings and commands), trials.csv, {drawn}")
 

@@ -1,0 +1,69 @@
+"""What all pictures share: names are shown as they are, files are whole, and no number depends on a picture."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
+
+from safemax_pl.files import atomic
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+@contextmanager
+def drawing(what: object) -> Iterator[None]:
+    """Turn any error of the block, which draws `what`, into one line on stderr: the numbers are written already."""
+    try:
+        yield
+    except Exception as error:
+        plt.close("all")
+        reason = (str(error).strip().splitlines() or [""])[0]
+        print(f"warning: {what} was not drawn ({type(error).__name__}: {reason})", file=sys.stderr)
+
+
+def save_figure(figure: Any, path: Path, tight: bool = False, **options: Any) -> None:
+    """Write a figure as PNG, atomically, and close it.
+
+    Args:
+        figure: of matplotlib.
+        path: PNG file.
+        tight: use matplotlib's tight layout.
+        options: of `savefig`.
+    """
+    show_text_as_it_is(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that the font lacks becomes a box
+        if tight:
+            figure.tight_layout()
+        with atomic(path) as part:
+            figure.savefig(part, format="png", **options)
+    plt.close(figure)
+
+
+def show_text_as_it_is(figure: Any) -> None:
+    """Take `$` in names literally: matplotlib would read a formula between two of them.
+
+    Numbers at the ticks, which matplotlib itself writes as formulas on logarithmic axes, are left as they are.
+    """
+    numbers = {
+        id(label)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for label in [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+
+
+def legend_name(name: str) -> str:
+    """A name for a legend, from which matplotlib leaves out those that start with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name

@@ -1,0 +1,110 @@
+"""What a run was made from: its data, base model and judges, by content and not by path.
+
+A run records this when it begins. The same command on other content is refused, as its numbers would mix or be those
+of something else.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from safemax_pl import networks, sources
+from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.errors import UserError
+from safemax_pl.evaluation import Evaluator
+from safemax_pl.files import file_digest
+from safemax_pl.networks import Model
+
+FILE = "identity.json"
+SETTINGS = {"base model": "model.path", "classifier": "classifier", "second classifier": "second_classifier"}
+Identity = dict[
+    str, Any
+]  # "data" -> {"fingerprint", "content"}, a key of SETTINGS -> digest; unknown ones are left out
+
+
+def of_data(data: ForgetRetainDataModule) -> Identity:
+    """Identify decoded data: the fingerprint, and the hash that does not depend on the order of the rows."""
+    return {"data": data.source.hashes()}
+
+
+def of_fit(data: ForgetRetainDataModule, original: Model | None, evaluator: Evaluator) -> Identity:
+    """Identify what a fit has loaded; `original` is None where it starts from random weights."""
+    second = evaluator.second_classifier
+    found = {
+        "base model": original.weights_digest if original is not None else None,
+        "classifier": evaluator.classifier.digest,
+        "second classifier": second.digest if second is not None else None,
+    }
+    return of_data(data) | {key: value for key, value in found.items() if value is not None}
+
+
+def of_metrics(metrics: dict[str, Any]) -> Identity:
+    """Read from a metrics.json what it says about identity; runs before 0.5.0 have no other record."""
+    if isinstance(metrics.get("data"), str):
+        return {"data": {"fingerprint": metrics["data"]}}  # a classifier's
+    protocol = metrics.get("protocol", {})
+    found = {
+        "base model": metrics.get("weights", {}).get("original"),
+        "classifier": protocol.get("classifier", {}).get("hash"),
+        "second classifier": (protocol.get("second_classifier") or {}).get("hash"),
+    }
+    fingerprint = protocol.get("data", {}).get("fingerprint")
+    data = {"data": {"fingerprint": fingerprint}} if fingerprint else {}
+    return data | {key: value for key, value in found.items() if value is not None}
+
+
+def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
+    """Identify what a configuration would use now, as far as it can be read on this machine without a download.
+
+    Raises:
+        UserError: when data.path is a folder that does not exist.
+    """
+    here = sources.is_here(data.path, data.columns, data.image_shape, data.resize, data.cache_dir)
+    found = of_config_judges(cfg)
+    if here:
+        found |= of_data(data)
+        path = cfg.get("model", {}).get("path")
+        if path is not None and Path(path).is_dir():
+            found["base model"] = networks.pretrained(data, path).weights_digest
+    return found
+
+
+def of_config_judges(cfg: DictConfig) -> Identity:
+    """Identify the judges that a configuration names, those that are there."""
+    found = {}
+    for key in ("classifier", "second classifier"):
+        path = cfg.get(SETTINGS[key])
+        if isinstance(path, str) and (weights := Path(path) / "model.safetensors").is_file():
+            found[key] = file_digest(weights)
+    return found
+
+
+def check(where: str, recorded: Identity, now: Identity) -> None:
+    """Compare what is known of both.
+
+    Args:
+        where: the run, for the error.
+        recorded: when the run began.
+        now: by the present command.
+
+    Raises:
+        UserError: for other data, another base model or another judge.
+    """
+    if "data" in recorded and "data" in now and not same_data(recorded["data"], now["data"]):
+        raise UserError(
+            f"{where} was made from other data (fingerprint {recorded['data']['fingerprint']}; data.path now has "
+            f"{now['data']['fingerprint']}): give another name=, or the data.path of then"
+        )
+    for key, setting in SETTINGS.items():
+        if key in recorded and key in now and recorded[key] != now[key]:
+            raise UserError(
+                f"{where} was made with another {key} (digest {recorded[key]}; {setting} now has {now[key]}): give "
+                f"another name=, or put the {key} of then back"
+            )
+
+
+def same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records are of the same images and labels, in any order of the rows."""
+    contents = one.get("content"), other.get("content")
+    return one.get("fingerprint") == other.get("fingerprint") or (None not in contents and contents[0] == contents[1])
