@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from safemax_pl import networks, ranks
+from safemax_pl import networks, ranks, untrusted
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.config import CONFIGS, build, command_on_target, load_config
@@ -81,7 +81,11 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
     config = Path(target) / "config.yaml"
     if config.exists():
         cfg = load_config(config)
-        without = data.labels_of(build(cfg.data).forget_classes) if cfg.unlearner.get("from_scratch") else []
+        untrusted.check_config(cfg, config, instantiate=False)
+        with untrusted.damaged(config):
+            forgotten = cfg.data.forget_classes
+            forgotten = [forgotten] if isinstance(forgotten, int | str) else list(forgotten or [])
+            without = data.labels_of(forgotten) if cfg.unlearner.get("from_scratch") else []
         if known := sorted(set(data.forget_labels) - set(without)):
             raise UserError(
                 f"retrain={target} ({cfg.method}) has seen images of {known}: give a run of unlearner=retrain with "

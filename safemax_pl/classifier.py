@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from safemax_pl import untrusted
 from safemax_pl.architectures import ARCHITECTURES
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
@@ -103,7 +104,7 @@ class Classifier(nn.Module):
         if not (folder / "config.json").exists():
             raise UserError(f"no classifier at {folder} (expected config.json and model.safetensors): {hint}")
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = untrusted.read_json(folder / "config.json")
             if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
                 raise UserError(
                     f"the classifier at {folder} is for {len(config['class_names'])} classes "
@@ -112,10 +113,26 @@ class Classifier(nn.Module):
                 )
             settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
             architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
+            untrusted.check_sizes(folder / "config.json", settings)
+            with torch.device("meta"):
+                network = cls(config["class_names"], tuple(config["image_shape"]), architecture)
+            untrusted.check_count(folder / "config.json", network)
+            untrusted.check_weights(folder / "model.safetensors")
             classifier = cls(config["class_names"], tuple(config["image_shape"]), architecture)
             classifier.load_state_dict(load_file(folder / "model.safetensors"))
             classifier.info = config["info"]
-        except (OSError, KeyError, RuntimeError, SafetensorError, ValueError, TypeError) as error:
+            classifier.summary()
+        except (
+            OSError,
+            KeyError,
+            RuntimeError,
+            SafetensorError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            AssertionError,
+        ) as error:
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error
         classifier.digest = file_digest(folder / "model.safetensors")
         return classifier.eval().requires_grad_(False)

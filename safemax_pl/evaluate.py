@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import figures, networks, ranks, tables
+from safemax_pl import figures, networks, ranks, tables, untrusted
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, command_on_target, compose, load_config, override
+from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator, NoiseImages
@@ -152,13 +152,35 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
         raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
-    cfg = override(load_config(folder / "config.yaml"), rest) if is_run else compose("fit", rest)
-    cfg = override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
+    cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
+    cfg = override(OmegaConf.merge(cfg, extra or {}), mine)  # type: ignore[arg-type]
     data = build(cfg.data)
     model = networks.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None
     where = folder if is_run else Path(cfg.runs_dir) / f"evaluate_{folder.name}-{model.weights_digest}"
     return Subject(folder.name, where, cfg, is_run, data, model, original)
+
+
+def saved_config(path: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of a run, from anybody, with `overrides`.
+
+    Where decoded images and scores are kept is the user's affair: a folder's own `data.cache_dir` is not used.
+
+    Raises:
+        UserError: for what `untrusted.check_config` refuses, and for what can't be resolved.
+    """
+    saved = load_config(path)
+    untrusted.check_config(saved, path, overrides)
+    with untrusted.damaged(path):
+        if OmegaConf.select(saved, "data.cache_dir") is not None:
+            usual = load_config(CONFIGS / "data/digits.yaml").cache_dir
+            kept = saved.data.cache_dir
+            if kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
+                print(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it")
+            saved.data.cache_dir = usual
+        cfg = override(saved, overrides)
+        OmegaConf.to_container(cfg, resolve=True)
+    return cfg
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:

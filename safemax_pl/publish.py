@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safemax_pl import untrusted
 from safemax_pl.cards import MARK, PICTURES, classifier_card, model_card
 from safemax_pl.config import load_config, without_folders, without_locations
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.files import atomic, file_digest, write_json
-from safemax_pl.networks import Model, weights_digest
+from safemax_pl.networks import Model, class_names, process, weights_digest
 from safemax_pl.runs import read_metrics
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -148,8 +149,10 @@ def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _write_config(run: Path, folder: Path) -> None:
+    cfg = load_config(run / "config.yaml")
+    untrusted.check_config(cfg, run / "config.yaml", instantiate=False)
     with atomic(folder / "config.yaml") as part:
-        OmegaConf.save(without_folders(load_config(run / "config.yaml")), part)
+        OmegaConf.save(without_folders(cfg), part)
 
 
 def _write_card(folder: Path) -> None:
@@ -159,9 +162,9 @@ def _write_card(folder: Path) -> None:
 
 def _digest(folder: Path) -> str:
     """Names the published network, as runs that start from it will."""
-    classes = len(json.loads((folder / "data.json").read_text())["class_names"])
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    classes = len(class_names(folder / "data.json"))
+    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False, use_safetensors=True)
+    scheduler = process(folder / "scheduler/scheduler_config.json")
     return weights_digest(Model(unet, Diffusion.from_scheduler(scheduler), classes))
 
 

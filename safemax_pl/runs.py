@@ -1,6 +1,5 @@
 """A run is a folder: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
 
-import json
 import os
 import platform
 import shlex
@@ -13,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__, ranks
+from safemax_pl import __version__, ranks, untrusted
 from safemax_pl.config import LOCATIONS, differing_keys, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, atomic, remove_scratch, write_json
@@ -72,7 +71,7 @@ class Run:
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """The content of the metrics.json in a folder; None if there is none."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return untrusted.read_json(path) if path.exists() else None
 
 
 def comparable(cfg: DictConfig) -> Any:
