@@ -104,7 +104,7 @@ class Classifier(nn.Module):
         if not (folder / "config.json").exists():
             raise UserError(f"no classifier at {folder} (expected config.json and model.safetensors): {hint}")
         try:
-            config = untrusted.read_json(folder / "config.json")
+            config = untrusted.read_json(folder / "config.json", f"the classifier can't be read: {hint}")
             if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
                 raise UserError(
                     f"the classifier at {folder} is for {len(config['class_names'])} classes "

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safemax_pl import ranks, untrusted
 from safemax_pl.config_keys import arguments_of, check_keys, flat_keys
 from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.escaping import printable
 from safemax_pl.files import PROJECT, digest
 from safemax_pl.preemption import ASKS_TO_STOP
 
@@ -84,7 +85,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
                 if hydra_cfg.mode != RunMode.MULTIRUN or not here:
                     raise
                 failed.append(" ".join(hydra_cfg.overrides.task))  # the other runs go on
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(error)}", file=sys.stderr)
 
     quiet()
     with clear_errors():

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+from safemax_pl.escaping import printable
+
 
 class UserError(Exception):
     """Bad input. The commands print it as one line and exit with 1, without a traceback."""
@@ -25,10 +27,10 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(1)
     except (NotADirectoryError, FileExistsError, PermissionError, IsADirectoryError) as error:
-        print(f"error: {error.strerror}: {error.filename}: give another folder", file=sys.stderr)
+        print(f"error: {error.strerror}: {printable(error.filename)}: give another folder", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if not _disk_is_full(error):

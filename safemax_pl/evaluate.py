@@ -23,12 +23,13 @@ from safemax_pl.classifier import Classifier
 from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import printable
 from safemax_pl.evaluation import Evaluator, NoiseImages
 from safemax_pl.files import atomic, digest, write_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
-from safemax_pl.runs import provenance, read_metrics, training
+from safemax_pl.runs import comparable, provenance, read_metrics, training
 
 KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
@@ -153,7 +154,9 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
     cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
-    cfg = override(OmegaConf.merge(cfg, extra or {}), mine)  # type: ignore[arg-type]
+    for key in set(extra or {}) & set(map(str, cfg)):
+        del cfg[key]  # a folder's own budgets of attacks
+    cfg = override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
     data = build(cfg.data)
     model = networks.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None
@@ -176,7 +179,7 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
             usual = load_config(CONFIGS / "data/digits.yaml").cache_dir
             kept = saved.data.cache_dir
             if kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
-                print(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it")
+                print(printable(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it"))
             saved.data.cache_dir = usual
         cfg = override(saved, overrides)
         OmegaConf.to_container(cfg, resolve=True)
@@ -197,8 +200,9 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     metrics, images = score(evaluator, subject.model, subject.original)
     made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
     metrics |= {"training": made, "provenance": provenance(command_line)}
-    same = subject.is_run and not overrides
+    same = subject.is_run and comparable(load_config(subject.folder / "config.yaml")) == comparable(subject.cfg)
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
+    untrusted.inside(subject.folder, out)
     if not ranks.is_first():
         return out
     write_json(out / "metrics.json", metrics)

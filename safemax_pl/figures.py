@@ -16,6 +16,9 @@ from safemax_pl.plans import SamplingPlan
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 LINES: list[dict[str, Any]] = [  # fourteen lines that are told apart, also without colours (Okabe and Ito, 2008)
     {"color": colour, "ls": dashes}
@@ -166,7 +169,23 @@ def blend_curve(path: Path, operation: Operation, title: str) -> None:
     _save(figure, path)
 
 
+def plain_text(figure: Any) -> None:
+    """Draw every text of a figure as it is: names may hold $, which matplotlib reads as mathematics.
+
+    Numbers along an axis, such as 10⁻³, stay what matplotlib makes of them.
+    """
+    numbers = set()
+    for axis in (each for axes in figure.findobj(Axes) for each in (axes.xaxis, axes.yaxis)):
+        axis.get_ticklabels("both")  # makes the ticks
+        if not isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):  # of given labels
+            ticks = (*axis.majorTicks, *axis.minorTicks)
+            numbers |= {axis.get_offset_text(), *(label for tick in ticks for label in (tick.label1, tick.label2))}
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in numbers)
+
+
 def _save(figure: Any, path: Path) -> None:
+    plain_text(figure)
     figure.tight_layout()
     with atomic(path) as part:
         figure.savefig(part, dpi=130, format="png")

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from safemax_pl.escaping import cell
+
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
 SCRATCH = ".part"  # ends the name of what is being written
@@ -56,7 +58,10 @@ def _to_disk(path: Path) -> None:
 def remove_scratch(folder: Path) -> None:
     """Remove what a killed process was writing in `folder`; nobody else may be writing there."""
     for scratch in folder.glob(f".*{SCRATCH}"):
-        shutil.rmtree(scratch)
+        if scratch.is_symlink() or not scratch.is_dir():
+            scratch.unlink()
+        else:
+            shutil.rmtree(scratch)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -66,12 +71,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write a table, atomically: one column per key of any line."""
+    """Write a table, atomically: one column per key of any line; texts are no formulas (`escaping.cell`)."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     with atomic(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+        writer = csv.writer(file)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(line.get(column, "")) for column in columns] for line in lines)
 
 
 def read_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:

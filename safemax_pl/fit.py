@@ -46,6 +46,7 @@ from safemax_pl.runs import Run, provenance, training
 from safemax_pl.stop_when import StopWhen
 from safemax_pl.train import make_loggers, train
 from safemax_pl.unlearners.base import Unlearner
+from safemax_pl.untrusted import damaged
 
 
 @ending_wandb()
@@ -61,8 +62,9 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
-            tables.print_scores(metrics, name)
-            tables.print_end_of_fit(metrics["training"])
+            with damaged(run.folder / "metrics.json"):
+                tables.print_scores(metrics, name)
+                tables.print_end_of_fit(metrics["training"])
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
 

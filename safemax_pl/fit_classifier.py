@@ -26,10 +26,12 @@ from safemax_pl.classifier_training import ClassifierModule, calibrate, score_cl
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import terminal
 from safemax_pl.loggers import ending_wandb
 from safemax_pl.runs import Run, provenance
 from safemax_pl.sources import Split
 from safemax_pl.train import make_loggers, train
+from safemax_pl.untrusted import damaged
 
 
 @ending_wandb()
@@ -38,7 +40,8 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     run = Run(Path(cfg.runs_dir) / name, cfg)
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
-            print_scores(metrics["scores"], name)
+            with damaged(run.folder / "metrics.json"):
+                print_scores(metrics["scores"], name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
     seed_everything(cfg.seed, verbose=False)
@@ -84,9 +87,9 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
 
 def print_scores(scores: dict[str, Any], name: str) -> None:
     """Print the accuracies and the verdicts on noise."""
-    console = Console()
+    console = Console(emoji=False)
     console.print(
-        f"{name}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
+        f"{terminal(name)}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
         f"(with noise class), n = {scores['n_test']}, temperature {scores['temperature']:.2f}"
     )
     table = Table(title="what is said of noise (2000 images each)", title_justify="left")
@@ -94,10 +97,10 @@ def print_scores(scores: dict[str, Any], name: str) -> None:
         table.add_column(column)
     for kind, said in scores["noise"].items():
         table.add_row(
-            kind,
-            said["group"],
+            terminal(kind),
+            terminal(said["group"]),
             f"{said['noise_rate']:.3f}",
-            said["plain_favourite"],
+            terminal(said["plain_favourite"]),
             f"{said['plain_favourite_share']:.2f}",
         )
     console.print(table)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from safemax_pl import ranks
 from safemax_pl.files import atomic, write_csv
+from safemax_pl.untrusted import MOST_JSON, damaged, regular
 
 
 class CSVHistory(Logger):
@@ -27,7 +29,7 @@ class CSVHistory(Logger):
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with path.open(newline="") as file:
+            with damaged(path), regular(path, MOST_JSON).open(newline="") as file:
                 for row in csv.DictReader(file):
                     self.rows[int(row["step"])] = {key: value for key, value in row.items() if value != ""}
 
@@ -117,4 +119,8 @@ def _wandb_id(folder: Path) -> str:
     if not path.exists():
         with atomic(path) as part:
             part.write_text(uuid.uuid4().hex)
-    return path.read_text()
+    with damaged(path, "delete it"):
+        found = regular(path, 100).read_text()
+        if not re.fullmatch(r"[0-9a-z]{1,64}", found):
+            raise ValueError("it is no id")
+    return found

@@ -14,7 +14,6 @@ refused.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from safemax_pl import untrusted
@@ -61,7 +60,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             f"{run} is no finished run (it needs config.yaml, metrics.json, and unet/ or classifier/): give the folder "
             "of one, or run its command again to finish it"
         )
-    tensors = rounded(load_file(run / part / FILES[part]), precision)
+    untrusted.check_weights(run / part / FILES[part])
+    tensors = rounded(untrusted.read_tensors(run / part / FILES[part]), precision)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     limit = LIMITS[part] if most is None else most
     if size > limit:
@@ -69,7 +69,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             f"the weights of {run} have {size:.1f} MB in {precision}, and {limit:g} MB are legal: train a smaller "
             "network, or give a higher --most"
         )
-    metrics = _on_any_machine(metrics)
+    with untrusted.damaged(run / "metrics.json"):
+        metrics = _on_any_machine(metrics)
     card = folder / "README.md"
     by_hand = card.exists() and not card.read_text().startswith(MARK)
     kept = card.read_text() if by_hand else None
@@ -86,11 +87,13 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             scratch.mkdir()
             save_file(tensors, scratch / FILES[part])
             digest = file_digest(scratch / FILES[part])
-            config = json.loads((run / part / "config.json").read_text())
+            config = untrusted.read_json(run / part / "config.json")
             config["info"] = metrics | {"published": {"precision": precision, "weights": digest}}
             write_json(scratch / "config.json", config)
             _write_config(run, scratch)
-            (scratch / "README.md").write_text(classifier_card(scratch) if kept is None else kept)
+            with untrusted.damaged(run / part / "config.json"):
+                text = classifier_card(scratch) if kept is None else kept
+            (scratch / "README.md").write_text(text)
     print(f"written: {folder}, {size:.1f} MB of weights in {precision}")
     if by_hand:
         print(f"{card} was written by hand and is left as it is: see that its numbers are those of the new weights")
@@ -112,13 +115,14 @@ def rounded(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
     """Give a published model the scores of an evaluation of its own weights."""
     metrics = read_metrics(folder) or {}
-    scored = found["weights"].get("unlearned") or found["weights"]["model"]
+    with untrusted.damaged(evaluation / "metrics.json"):
+        scored = found["weights"].get("unlearned") or found["weights"]["model"]
     if scored != metrics.get("published", {}).get("weights"):
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
     metrics |= {key: found[key] for key in ("protocol", "scores")}
     metrics["published"]["scored"] = True
     with atomic(folder / "samples.png") as part:
-        shutil.copy(evaluation / "samples.png", part)
+        _copy(evaluation, "samples.png", part)
     write_json(folder / "metrics.json", metrics)
     if (folder / "README.md").read_text().startswith(MARK):
         _write_card(folder)
@@ -135,17 +139,23 @@ def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
 def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(folder / "unet") as part:
         part.mkdir()
-        shutil.copy(run / "unet/config.json", part)
+        _copy(run, "unet/config.json", part)
         save_file(tensors, part / FILES["unet"], {"format": "pt"})
     with atomic(folder / "scheduler") as part:
-        shutil.copytree(run / "scheduler", part)
+        part.mkdir()
+        _copy(run, "scheduler/scheduler_config.json", part)
     _write_config(run, folder)
     for name in ("data.json", *PICTURES):
         if (run / name).exists():
             with atomic(folder / name) as part:
-                shutil.copy(run / name, part)
+                _copy(run, name, part)
         else:
             (folder / name).unlink(missing_ok=True)
+
+
+def _copy(run: Path, name: str, to: Path) -> None:
+    """Copy a file of the run itself: a link could lead to one of the user's."""
+    shutil.copy(untrusted.regular(untrusted.inside(run, run / name)), to)
 
 
 def _write_config(run: Path, folder: Path) -> None:
@@ -157,7 +167,9 @@ def _write_config(run: Path, folder: Path) -> None:
 
 def _write_card(folder: Path) -> None:
     with atomic(folder / "README.md") as part:
-        part.write_text(model_card(folder))
+        with untrusted.damaged(folder / "metrics.json"):
+            text = model_card(folder)
+        part.write_text(text)
 
 
 def _digest(folder: Path) -> str:

@@ -14,9 +14,15 @@ attacked (python -m safemax_pl.attack) add a section on robustness and robustnes
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+from matplotlib import pyplot as plt
+
+from safemax_pl import untrusted
 from safemax_pl.errors import clear_errors
+from safemax_pl.escaping import printable
 from safemax_pl.files import atomic
 from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
@@ -24,6 +30,8 @@ from safemax_pl.reports.notes import notes
 from safemax_pl.reports.page import Report
 from safemax_pl.reports.reading import read
 from safemax_pl.reports.statistics import ordered, summarise
+
+T = TypeVar("T")
 
 
 def report(paths: list[Path], out: Path | None = None, title: str = "Class unlearning, compared") -> Path:
@@ -34,29 +42,34 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     """
     runs, left_out = read(paths)
     for line in left_out:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     groups = group(runs)
     groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
-    out = out or Path(os.path.commonpath([run.folder.resolve().parent for run in runs])) / "report"
+    if out is None:
+        parent = Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+        out = untrusted.inside(parent, parent / "report")
+    untrusted.inside(out, out / "figures")
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
+    figures, undrawn = out / "figures", list[str]()
     pictures = {
         guidance: {
-            "Trade-offs": charts.trade_offs(out / "figures", rows, guidance),
-            "Curves": curves.curves(out / "figures", groups, guidance),
-            "Images": grids.samples(out / "figures", groups, guidance),
-            "Classes": grids.per_class(out / "figures", groups, guidance),
+            "Trade-offs": drawn(undrawn, charts.trade_offs, figures, rows, guidance),
+            "Curves": drawn(undrawn, curves.curves, figures, groups, guidance),
+            "Images": drawn(undrawn, grids.samples, figures, groups, guidance),
+            "Classes": drawn(undrawn, grids.per_class, figures, groups, guidance),
         }
         for guidance, rows in summaries.items()
     }
     attacked, attack_notes = robustness.compare(groups, next(iter(summaries.values())))
+    attack_pictures = dict(drawn(undrawn, robustness_pictures.draw, figures, attacked) if attacked else {})
     result = Report(
         title,
         groups,
         summaries,
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
-        [*notes(groups, summaries), *attack_notes, *left_out],
+        [*notes(groups, summaries), *attack_notes, *undrawn, *left_out],
         attacked,
-        robustness_pictures.draw(out / "figures", attacked) if attacked else {},
+        attack_pictures,
     )
     summary.write_results(out / "results.csv", groups)
     summary.write_summary(out / "summary.csv", summaries)
@@ -68,6 +81,18 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
             part.write_text(text)
     print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, and the numbers as .csv")
     return out
+
+
+def drawn(notes: list[str], draw: Callable[..., T], *arguments: Any) -> T | list[Any]:
+    """The pictures that `draw` makes; if it fails, none and a line in `notes`: the numbers do not depend on them."""
+    try:
+        return draw(*arguments)
+    except Exception as error:  # matplotlib, NumPy and Pillow raise anything on files that somebody has changed
+        plt.close("all")
+        said = " ".join(str(error).split())[:300]
+        notes.append(f"Pictures are missing, {draw.__module__}.{draw.__name__} failed: {type(error).__name__}: {said}")
+        print(printable(f"warning: {notes[-1]}"), file=sys.stderr)
+        return []
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ class Run:
         if not ranks.is_first():
             return
         remove_scratch(self.folder)
+        untrusted.inside(self.folder, self.folder / "wandb")
         if not (self.folder / "config.yaml").exists():
             with atomic(self.folder / "config.yaml") as part:
                 OmegaConf.save(self.cfg, part)

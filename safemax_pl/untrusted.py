@@ -11,6 +11,7 @@ A run, model or classifier folder may come from anybody, so all commands read it
 The command line is the user's own and is trusted. SECURITY.md says the same to users.
 """
 
+import csv
 import importlib
 import io
 import json
@@ -73,6 +74,7 @@ TRAINER = (
     *("num_sanity_val_steps", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"),
 )
 STRATEGY = r"auto|single_device|ddp(_\w+)?"
+ADVICE = "make the run again, or leave it out"
 AGAIN = "give it on the command line again if it is yours"
 
 
@@ -80,14 +82,17 @@ AGAIN = "give it on the command line again if it is yours"
 
 
 @contextmanager
-def damaged(path: Path, advice: str = "make it again, or leave it out") -> Iterator[None]:
+def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """Turn what reading the content of `path` raises into a `UserError` that names it."""
     try:
         yield
+    except (BrokenPipeError, UnicodeEncodeError):
+        raise  # of what is printed
     except (
         ArithmeticError,
         AssertionError,
         AttributeError,
+        csv.Error,
         LookupError,
         OmegaConfBaseException,
         OSError,
@@ -128,24 +133,29 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_text(path: Path, most: int = MOST_JSON) -> str:
-    """The content of a UTF-8 file."""
-    with damaged(path):
-        return regular(path, most).read_text(encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds.
+def read_json(path: Path, advice: str = ADVICE) -> dict[str, Any]:
+    """The mapping that a JSON file holds; `advice` ends the error.
 
     Raises:
         UserError: if it is missing, damaged, holds no mapping, or a whole number beyond ±2⁵³.
     """
-    text = read_text(path)
-    with damaged(path):
+    with damaged(path, advice):
+        text = regular(path, MOST_JSON).read_text(encoding="utf-8")
         content = json.loads(text, parse_int=_whole)
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, expected a mapping")
+        _check_depth(content)
     return content
+
+
+def _check_depth(content: Any) -> None:
+    """Raise ValueError for JSON of more than `MOST_DEPTH` levels, which others go through by recursion."""
+    level = [content]
+    for _ in range(MOST_DEPTH):
+        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [inner for part in parts for inner in part]
+    if any(isinstance(part, dict | list) for part in level):
+        raise ValueError(f"more than {MOST_DEPTH} levels")
 
 
 def _whole(digits: str) -> int:
@@ -220,8 +230,8 @@ def read_config(path: Path) -> DictConfig:
     Raises:
         UserError: if it is missing, damaged, no mapping, too large, too deep, or uses aliases or tags.
     """
-    text = read_text(path, MOST_YAML)
     with damaged(path):
+        text = regular(path, MOST_YAML).read_text(encoding="utf-8")
         _check_yaml(text)
         cfg = OmegaConf.load(io.StringIO(text))
         assert isinstance(cfg, DictConfig)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from safemax_pl.attacks.base import MEASURE, Attack, Point
 from safemax_pl.attacks.running import Results
+from safemax_pl.figures import plain_text
 from safemax_pl.files import atomic
 
 matplotlib.use("Agg")
@@ -47,6 +48,7 @@ def draw(path: Path, attack: Attack, results: Results, title: str) -> None:
     axis.legend(handles=marks, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     furthest = min(series, key=lambda name: min(point.y for point in results["unlearned"][name]))
     _images(below, {model: curves[furthest] for model, curves in results.items()}, attack.axis, furthest)
+    plain_text(figure)
     with atomic(path) as part:
         figure.savefig(part, dpi=130, format="png")
     plt.close(figure)

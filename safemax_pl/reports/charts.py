@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from PIL import Image
 
+from safemax_pl.escaping import slug
+from safemax_pl.figures import plain_text
 from safemax_pl.files import atomic
 from safemax_pl.reports.statistics import Row, forgets, same_hardware
 
@@ -44,6 +46,7 @@ class Picture(NamedTuple):
 
 def save(figure: Any, path: Path, alt: str, caption: str) -> Picture:
     """Write and close a figure; `width` is that in CSS pixels at the figure's own size."""
+    plain_text(figure)
     with atomic(path) as part:
         figure.savefig(part, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.08)
     plt.close(figure)
@@ -77,7 +80,7 @@ def trade_offs(folder: Path, rows: list[Row], guidance: str) -> list[Picture]:
     pictures = []
     for x, y in TRADE_OFFS:
         if methods and all({x, y} <= set(row.cells) for row in methods):
-            name = f"{guidance.replace('=', '')}-{y.partition('/')[0]}-{x.partition('/')[0]}.png"
+            name = f"{slug(guidance.replace('=', ''))}-{y.partition('/')[0]}-{x.partition('/')[0]}.png"
             pictures.append(_trade_off(folder / name, rows, guidance, (x, y)))
     return pictures
 

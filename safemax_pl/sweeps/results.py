@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from safemax_pl.escaping import terminal
 from safemax_pl.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.sweeps.shared import SharedStudy, counted
@@ -46,12 +47,12 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
         part.write_text(_markdown(study, names, best, states, command_line))
     _pareto(folder / "pareto.png", study, names, complete, best)
     _importance(folder / "importance.png", study, names, complete)
-    table = Table(title=f"Pareto front of {study.study_name}")
+    table = Table(title=f"Pareto front of {terminal(study.study_name)}")
     for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
         table.add_row(str(trial.number), *map(_number, trial.values))
-    Console().print(table)
+    Console(emoji=False).print(table)
     drawn = ", ".join(name for name in ("pareto.png", "importance.png") if (folder / name).exists())
     print(f"written: {folder}/best.md (with the settings and commands), trials.csv, {drawn}")
 
