@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from safemax_pl import networks, untrusted
-from safemax_pl.attack import load_retrain
+from safemax_pl.attack import load_retrain, remember
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import compose
 from safemax_pl.data import ForgetRetainDataModule
@@ -406,3 +406,36 @@ def test_a_named_pipe_is_one_line(run, digits, name):
     read = (lambda: load_checkpoint(Run(run, untrusted.read_config(run / "config.yaml")))) if "ckpt" in name else None
     error = in_time(read or (lambda: load_subject(str(run), [])))
     assert isinstance(error, UserError) and Path(name).name in str(error)
+
+
+def test_links_out_of_a_run_are_not_followed(run, tmp_path):
+    """What is written or published is the run's own."""
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("hunter2")
+    with pytest.raises(UserError, match=r"leads out of .*delete the link"):
+        (run / "evaluations").symlink_to(secret.parent)
+        untrusted.inside(run, run / "evaluations" / "same")
+    (run / "wandb").symlink_to(secret.parent)
+    with pytest.raises(UserError, match="wandb leads out of"):
+        Run(run, untrusted.read_config(run / "config.yaml")).begin()
+    shutil.copy(DIGITS / "metrics.json", run)
+    for name in ("samples.png", "data.json", "scheduler/scheduler_config.json", "unet/config.json"):
+        kept = (run / name).read_bytes() if (run / name).exists() else None
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(secret)
+        with pytest.raises(UserError, match=r"leads out of|damaged"):
+            publish(run, tmp_path / "out")
+        (run / name).unlink()
+        if kept is not None:
+            (run / name).write_bytes(kept)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert files and not any(b"hunter2" in path.read_bytes() for path in files)
+    assert [path.name for path in secret.parent.iterdir()] == ["secret"]
+
+
+def test_a_lock_that_is_a_link_is_one_line(tmp_path):
+    (tmp_path / "metrics.json.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"metrics\.json\.lock is no regular file"):
+        remember(tmp_path / "metrics.json", "x", {"folder": "attacks/x"})
+    assert not (tmp_path / "elsewhere").exists()
