@@ -24,13 +24,14 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save_file
 
-from safemax_pl import networks, ranks
+from safemax_pl import networks, ranks, untrusted
 from safemax_pl.attacks import pictures, running
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.config import CONFIGS, build, command_on_target, load_config, parse
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError, unknown
+from safemax_pl.escaping import printable
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_csv, write_json
 from safemax_pl.networks import Model
@@ -85,7 +86,11 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
     config = Path(target) / "config.yaml"
     if config.exists():
         cfg = load_config(config)
-        without = data.labels_of(build(cfg.data).forget_classes) if cfg.unlearner.get("from_scratch") else []
+        untrusted.check_config(cfg, config, instantiate=False)
+        with untrusted.damaged(config):
+            forgotten = cfg.data.forget_classes
+            forgotten = [forgotten] if isinstance(forgotten, int | str) else list(forgotten or [])
+            without = data.labels_of(forgotten) if cfg.unlearner.get("from_scratch") else []
         if known := sorted(set(data.forget_labels) - set(without)):
             raise UserError(
                 f"retrain={target} ({cfg.method}) has seen images of {known}: give a run of unlearner=retrain with "
@@ -120,7 +125,7 @@ def run_attack(
     numbers = {model: attack.number(by, classes) for model, by in curves.items()}
     numbers |= running.noise_numbers(attack, bench)
     weights = {model: network.weights_digest for model, network in models.items()}
-    out = folder / "attacks" / f"{name}-{digest(protocol, weights)}"
+    out = untrusted.inside(folder, folder / "attacks" / f"{name}-{digest(protocol, weights)}")
     if ranks.is_first():
         write_files(out, attack, results)
     headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
@@ -161,24 +166,31 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
     It takes the place of the attack's block before, which also stays in the result.json of its own folder.
     """
     write_json(path.parent / block["folder"] / "result.json", block)
-    with FileLock(f"{path}.lock"):  # others may be attacking the run as well
+    lock = Path(f"{path}.lock")
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise UserError(f"{lock} is no regular file: delete it")
+    with FileLock(lock):  # others may be attacking the run as well
         metrics = read_metrics(path.parent) or {}
-        metrics.setdefault("attacks", {})[name] = block
+        before = metrics.get("attacks")
+        metrics["attacks"] = (before if isinstance(before, dict) else {}) | {name: block}
         write_json(path, metrics)
 
 
 def print_block(block: dict[str, Any]) -> None:
     """Print the headline number of every model and control."""
     headline, console = block["headline"], plain_console()
-    line = Text.assemble((block["title"], "bold"), f"   {headline['name']}, {headline['better']} is better")
+    title, number = printable(block["title"]), printable(headline["name"])
+    line = Text.assemble((title, "bold"), f"   {number}, {headline['better']} is better")
     console.print(line, soft_wrap=True)
     table = Table()
     for model in headline["values"]:
-        table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)
+        table.add_column(
+            printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
+        )
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
     console.print(table)
-    console.print(f"{block['seconds']:.1f} s   {block['folder']}/figure.png", soft_wrap=True)
+    console.print(f"{block['seconds']:.1f} s   {printable(block['folder'])}/figure.png", soft_wrap=True)
 
 
 def main() -> None:

@@ -1,16 +1,17 @@
 """Model cards: what a published folder holds, how it was made and what it scores, as Markdown."""
 
-import json
+import re
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from torch import Tensor
 
+from safemax_pl import tables
 from safemax_pl.config import load_config
-from safemax_pl.tables import markdown
+from safemax_pl.escaping import markdown, printable
+from safemax_pl.untrusted import read_json, read_tensors
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")
@@ -23,8 +24,8 @@ SCORED = {True: "Scores of these very weights", False: "Scores of the weights be
 
 def model_card(folder: Path) -> str:
     """The card of the diffusion model in `folder`."""
-    cfg, tensors = load_config(folder / "config.yaml"), load_file(folder / "unet/diffusion_pytorch_model.safetensors")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors")
+    cfg, metrics = load_config(folder / "config.yaml"), read_json(folder / "metrics.json")
     scores = {guidance: models.get("unlearned") or models["model"] for guidance, models in metrics["scores"].items()}
     first = next(iter(scores.values()))
     names = [name for name in first if name != "per_class"]
@@ -36,7 +37,7 @@ def model_card(folder: Path) -> str:
     ]
     protocol, cost, published = metrics["protocol"], metrics["cost"], metrics["published"]
     sampler, plan = protocol["sampler"], protocol["plan"]
-    data = json.loads((folder / "data.json").read_text())
+    data = read_json(folder / "data.json")
     forgotten = protocol["forget_classes"]
     facts = {
         "data": f"{data['name']}, training split, {len(data['class_names'])} classes"
@@ -45,7 +46,7 @@ def model_card(folder: Path) -> str:
         "network": f"diffusers' UNet2DModel, {_parameters(tensors)}, class-conditional, loads as float32",
         "process": ", ".join(
             f"{key}={value}"
-            for key, value in json.loads((folder / "scheduler/scheduler_config.json").read_text()).items()
+            for key, value in read_json(folder / "scheduler/scheduler_config.json").items()
             if key in ("num_train_timesteps", "beta_schedule", "prediction_type")
         ),
         "recipe": _recipe(cfg, metrics["training"]["steps"], cfg.data.retain_batch_size) + f", {protocol['precision']}",
@@ -56,15 +57,18 @@ def model_card(folder: Path) -> str:
         "licence": _licence(data["name"]),
     }
     lines = [
-        f"{MARK}# {data['name']}: diffusion model",
-        markdown([["", ""], *map(list, facts.items())]),
+        f"{MARK}# {markdown(data['name'])}: diffusion model",
+        _table([["", ""], *map(list, facts.items())]),
         _command(metrics),
-        f"{SCORED[published['scored']]}: {sampler['name']}, {sampler['steps']} steps, η = {sampler['eta']}, "
-        f"clip_sample = {sampler['clip_sample']}, {plan['rows']} images, classifier {protocol['classifier']['hash']} "
-        f"(test accuracy {_number(protocol['classifier']['accuracy'])}). All of the protocol: metrics.json.",
-        markdown(table),
+        markdown(
+            f"{SCORED[published['scored']]}: {sampler['name']}, {sampler['steps']} steps, η = {sampler['eta']}, "
+            f"clip_sample = {sampler['clip_sample']}, {plan['rows']} images, classifier "
+            f"{protocol['classifier']['hash']} (test accuracy {_number(protocol['classifier']['accuracy'])}). All of "
+            "the protocol: metrics.json."
+        ),
+        _table(table),
         "Accuracy of the images of each class, by the classifier:",
-        markdown(accuracies),
+        _table(accuracies),
         *(f"![{name.removesuffix('.png')}]({name})" for name in PICTURES if (folder / name).exists()),
     ]
     return "\n\n".join(lines) + "\n"
@@ -72,8 +76,8 @@ def model_card(folder: Path) -> str:
 
 def classifier_card(folder: Path) -> str:
     """The card of the classifier in `folder`."""
-    cfg, tensors = load_config(folder / "config.yaml"), load_file(folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    cfg, tensors = load_config(folder / "config.yaml"), read_tensors(folder / "model.safetensors")
+    config = read_json(folder / "config.json")
     info, scores = config["info"], config["info"]["scores"]
     facts = {
         "data": f"{cfg.data.name}, training split less {cfg.data.calibration_fraction:.0%} for the temperature, "
@@ -101,11 +105,11 @@ def classifier_card(folder: Path) -> str:
         ),
     ]
     lines = [
-        f"{MARK}# {cfg.data.name}: {folder.name.replace('_', ' ')}",
-        markdown([["", ""], *map(list, facts.items())]),
+        f"{MARK}# {markdown(cfg.data.name)}: {markdown(folder.name.replace('_', ' '))}",
+        _table([["", ""], *map(list, facts.items())]),
         _command(info),
         "All scores are of the weights before rounding. What it says of noise:",
-        markdown(noise),
+        _table(noise),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -129,7 +133,14 @@ def _made_on(metrics: dict[str, Any]) -> str:
 
 
 def _command(metrics: dict[str, Any]) -> str:
-    return f"Made, and made again, by\n\n```bash\n{metrics['provenance']['command']}\n```"
+    command = printable(metrics["provenance"]["command"])
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
+    return f"Made, and made again, by\n\n{fence}bash\n{command}\n{fence}"
+
+
+def _table(rows: list[list[Any]]) -> str:
+    """A Markdown table of texts."""
+    return tables.markdown([[markdown(cell) for cell in row] for row in rows])
 
 
 def _licence(name: str) -> str:

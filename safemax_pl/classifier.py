@@ -1,6 +1,5 @@
 """The judge: two small networks of one architecture, one of C classes and one whose class C is "noise"."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from safemax_pl import untrusted
 from safemax_pl.architectures import ARCHITECTURES
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
@@ -109,7 +109,7 @@ class Classifier(nn.Module):
             raise UserError(no_classifier(role, folder, data.name, data.path))
         hint = how_to_make(role, data.name, data.path)
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = untrusted.read_json(folder / "config.json", f"the classifier can't be read: {hint}")
             if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
                 raise UserError(
                     f"the classifier at {folder} is for {len(config['class_names'])} classes "
@@ -125,13 +125,29 @@ class Classifier(nn.Module):
                 )
             settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
             architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
+            untrusted.check_sizes(folder / "config.json", settings)
+            with torch.device("meta"):
+                network = cls(config["class_names"], tuple(config["image_shape"]), architecture)
+            untrusted.check_count(folder / "config.json", network)
+            untrusted.check_weights(folder / "model.safetensors")
             classifier = cls(config["class_names"], tuple(config["image_shape"]), architecture)
             state = load_file(folder / "model.safetensors")
             if (wrong := not_finite(state)) is not None:
                 raise UserError(f"the classifier at {folder} has weights that are not finite ({wrong}): {hint}")
             classifier.load_state_dict(state)
             classifier.info = config["info"]
-        except (OSError, KeyError, RuntimeError, SafetensorError, ValueError, TypeError) as error:
+            classifier.summary()
+        except (
+            OSError,
+            KeyError,
+            RuntimeError,
+            SafetensorError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            AssertionError,
+        ) as error:
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error
         classifier.digest = file_digest(folder / "model.safetensors")
         return classifier.eval().requires_grad_(False)

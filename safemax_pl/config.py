@@ -22,9 +22,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from safemax_pl import ranks
+from safemax_pl import ranks, untrusted
 from safemax_pl.config_keys import arguments_of, check_keys, check_values, flat_keys, resolved
 from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.escaping import printable
 from safemax_pl.files import PROJECT, check_name, digest
 from safemax_pl.preemption import ASKS_TO_STOP
 
@@ -40,13 +41,15 @@ LOCATIONS = {
 }
 LOCATION_KEYS = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items() for key in keys}
 
+
 # ${project:weights} is a path inside the repository, from whatever directory a command runs
-OmegaConf.register_new_resolver("project", lambda path="": str(PROJECT / path), replace=True)
+def _project(path: str = "") -> str:
+    return str(untrusted.inside(PROJECT, PROJECT / path))
 
 
 def _shipped(path: str) -> str | None:
     """A path inside weights/ if it is there; otherwise null."""
-    found = PROJECT / "weights" / path
+    found = untrusted.inside(PROJECT / "weights", PROJECT / "weights" / path)
     return str(found) if found.exists() else None
 
 
@@ -59,6 +62,7 @@ def _fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
+OmegaConf.register_new_resolver("project", _project, replace=True)
 OmegaConf.register_new_resolver("shipped", _shipped, replace=True)
 OmegaConf.register_new_resolver("fast_precision", _fast_precision, replace=True)
 
@@ -83,7 +87,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
                 if hydra_cfg.mode != RunMode.MULTIRUN or not here:
                     raise
                 failed.append(" ".join(hydra_cfg.overrides.task))  # the other runs go on
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(error)}", file=sys.stderr)
 
     quiet()
     with clear_errors():
@@ -333,7 +337,7 @@ def without_locations(command_line: str) -> str:
 
 def without_folders(cfg: DictConfig) -> DictConfig:
     """A run's configuration in which every setting that is an absolute path is the data set's default again."""
-    known = (CONFIGS / "data" / f"{cfg.data.name}.yaml").exists()
+    known = cfg.data.name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
     command = "fit" if "unlearner" in cfg else "fit_classifier"
     usual: Any = OmegaConf.to_container(compose(command, [f"data={cfg.data.name if known else 'imagefolder'}"]))
     defaults, cfg, written = dict(_leaves(usual)), cfg.copy(), OmegaConf.to_container(cfg)
@@ -400,7 +404,5 @@ def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def load_config(path: Path) -> DictConfig:
-    """A configuration that a run has saved."""
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    """A configuration that a run has saved, as it is written; `untrusted.check_config` comes before its use."""
+    return untrusted.read_config(path)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
+from safemax_pl.escaping import printable
 from safemax_pl.files import atomic
 
 matplotlib.use("Agg")
@@ -18,14 +20,21 @@ from matplotlib import pyplot as plt
 
 
 @contextmanager
-def drawing(what: object) -> Iterator[None]:
-    """Turn any error of the block, which draws `what`, into one line on stderr: the numbers are written already."""
+def drawing(what: object, undrawn: list[str] | None = None) -> Iterator[None]:
+    """Turn any error of the block, which draws `what`, into one line on stderr: no number depends on a picture.
+
+    Args:
+        what: for the line.
+        undrawn: gets the line as well.
+    """
     try:
         yield
     except Exception as error:
         plt.close("all")
-        reason = (str(error).strip().splitlines() or [""])[0]
-        print(f"warning: {what} was not drawn ({type(error).__name__}: {reason})", file=sys.stderr)
+        line = f"{what} was not drawn ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        print(printable(f"warning: {line}"), file=sys.stderr)
+        if undrawn is not None:
+            undrawn.append(line)
 
 
 def save_figure(figure: Any, path: Path, tight: bool = False, **options: Any) -> None:
@@ -54,7 +63,7 @@ def show_text_as_it_is(figure: Any) -> None:
     """
     numbers = {
         id(label)
-        for axes in figure.axes
+        for axes in figure.findobj(Axes)
         for axis in (axes.xaxis, axes.yaxis)
         if isinstance(axis.get_major_formatter(), LogFormatter)
         for label in [*axis.get_majorticklabels(), *axis.get_minorticklabels()]

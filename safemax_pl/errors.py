@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+from safemax_pl.escaping import printable
+
 
 class UserError(Exception):
     """Bad input. The commands print it as one line and exit with 1, without a traceback."""
@@ -43,7 +45,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,9 +54,9 @@ def clear_errors() -> Iterator[None]:
         if not disk_is_full(error):
             if not (line := _of_the_file_system(error)):
                 raise
-            print(f"error: {line}: give another folder, or see to this one", file=sys.stderr)
+            print(f"error: {printable(line)}: give another folder, or see to this one", file=sys.stderr)
             sys.exit(1)
-        where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        where = f" at {printable(error.filename)}" if isinstance(error, OSError) and error.filename else ""
         print(
             f"error: no space left on the device{where}: free some, then run the same command again, "
             "it resumes from the last good checkpoint",

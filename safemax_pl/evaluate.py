@@ -16,24 +16,25 @@ from typing import Any, NamedTuple
 import torch
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import figures, identity, networks, ranks, tables
+from safemax_pl import figures, identity, networks, ranks, tables, untrusted
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, command_on_target, compose, load_config, override
+from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import printable
 from safemax_pl.evaluation import Evaluator, NoiseImages, check_trainer
-from safemax_pl.files import atomic, check_writable, digest, read_json, write_json
+from safemax_pl.files import atomic, check_writable, digest, write_json
 from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 from safemax_pl.plans import Rows
 from safemax_pl.progress import progress_bars
 from safemax_pl.recognition import recognition
-from safemax_pl.runs import provenance, read_metrics, run_folder, training
+from safemax_pl.runs import comparable, provenance, read_metrics, run_folder, training
 from safemax_pl.scores import Result
 
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
@@ -148,7 +149,7 @@ def draw_samples(folder: Path, metrics: dict[str, Any], class_names: list[str], 
         title: above the picture.
     """
     with drawing(folder / "samples.png"):
-        kept, first = load_file(folder / "samples.safetensors"), next(iter(metrics["scores"]))
+        kept, first = untrusted.read_tensors(folder / "samples.safetensors"), next(iter(metrics["scores"]))
         panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
         forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
         path = folder / "samples.png"
@@ -198,7 +199,9 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
         raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
-    cfg = override(load_config(folder / "config.yaml"), rest) if is_run else compose("fit", rest)
+    cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
+    for key in set(extra or {}) & set(map(str, cfg)):
+        del cfg[key]  # a folder's own budgets of attacks
     cfg = override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
     check_needs(cfg)
     remedy = "copy the run to a folder that you may write to" if is_run else "set runs_dir to another folder"
@@ -225,7 +228,7 @@ def check_identity(
     Raises:
         UserError: for other data, another base model or another judge.
     """
-    recorded = read_json(folder / identity.FILE, "delete it") if (folder / identity.FILE).exists() else {}
+    recorded = untrusted.read_json(folder / identity.FILE, "delete it") if (folder / identity.FILE).exists() else {}
     changed = {item.lstrip("+~").partition("=")[0] for item in overrides}
     now = identity.of_config_judges(cfg) | now
     if original is not None:
@@ -236,6 +239,28 @@ def check_identity(
         if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
     }
     identity.check(str(folder), recorded, kept)
+
+
+def saved_config(path: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of a run, from anybody, with `overrides`.
+
+    Where decoded images and scores are kept is the user's affair: a folder's own `data.cache_dir` is not used.
+
+    Raises:
+        UserError: for what `untrusted.check_config` refuses, and for what can't be resolved.
+    """
+    saved = load_config(path)
+    untrusted.check_config(saved, path, overrides)
+    with untrusted.damaged(path):
+        if OmegaConf.select(saved, "data.cache_dir") is not None:
+            usual = load_config(CONFIGS / "data/digits.yaml").cache_dir
+            kept = saved.data.cache_dir
+            if kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
+                print(printable(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it"))
+            saved.data.cache_dir = usual
+        cfg = override(saved, overrides)
+        OmegaConf.to_container(cfg, resolve=True)
+    return cfg
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:
@@ -252,8 +277,9 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     metrics, images = score(evaluator, subject.model, subject.original)
     made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
     metrics |= {"training": made, "provenance": provenance(command_line)}
-    same = subject.is_run and not overrides
+    same = subject.is_run and comparable(load_config(subject.folder / "config.yaml")) == comparable(subject.cfg)
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
+    untrusted.inside(subject.folder, out)
     if not ranks.is_first():
         return out
     keep_images(out, evaluator, images)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import cell
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
@@ -154,32 +155,13 @@ def _leaves(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         yield above, content
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping.
-
-    Args:
-        path: of the file.
-        remedy: what to do about a damaged one, for the error.
-
-    Raises:
-        UserError: when it can't be read or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (it holds no mapping): {remedy}")
-    return content
-
-
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write a table, atomically: one column per key of any line."""
+    """Write a table, atomically: one column per key of any line; texts are no formulas (`escaping.cell`)."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+        writer = csv.writer(file)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(line.get(column, "")) for column in columns] for line in lines)
 
 
 def read_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:

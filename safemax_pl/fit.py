@@ -40,7 +40,7 @@ from safemax_pl.drawing import drawing
 from safemax_pl.errors import MachineError, UserError
 from safemax_pl.evaluate import doubts, draw_samples, keep_images, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
-from safemax_pl.files import check_writable, existing, read_json
+from safemax_pl.files import check_writable, existing
 from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory, ForgivingWandb, ending_wandb
 from safemax_pl.module import UnlearningModule, quick_metrics
@@ -52,6 +52,7 @@ from safemax_pl.runs import Run, provenance, run_folder, training
 from safemax_pl.stop_when import StopWhen
 from safemax_pl.train import make_loggers, make_optimizer, train
 from safemax_pl.unlearners.base import Unlearner
+from safemax_pl.untrusted import damaged
 
 LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 
@@ -70,8 +71,9 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
             identity.check(str(run.folder), run.identity, identity.of_config(cfg, build(cfg.data)))
-            tables.print_scores(metrics, name)
-            tables.print_end_of_fit(metrics["training"])
+            with damaged(run.folder / "metrics.json"):
+                tables.print_scores(metrics, name)
+                tables.print_end_of_fit(metrics["training"])
             draw_pictures(run.folder, metrics, name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
@@ -152,7 +154,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
 def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:
     """Draw samples.png and curves.png of a finished run from its files, where they are missing."""
     if not (folder / "samples.png").exists() and (folder / "samples.safetensors").exists():
-        class_names = read_json(folder / "data.json", "run another fit under another name=")["class_names"]
+        class_names = networks.class_names(folder / "data.json")
         draw_samples(folder, metrics, class_names, title)
     if not (folder / "curves.png").exists():
         with drawing(folder / "curves.png"):

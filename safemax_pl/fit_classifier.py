@@ -25,6 +25,7 @@ from safemax_pl.classifier_training import ClassifierModule, calibrate, score_cl
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import printable
 from safemax_pl.evaluation import check_trainer
 from safemax_pl.files import check_writable
 from safemax_pl.loggers import ForgivingWandb, ending_wandb
@@ -33,6 +34,7 @@ from safemax_pl.runs import Run, provenance, run_folder
 from safemax_pl.sources import Split
 from safemax_pl.tables import plain_console
 from safemax_pl.train import make_loggers, make_optimizer, train
+from safemax_pl.untrusted import damaged
 
 
 @ending_wandb()
@@ -45,7 +47,8 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
             identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
-            print_scores(metrics["scores"], name)
+            with damaged(run.folder / "metrics.json"):
+                print_scores(metrics["scores"], name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
     check_settings(cfg)
@@ -113,7 +116,7 @@ def print_scores(scores: dict[str, Any], name: str) -> None:
     """Print the accuracies and the verdicts on noise."""
     console = plain_console()
     console.print(
-        f"{name}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
+        f"{printable(name)}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
         f"(with noise class), n = {scores['n_test']}, temperature {scores['temperature']:.2f}"
     )
     table = Table(title="what is said of noise (2000 images each)", title_justify="left")
@@ -121,10 +124,10 @@ def print_scores(scores: dict[str, Any], name: str) -> None:
         table.add_column(column)
     for kind, said in scores["noise"].items():
         table.add_row(
-            kind,
-            said["group"],
+            printable(kind),
+            printable(said["group"]),
             f"{said['noise_rate']:.3f}",
-            said["plain_favourite"],
+            printable(said["plain_favourite"]),
             f"{said['plain_favourite_share']:.2f}",
         )
     console.print(table)

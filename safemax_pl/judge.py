@@ -21,6 +21,7 @@ from safemax_pl.config import build, command_on_target, compose
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
+from safemax_pl.escaping import printable
 from safemax_pl.files import check_writable, digest, write_csv, write_json
 from safemax_pl.needs import no_classifier
 from safemax_pl.noise import CONTROLS
@@ -67,7 +68,7 @@ def judge(target: str, overrides: list[str]) -> Path:
 def print_operation(operation: Operation, title: str) -> None:
     """Print the false alarms, the detection of held-out noise, the blends and the control table."""
     console = plain_console()
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(printable(title), style="bold", soft_wrap=True)
     console.print(f"false alarms: {operation.false_alarms:.4f} of {operation.real} real test images are called noise")
     table = Table("noise", title="noise that it was not trained on", title_justify="left")
     for column in ("called noise", "at 1 % false alarms", "AUROC"):
@@ -87,7 +88,7 @@ def print_operation(operation: Operation, title: str) -> None:
             table.add_column(f"{kind.replace('_', ' ')}\n{score}", justify="right")
     for name in dict.fromkeys(control.forget_class for control in operation.controls):
         rows = [row for row in operation.controls if row.forget_class == name and row.noise in CONTROLS]
-        table.add_row(name, *(f"{score:.3f}" for row in rows for score in (row.ua, row.ua_noise_aware)))
+        table.add_row(printable(name), *(f"{score:.3f}" for row in rows for score in (row.ua, row.ua_noise_aware)))
     console.print(table)
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from safemax_pl import ranks
 from safemax_pl.errors import UserError
 from safemax_pl.files import atomic, write_csv
+from safemax_pl.untrusted import MOST_JSON, damaged, regular
 
 INIT_TIMEOUT = 30  # seconds for W&B's server to answer at the start of a run
 FINISH_TIMEOUT = 60  # seconds to send what is left at its end
@@ -37,7 +38,7 @@ class CSVHistory(Logger):
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
+            with damaged(path), regular(path, MOST_JSON).open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     self.rows[int(row["step"])] = {key: value for key, value in row.items() if value != ""}
 
@@ -296,7 +297,10 @@ def end_wandb(exit_code: int = 0) -> None:
 def _wandb_id(folder: Path) -> str:
     """The id that this run's folder has been given, random at first: two folders never share a W&B run."""
     path = folder / "wandb_id"
-    if not path.exists() or not re.fullmatch("[0-9a-f]{32}", path.read_text(errors="replace")):
+    with damaged(path, "delete it"):
+        found = regular(path).read_bytes()[:100].decode(errors="replace") if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{32}", found):
+        found = uuid.uuid4().hex
         with atomic(path) as part:
-            part.write_text(uuid.uuid4().hex)
-    return path.read_text()
+            part.write_text(found)
+    return found

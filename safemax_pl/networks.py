@@ -1,14 +1,17 @@
 """The diffusers UNets with C + 1 class embeddings, fresh or loaded, and the folders that they are kept in."""
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from safemax_pl import untrusted
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
@@ -16,7 +19,27 @@ from safemax_pl.files import atomic, check_size, digest, not_finite, write_json
 from safemax_pl.group_norm import keep_bfloat16
 from safemax_pl.needs import how_to_make, is_base_model, no_base_model
 
-MOST_WIDTH, MOST_BLOCKS, MOST_TIMESTEPS = 16_384, 64, 1_000_000
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+MOST_WIDTH, MOST_TIMESTEPS = 16_384, 100_000
+# Schedulers that hold β_1 … β_T of x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε and read the network as its denoiser: samplers of one
+# process. Consistency models (CM, LCM, TCD) store such a process too, but their network is no denoiser.
+PROCESSES = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "PNDMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
 
 
 class Model(nn.Module):
@@ -110,7 +133,7 @@ def _check_sizes(
 ) -> None:
     """Refuse what diffusers would build and not run, or what no memory could hold."""
     for key, value, most in (
-        ("blocks", blocks, MOST_BLOCKS),
+        ("blocks", blocks, untrusted.MOST_BLOCKS),
         ("head_dim", head_dim, MOST_WIDTH),
         ("norm_groups", norm_groups, MOST_WIDTH),
         ("num_timesteps", num_timesteps, MOST_TIMESTEPS),
@@ -148,12 +171,15 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         raise UserError(no_base_model(path, data.name, data.path))
     hint = how_to_make("model.path", data.name, data.path)
     try:
-        where = {"pretrained_model_name_or_path": str(folder) if local else path} | (
-            {} if local else {"subfolder": "unet"}
-        )
-        config = UNet2DModel.load_config(**where)
+        settings = _file(path, "unet/config.json" if folder != root else "config.json", local)
+        config = untrusted.read_json(settings)
         _check(config, data, path)
-        unet, loading = UNet2DModel.from_pretrained(**where, low_cpu_mem_usage=False, output_loading_info=True)
+        _check_network(config, settings)
+        weights = _file(path, str(Path("unet" if folder != root else "", WEIGHTS)), local)
+        untrusted.check_weights(weights)
+        unet, loading = UNet2DModel.from_pretrained(
+            str(weights.parent), low_cpu_mem_usage=False, output_loading_info=True, use_safetensors=True
+        )
         if wrong := [*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]]:
             raise ValueError(f"{len(wrong)} tensors are missing or do not fit, such as {wrong[0]}")
         if (broken := not_finite(unet.state_dict())) is not None:
@@ -161,28 +187,89 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
                 f"the model at {path} has weights that are not finite ({broken}): its training diverged, or the file "
                 "is damaged; give another model"
             )
-        scheduler = _scheduler(root if local else path)
+        if local and not (root / "scheduler").is_dir():
+            raise UserError(
+                f"{path} has no scheduler/ folder, so its noise schedule and parameterisation are unknown: "
+                "save the model's DDPMScheduler there with scheduler.save_pretrained"
+            )
+        scheduler = process(_file(path, "scheduler/scheduler_config.json", local))
         if local:
             _check_classes(root / "data.json", data, path)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
+        said = [*str(error).strip().splitlines(), ""][0]
         raise UserError(
             f"the base model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): copy it again, or {hint}"
+            f"({type(error).__name__}: {said}): copy it again, or {hint}"
         ) from error
     model = Model(unet, Diffusion.from_scheduler(scheduler), data.num_classes)
     model.weights_digest = weights_digest(model)
     return model
 
 
-def _scheduler(path: Path | str) -> DDPMScheduler:
-    if isinstance(path, Path) and not (path / "scheduler").is_dir():
+def _file(path: str, name: str, local: bool) -> Path:
+    """A file of a folder, or of a hub id, from which it is fetched."""
+    if not local:
+        return Path(hf_hub_download(path, name))
+    if name.endswith(WEIGHTS) and not (Path(path) / name).exists():
+        others = sorted(file.name for file in (Path(path) / name).parent.iterdir() if file.name != "config.json")
         raise UserError(
-            f"{path} has no scheduler/ folder, so its noise schedule and parameterisation are unknown: "
-            "save the model's DDPMScheduler there with scheduler.save_pretrained"
+            f"the base model at {path} can't be loaded, it has no {name} (there: {', '.join(others) or 'nothing'}), "
+            "and pickled or split weights are not read: save it again with unet.save_pretrained(folder)"
         )
-    return DDPMScheduler.from_pretrained(str(path), subfolder="scheduler")
+    return Path(path) / name
+
+
+def _check_network(config: dict[str, Any], path: Path) -> None:
+    """Refuse another kind of network, and one that is too large, before any of it is built."""
+    if (kind := config.get("_class_name", UNet2DModel.__name__)) != UNet2DModel.__name__:
+        raise UserError(f"{path} is of a {kind}: give a folder or hub id of a diffusers {UNet2DModel.__name__}")
+    untrusted.check_sizes(path, config)
+    with torch.device("meta"):
+        untrusted.check_count(path, UNet2DModel.from_config(config))
+
+
+def process(path: Path) -> DDPMScheduler:
+    """The discrete process that a scheduler_config.json describes, whichever of `PROCESSES` it was saved by.
+
+    Raises:
+        UserError: for a scheduler of another kind, such as flow matching, EDM, consistency models or score SDEs.
+    """
+    settings = untrusted.read_json(path)
+    kind, steps = settings.get("_class_name"), settings.get("num_train_timesteps", 1000)
+    if kind not in PROCESSES:
+        raise UserError(
+            f"{path} is of a {kind}, whose process is none of T discrete steps with a β each: legal: "
+            f"{', '.join(PROCESSES)}"
+        )
+    if settings.get("timestep_type", "discrete") != "discrete" or settings.get("use_flow_sigmas"):
+        raise UserError(f"{path} is of a {kind} with a continuous process: a discrete one is needed")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_TIMESTEPS:
+        raise UserError(f"{path}: num_train_timesteps={steps}: expected a whole number from 1 to {MOST_TIMESTEPS}")
+    with untrusted.damaged(path, "copy it again, or save it with scheduler.save_pretrained"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of diffusers with new versions of NumPy
+        theirs = getattr(diffusers, kind).from_config(settings)
+        if kind == DDPMScheduler.__name__:
+            ours = theirs
+        else:  # each class has its own defaults
+            ours = DDPMScheduler.from_config({k: v for k, v in theirs.config.items() if k != "_use_default_values"})
+        bars = ours.alphas_cumprod
+        if len(bars) != steps or not torch.allclose(bars, theirs.alphas_cumprod, atol=1e-6):
+            raise ValueError(f"{len(bars)} steps, which are not those of a {kind}")
+        if not (bars.isfinite().all() and (bars >= 0).all() and (bars <= 1).all() and (bars.diff() <= 0).all()):
+            raise ValueError("its ᾱ do not fall from 1 to 0")
+    return ours
 
 
 def _check(config: dict[str, Any], data: ForgetRetainDataModule, path: str) -> None:
@@ -214,8 +301,8 @@ def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None
     """
     if not path.exists():
         return
-    said = json.loads(path.read_text())
-    if (names := said["class_names"]) != data.class_names:
+    said = untrusted.read_json(path)
+    if (names := class_names(path)) != data.class_names:
         raise UserError(
             f"the model at {model} was trained on the classes {', '.join(names[:5])}, ...; "
             f"{data.name} has {', '.join(data.class_names[:5])}, ...: give another model.path or other data"
@@ -226,6 +313,14 @@ def _check_classes(path: Path, data: ForgetRetainDataModule, model: str) -> None
             f"data.path={data.path} has {data.source.fingerprint}), though the classes have the same names: give a "
             "model.path made from these data, or the data.path that it was made from"
         )
+
+
+def class_names(path: Path) -> list[str]:
+    """The names of all classes, from a data.json or a classifier's config.json."""
+    names = untrusted.read_json(path).get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is damaged, it has no class_names: copy it again, or leave its folder out")
+    return names
 
 
 def weights_digest(model: Model) -> str:

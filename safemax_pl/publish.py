@@ -15,24 +15,24 @@ another origin has one of these names, the folder is refused, and so is a run.
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from safemax_pl import untrusted
 from safemax_pl.cards import MARK, PICTURES, classifier_card, model_card
 from safemax_pl.config import load_config, without_folders, without_locations
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.files import PROJECT, atomic, file_digest, write_json
-from safemax_pl.networks import Model, weights_digest
+from safemax_pl.networks import Model, class_names, process, weights_digest
 from safemax_pl.runs import read_metrics
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -67,7 +67,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             "of one, or run its command again to finish it"
         )
     check_folder(folder, run, part)
-    tensors = rounded(load_file(run / part / FILES[part]), precision)
+    untrusted.check_weights(run / part / FILES[part])
+    tensors = rounded(untrusted.read_tensors(run / part / FILES[part]), precision)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     limit = LIMITS[part] if most is None else most
     if size > limit:
@@ -75,7 +76,9 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             f"the weights of {run} have {size:.1f} MB in {precision}, and {limit:g} MB are legal: train a smaller "
             "network, or give a higher --most"
         )
-    metrics = _on_any_machine(metrics)
+    with untrusted.damaged(run / "metrics.json"):
+        metrics = _on_any_machine(metrics)
+    config = untrusted.read_json(run / part / "config.json")
     card = folder / "README.md"
     by_hand = card.exists() and not card.read_text(encoding="utf-8").startswith(MARK)
     if not by_hand:
@@ -90,7 +93,6 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
         write_json(folder / "config.json", {"info": mark})
         with atomic(folder / FILES[part]) as scratch:
             save_file(tensors, scratch)
-        config = json.loads((run / part / "config.json").read_text())
         published = {"precision": precision, "weights": file_digest(folder / FILES[part])}
         write_json(folder / "config.json", config | {"info": metrics | {"published": published}})
         _write_config(run, folder)
@@ -134,9 +136,9 @@ def _is_publication(folder: Path, part: str) -> bool:
         return (folder / ("unet" if part == "unet" else FILES[part])).exists()
     path = folder / ("metrics.json" if part == "unet" else "config.json")
     try:
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = untrusted.read_json(path) if path.exists() else {}
         return "published" in (content if part == "unet" else content.get("info", {}))
-    except (ValueError, AttributeError, TypeError):
+    except (UserError, TypeError):
         return False
 
 
@@ -162,13 +164,14 @@ def rounded(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
     """Give a published model the scores of an evaluation of its own weights."""
     metrics = read_metrics(folder) or {}
-    scored = found["weights"].get("unlearned") or found["weights"]["model"]
+    with untrusted.damaged(evaluation / "metrics.json"):
+        scored = found["weights"].get("unlearned") or found["weights"]["model"]
     if scored != metrics.get("published", {}).get("weights"):
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
     metrics |= {key: found[key] for key in ("protocol", "scores")}
     metrics["published"]["scored"] = True
     with atomic(folder / "samples.png") as part:
-        shutil.copy(evaluation / "samples.png", part)
+        _copy(evaluation, "samples.png", part)
     write_json(folder / "metrics.json", metrics)
     if (folder / "README.md").read_text(encoding="utf-8").startswith(MARK):
         _write_card(folder, model_card)
@@ -185,34 +188,44 @@ def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
 def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(folder / "unet") as part:
         part.mkdir()
-        shutil.copy(run / "unet/config.json", part)
+        _copy(run, "unet/config.json", part)
         save_file(tensors, part / FILES["unet"], {"format": "pt"})
     with atomic(folder / "scheduler") as part:
-        shutil.copytree(run / "scheduler", part)
+        part.mkdir()
+        _copy(run, "scheduler/scheduler_config.json", part)
     _write_config(run, folder)
     for name in ("data.json", *PICTURES):
         if (run / name).exists():
             with atomic(folder / name) as part:
-                shutil.copy(run / name, part)
+                _copy(run, name, part)
         else:
             (folder / name).unlink(missing_ok=True)
 
 
+def _copy(run: Path, name: str, to: Path) -> None:
+    """Copy a file of the run itself: a link could lead to one of the user's."""
+    shutil.copy(untrusted.regular(untrusted.inside(run, run / name)), to)
+
+
 def _write_config(run: Path, folder: Path) -> None:
+    cfg = load_config(run / "config.yaml")
+    untrusted.check_config(cfg, run / "config.yaml", instantiate=False)
     with atomic(folder / "config.yaml") as part:
-        OmegaConf.save(without_folders(load_config(run / "config.yaml")), part)
+        OmegaConf.save(without_folders(cfg), part)
 
 
 def _write_card(folder: Path, card: Callable[[Path], str]) -> None:
     with atomic(folder / "README.md") as part:
-        part.write_text(card(folder), encoding="utf-8")
+        with untrusted.damaged(folder / "metrics.json"):
+            text = card(folder)
+        part.write_text(text, encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:
     """Names the published network, as runs that start from it will."""
-    classes = len(json.loads((folder / "data.json").read_text())["class_names"])
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    classes = len(class_names(folder / "data.json"))
+    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False, use_safetensors=True)
+    scheduler = process(folder / "scheduler/scheduler_config.json")
     return weights_digest(Model(unet, Diffusion.from_scheduler(scheduler), classes))
 
 

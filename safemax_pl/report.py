@@ -20,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safemax_pl import untrusted
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.escaping import cell, printable
 from safemax_pl.files import atomic
 from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
@@ -43,30 +45,32 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     """
     runs, left_out = read(paths)
     for line in left_out:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     groups = group(runs)
     groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
     out = folder_of(runs, paths, out)
+    untrusted.inside(out, out / "figures")
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
-    figures = out / "figures"
+    figures, undrawn = out / "figures", list[str]()
     pictures = {
         guidance: {
-            "Trade-offs": drawn(charts.trade_offs, figures, rows, guidance) or [],
-            "Curves": drawn(curves.curves, figures, groups, guidance) or [],
-            "Images": drawn(grids.samples, figures, groups, guidance) or [],
-            "Classes": drawn(grids.per_class, figures, groups, guidance) or [],
+            "Trade-offs": drawn(undrawn, charts.trade_offs, figures, rows, guidance),
+            "Curves": drawn(undrawn, curves.curves, figures, groups, guidance),
+            "Images": drawn(undrawn, grids.samples, figures, groups, guidance),
+            "Classes": drawn(undrawn, grids.per_class, figures, groups, guidance),
         }
         for guidance, rows in summaries.items()
     }
     attacked, attack_notes = robustness.compare(groups, next(iter(summaries.values())))
+    attack_pictures = dict(drawn(undrawn, robustness_pictures.draw, figures, attacked) if attacked else {})
     result = Report(
         title,
         groups,
         summaries,
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
-        [*notes(groups, summaries), *attack_notes, *left_out],
+        [*notes(groups, summaries), *attack_notes, *undrawn, *left_out],
         attacked,
-        (drawn(robustness_pictures.draw, figures, attacked) or {}) if attacked else {},
+        attack_pictures,
     )
     for name, text in (("report.html", page.html(result)), ("report.md", page.markdown(result, out))):
         with atomic(out / name) as part:
@@ -80,11 +84,11 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     return out
 
 
-def drawn(draw: Callable[..., T], *arguments: Any) -> T | None:
-    """What `draw` returns; None, and a line on stderr, if it fails."""
-    with drawing(f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}"):
+def drawn(undrawn: list[str], draw: Callable[..., T], *arguments: Any) -> T | list[Any]:
+    """The pictures that `draw` makes; none, a line on stderr and one in `undrawn`, if it fails."""
+    with drawing(f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}", undrawn):
         return draw(*arguments)
-    return None
+    return []
 
 
 def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> Path:
@@ -96,7 +100,7 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
     """
     single = len(paths) == 1 and (paths[0] / "config.yaml").exists()
     above = paths[0] if single else Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
-    folder = out or above / "report"
+    folder = out or untrusted.inside(above, above / "report")
     other = "give another folder with --out"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: {other}")
@@ -109,7 +113,7 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
             f"{folder} holds {', '.join(taken)}, which no report has written and one would replace: {other}"
         )
     if out is None and any((path / "config.yaml").exists() for path in paths):
-        here = {run.metrics["provenance"]["command"] for run in runs}
+        here = {cell(run.command) for run in runs}
         if lacking := sorted(_reported(folder / "results.csv") - here):
             raise UserError(f"{folder} reports {len(lacking)} runs that are not among these ({lacking[0]}): {other}")
     return folder

@@ -12,10 +12,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__, identity, ranks
+from safemax_pl import __version__, identity, ranks, untrusted
 from safemax_pl.config import LOCATIONS, differing_keys, load_config
 from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT, atomic, check_name, read_json, remove_scratch, write_json
+from safemax_pl.files import PROJECT, atomic, check_name, remove_scratch, write_json
 from safemax_pl.identity import Identity
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last
@@ -76,7 +76,7 @@ class Run:
         """What the run is made from, as recorded when it began; empty before, and as metrics.json says before 0.5.0."""
         path = self.folder / identity.FILE
         if path.exists():
-            return read_json(path, "delete it if the data and models are those of then")
+            return untrusted.read_json(path, "delete it if the data and models are those of then")
         return identity.of_metrics(self.metrics or {})
 
     def begin(self, made_from: Identity | None = None) -> None:
@@ -87,6 +87,7 @@ class Run:
         """
         if not ranks.is_first():
             return
+        untrusted.inside(self.folder, self.folder / "wandb")
         if (self.folder / "config.yaml").exists():
             self._check()
             identity.check(str(self.folder), self.identity, made_from or {})
@@ -119,7 +120,8 @@ class Run:
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """The content of the metrics.json in a folder; None if there is none."""
     path = folder / "metrics.json"
-    return read_json(path, "delete it and run the command again, which scores anew") if path.exists() else None
+    remedy = "delete it and run the command again, which scores anew"
+    return untrusted.read_json(path, remedy) if path.exists() else None
 
 
 def comparable(cfg: DictConfig) -> Any:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from safemax_pl.escaping import printable
 from safemax_pl.recognition import sentence
 from safemax_pl.runs import steps_taken
 
@@ -47,17 +48,22 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
     """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
     console = plain_console()
     for guidance, models in metrics["scores"].items():
-        console.print(Text.assemble((title, "bold"), f"   {guidance}, {_plan(metrics)}"), soft_wrap=True)
+        line = Text.assemble((printable(title), "bold"), f"   {printable(guidance)}, {printable(_plan(metrics))}")
+        console.print(line, soft_wrap=True)
         table = Table()
         table.add_column("metric")
         for model in models:
-            table.add_column(model.replace("_", " "), justify="right", style="bold" if model == "unlearned" else None)
+            table.add_column(
+                printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
+            )
         for name in COLUMNS:
             if any(name in scores for scores in models.values()):
                 table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
         console.print(table)
     if metrics.get("cost"):
-        console.print("   ".join(f"{name} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True)
+        console.print(
+            "   ".join(f"{printable(name)} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True
+        )
 
 
 def print_end_of_fit(training: dict[str, Any]) -> None:
@@ -68,7 +74,7 @@ def print_end_of_fit(training: dict[str, Any]) -> None:
         why = f"stop_when was satisfied: {', '.join(stopped_by)}"
     elif training.get("stop_when"):
         why += "; stop_when was not satisfied"
-    print(f"steps: {steps} of {most}, {why}")
+    print(printable(f"steps: {steps} of {most}, {why}"))
 
 
 def _plan(metrics: dict[str, Any]) -> str:

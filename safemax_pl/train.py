@@ -26,6 +26,7 @@ from safemax_pl.preemption import Preemption
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import PREVIOUS, Run
 from safemax_pl.stop_when import StopWhen
+from safemax_pl.untrusted import regular
 
 
 def train(
@@ -51,7 +52,7 @@ def train(
     path, checkpoint = load_checkpoint(run) if ranks.is_first() else (None, None)
     path = ranks.broadcast(path)  # the ranks' machines may not see the same files at the same time
     if path is not None and checkpoint is None:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
@@ -82,7 +83,7 @@ def train(
             module,
             datamodule=data,
             ckpt_path=path,
-            weights_only=False if checkpoint else None,
+            weights_only=True if checkpoint else None,
         )
     except SystemExit as exit_of_lightning:  # after Ctrl-C or pre-emption, about which it says nothing here
         if not trainer.interrupted:
@@ -158,19 +159,27 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
-    """Path and content of the run's newest checkpoint that can be read, which this program has written; or Nones.
+    """Path and content of the run's newest checkpoint that can be read; or Nones. Only tensors and plain values are.
 
     Raises:
         UserError: when there are some, and none can be read.
     """
     for path in run.checkpoints:
         try:
-            with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            with zipfile.ZipFile(regular(path)) as archive:  # torch itself does not look at the checksums
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise zipfile.BadZipFile("it is compressed, and torch compresses nothing")
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-            return path, torch.load(path, map_location="cpu", weights_only=False)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+                raise pickle.UnpicklingError("it is no checkpoint of a fit")
+            return path, checkpoint
         except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            damage = f"{path} is damaged ({' '.join(str(error).split())[:200]})"
+            said = " ".join(str(error).split())
+            if "Weights only load failed" in said:  # followed by advice to run what it holds
+                said = "it holds more than tensors and plain values, such as code, which is not loaded"
+            damage = f"{path} is damaged ({said[:200]})"
             if path == run.checkpoints[-1]:
                 raise UserError(f"{damage}: delete it and run again, the fit starts anew") from error
             if ranks.is_first():

@@ -46,5 +46,5 @@ def test_cifar10_smoke(tmp_path):
         "airplane", "automobile", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
     }  # fmt: skip
     assert models["unlearned"]["noise_correlation"] < models["original"]["noise_correlation"]
-    again = json.loads((evaluate(str(folder), []) / "metrics.json").read_text())
+    again = json.loads((evaluate(str(folder), [f"data.cache_dir={tmp_path}/cache"]) / "metrics.json").read_text())
     assert again["scores"] == metrics["scores"]

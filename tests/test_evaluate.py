@@ -20,7 +20,8 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_scored_to_the_same_last_digit(run):
-    out = evaluate(str(run), [])
+    out = evaluate(str(run), [f"data.cache_dir={run.parent}/cache"])
+    assert out == run / "evaluations" / "same"
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
     assert first["scores"] == again["scores"] and first["protocol"] == again["protocol"]
     assert (out / "samples.png").exists()
@@ -39,7 +40,8 @@ def test_the_first_images_of_every_class_are_kept_for_the_report(tmp_path):
 
 
 def test_a_change_of_protocol_goes_to_a_folder_of_its_own(run):
-    out = evaluate(str(run), ["sampler=dpm_solver", "sampler.steps=4", "evaluation.guidance=[1]"])
+    changes = ["sampler=dpm_solver", "sampler.steps=4", "evaluation.guidance=[1]"]
+    out = evaluate(str(run), [*changes, f"data.cache_dir={run.parent}/cache"])
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["protocol"]["sampler"]["name"] == "dpm_solver" and set(metrics["scores"]) == {"w=1"}
     assert json.loads((run / "metrics.json").read_text())["protocol"]["sampler"]["name"] == "ddim"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_fit import history, tiny
 
 from safemax_pl import networks
-from safemax_pl.config import build, compose
+from safemax_pl.config import build, compose, load_config
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import evaluate
 from safemax_pl.files import PROJECT
@@ -142,7 +142,8 @@ def test_a_run_with_adapters_leaves_a_plain_diffusers_folder(runs, name):
 def test_validation_scores_the_adapted_network(runs):
     """The last look of the fit, with adapters, sees what the quick plan sees of the merged network."""
     first, *_, last = (float(row["quick_w0/fid_retain/classifier"] or 0) for row in history(runs["lora"]))
-    merged = evaluate(str(runs["lora"]), ["evaluation.final=quick"]) / "metrics.json"
+    cache = f"data.cache_dir={load_config(runs['lora'] / 'config.yaml').data.cache_dir}"
+    merged = evaluate(str(runs["lora"]), ["evaluation.final=quick", cache]) / "metrics.json"
     models = json.loads(merged.read_text())["scores"]["w=0"]
     assert last == pytest.approx(models["unlearned"]["fid_retain/classifier"], rel=1e-2)
     assert first == pytest.approx(models["original"]["fid_retain/classifier"])

@@ -76,7 +76,8 @@ def test_the_same_command_shows_it_and_another_bound_is_refused(stopped, capsys)
 
 
 def test_scoring_again_and_the_report_know_the_steps(stopped):
-    made = json.loads((evaluate(str(stopped), []) / "metrics.json").read_text())["training"]
+    cache = f"data.cache_dir={stopped.parent}/cache"
+    made = json.loads((evaluate(str(stopped), [cache]) / "metrics.json").read_text())["training"]
     assert made["steps"] == 2 and made["stopped_by"]
     (run,), _ = read([stopped])
     assert run.steps == 2

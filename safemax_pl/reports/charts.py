@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from safemax_pl.drawing import legend_name, save_figure
+from safemax_pl.escaping import slug
 from safemax_pl.reports.statistics import Row, forgets, same_hardware
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008
@@ -72,7 +73,7 @@ def trade_offs(folder: Path, rows: list[Row], guidance: str) -> list[Picture]:
     pictures = []
     for x, y in TRADE_OFFS:
         if methods and all({x, y} <= set(row.cells) for row in methods):
-            name = f"{guidance.replace('=', '')}-{y.partition('/')[0]}-{x.partition('/')[0]}.png"
+            name = f"{slug(guidance.replace('=', ''))}-{y.partition('/')[0]}-{x.partition('/')[0]}.png"
             pictures.append(_trade_off(folder / name, rows, guidance, (x, y)))
     return pictures
 

@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
+from safemax_pl import untrusted
+from safemax_pl.escaping import slug
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, label_of, save, scale, style
 from safemax_pl.reports.reading import FinishedRun
 
@@ -42,7 +44,7 @@ def curves(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) ->
         caption += f" Dashed: {', '.join(references)}, a reference, from its first step on." * bool(references)
         machines = {run.hardware for runs in groups.values() for run in runs}
         caption += " Seconds of different hardware can't be compared." * (len(machines) > 1)
-        name = f"{guidance.replace('=', '')}-curve-{metric.partition('/')[0]}.png"
+        name = f"{slug(guidance.replace('=', ''))}-curve-{metric.partition('/')[0]}.png"
         pictures.append(save(figure, folder / name, alt, caption))
     return pictures
 
@@ -107,9 +109,10 @@ def _history(run: FinishedRun, column: str) -> Line:
 
     A reference has no step 0: what is scored there is the original, and it starts from random weights.
     """
-    if not (run.folder / "metrics.csv").exists():
+    path = run.folder / "metrics.csv"
+    if not path.exists():
         return {}
-    with (run.folder / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(column) and not (run.reference and row["step"] == "0")]
     prior = run.metrics["cost"].get("prior_seconds", 0.0)
-    return {int(row["step"]): (prior + float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows}
+    with untrusted.damaged(path), untrusted.regular(path, untrusted.MOST_JSON).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(column) and not (run.reference and row["step"] == "0")]
+        return {int(row["step"]): (prior + float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows}

@@ -7,11 +7,12 @@ from textwrap import fill
 import numpy as np
 from einops import rearrange
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file
 from torch import Tensor
 
+from safemax_pl.escaping import slug
 from safemax_pl.reports.charts import Picture, save
 from safemax_pl.reports.reading import FinishedRun
+from safemax_pl.untrusted import read_tensors
 
 FORGET_COLOUR = "#c1272d"
 SHOWN_SEEDS, SHOWN_RETAIN = 3, 3
@@ -35,8 +36,8 @@ def samples(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -
     forget = max(sets, key=lambda one: sum(one in found for found in kept.values()))
     shown = {label: found[forget] for label, found in kept.items() if forget in found}
     first = next(iter(shown.values()))
-    files = {label: load_file(_images(run)) for label, run in shown.items()}
-    columns = {"Original": load_file(_images(first))[f"{guidance}/original"]}
+    files = {label: read_tensors(_images(run)) for label, run in shown.items()}
+    columns = {"Original": read_tensors(_images(first))[f"{guidance}/original"]}
     columns |= {label: tensors[f"{guidance}/unlearned"] for label, tensors in files.items()}
     tensors = next(iter(files.values()))
     present, names = tensors["labels"].unique().tolist(), first.class_names
@@ -56,7 +57,7 @@ def samples(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -
     missing = [label for label in groups if label not in shown]
     caption += f" Runs of seed {first.seed}" + f" ({seeds})" * bool(seeds) + "."
     caption += f" No images of: {', '.join(missing)}." * bool(missing)
-    return [save(figure, folder / f"{guidance.replace('=', '')}-samples.png", alt, caption)]
+    return [save(figure, folder / f"{slug(guidance.replace('=', ''))}-samples.png", alt, caption)]
 
 
 def _images(run: FinishedRun) -> Path:
@@ -120,7 +121,7 @@ def per_class(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str)
             value, label, name = min(scores)
             alt += f" Lowest: {value:.2f}, {label} on class {name}."
             caption += f" The lowest of a method is {value:.2f}, {label} on class {name}."
-        path = folder / f"{guidance.replace('=', '')}-classes-{metric}.png"
+        path = folder / f"{slug(guidance.replace('=', ''))}-classes-{metric}.png"
         pictures.append(save(figure, path, alt, caption))
     return pictures
 

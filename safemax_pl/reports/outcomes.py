@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from safemax_pl.reports.reading import FinishedRun, flat, lacking, what_must_agree
+from safemax_pl import untrusted
+from safemax_pl.errors import UserError
+from safemax_pl.reports.reading import NUMBER, FinishedRun, check_shape, flat, lacking, quoted, what_must_agree
 
 # Without one of these the number of an attack can't be placed.
 REQUIRED = (
@@ -29,6 +29,18 @@ REQUIRED = (
     "provenance.hardware",
     "provenance.commit",
 )
+MOST_PIXELS = 1024  # of an image's edge
+SHAPE = {
+    "title": str,
+    "axis": str,
+    "measure": str,
+    "folder": str,
+    "headline": {"name": str, "better": str, "limit": NUMBER | None, "values": {"*": NUMBER}},
+    "curves": {"*": {"*": [[NUMBER]]}},
+    "protocol": {"attack": {"images_per_class": int}, "forget_classes": [str], "torch": str},
+    "weights": {"*": str},
+    "provenance": {"command": str, "commit": str | None, "hardware": str},
+}
 Curve = list[tuple[float, float]]
 
 
@@ -76,7 +88,7 @@ def outcomes(run: FinishedRun) -> tuple[list[Outcome], list[str]]:
             reason = _refusal(run, block)
             if reason is None:
                 found.append(_outcome(run, name, block))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"is damaged ({type(error).__name__}: {error})"
         if reason is not None:
             notes.append(f"The attack {name} in {where} {reason}: it is left out, attack again.")
@@ -87,9 +99,10 @@ def outcomes(run: FinishedRun) -> tuple[list[Outcome], list[str]]:
 
 
 def _refusal(run: FinishedRun, block: dict[str, Any]) -> str | None:
-    """Why the numbers of a block can't stand for the run."""
+    """Why the numbers of a block can't stand for the run; raises TypeError or ValueError for a damaged one."""
     if key := lacking(flat(block), REQUIRED):
         return f"has no {key}, and a number without it is refused"
+    check_shape(block, SHAPE)
     attacked, forgotten = block["weights"]["unlearned"], "+".join(block["protocol"]["forget_classes"])
     if attacked != (scored := run.metrics["weights"].get("unlearned")):
         return f"was run on other weights ({attacked}) than those that were scored ({scored})"
@@ -115,16 +128,27 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
             raise ValueError(f"nothing of the {model} model")
     if not set(curves) <= set(values) or not set(curves) <= set(block["weights"]):
         raise ValueError("curves of models without a number or a digest")
-    for text in (block["title"], headline["name"], block["axis"], block["measure"], block["folder"]):
-        if not isinstance(text, str):
-            raise TypeError(f"{text!r} is no text")
-    limit = headline["limit"]
-    if limit is not None:
-        float(limit)
+    block = block | {"provenance": block["provenance"] | {"command": quoted(block["provenance"]["command"])}}
     try:
-        images = load_file(run.folder / block["folder"] / "images.safetensors")
-    except (SafetensorError, OSError):
+        path = run.folder / block["folder"] / "images.safetensors"
+        images = untrusted.read_tensors(untrusted.inside(run.folder, path))
+    except UserError:
         images = {}
-    if not set(curves) <= set(images) or any(one.dtype != torch.uint8 or one.ndim != 4 for one in images.values()):
+    if (
+        not set(curves) <= set(images)
+        or not all(map(_is_strip, images.values()))
+        or len({one.shape[1:] for one in images.values()}) > 1
+    ):
         images = {}
     return Outcome(run, name, block, values, curves, images)
+
+
+def _is_strip(images: Tensor) -> bool:
+    """Whether they are uint8 images `[N, 1 or 3, H, W]` that can be drawn."""
+    return (
+        images.dtype == torch.uint8
+        and images.ndim == 4
+        and len(images) > 0
+        and images.shape[1] in (1, 3)
+        and max(images.shape[2:]) <= MOST_PIXELS
+    )

@@ -1,11 +1,13 @@
 """The report as one self-contained HTML page and as Markdown."""
 
 import base64
+import hashlib
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from safemax_pl import escaping
+from safemax_pl.escaping import slug
 from safemax_pl.recognition import sentence
 from safemax_pl.reports import robustness, summary
 from safemax_pl.reports.charts import Picture
@@ -103,7 +105,7 @@ class Report:
                 run.seed,
                 run.forget,
                 run.folder.name,
-                run.metrics["provenance"]["command"],
+                run.command,
                 run.commit,
                 run.hardware,
             ]
@@ -120,29 +122,31 @@ FILES = "All numbers are in results.csv (every run), summary.csv (the tables) an
 
 
 def html(report: Report) -> str:
-    """The page; pictures, style and script are inside."""
-    anchors = {guidance: guidance.replace("=", "") for guidance in report.summaries}
+    """The page; pictures, style and script are inside, and nothing else is shown or run by a browser."""
+    style, script = (f"\n{(HERE / name).read_text(encoding='utf-8')}" for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; img-src data:; style-src {_hashed(style)}; script-src {_hashed(script)}"
+    anchors = {guidance: slug(guidance.replace("=", "")) for guidance in report.summaries}
     targets = {anchor: guidance for guidance, anchor in anchors.items()}
     targets |= {"robustness": "Robustness"} if report.robustness else {}
     targets |= {"reading": "Reading the tables", "training": "Training", "protocol": "Protocol", "runs": "Runs"}
-    links = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name in targets.items())
+    links = "".join(f'<li><a href="#{anchor}">{escaping.html(name)}</a></li>' for anchor, name in targets.items())
     sections = "".join(_section(report, guidance, anchor) for guidance, anchor in anchors.items())
     sections += _attacks(report.robustness, report.attack_pictures) if report.robustness else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    notes = "".join(f"<li>{escaping.html(note)}</li>" for note in report.notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(report.title)}</title>
-<style>
-{(HERE / "page.css").read_text(encoding="utf-8")}</style>
+<title>{escaping.html(report.title)}</title>
+<style>{style}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
 <header>
-<h1>{escape(report.title)}</h1>
-<p>{escape(report.lead)}</p>
+<h1>{escaping.html(report.title)}</h1>
+<p>{escaping.html(report.lead)}</p>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </header>
 <main id="content">
@@ -151,16 +155,20 @@ def html(report: Report) -> str:
 {_facts(report)}
 </main>
 <footer><p class="small">{FILES}</p></footer>
-<script>
-{(HERE / "page.js").read_text(encoding="utf-8")}</script>
+<script>{script}</script>
 </body>
 </html>
 """
 
 
+def _hashed(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
 def _section(report: Report, guidance: str, anchor: str) -> str:
     table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}. {report.judged}")
-    parts = [f'<section id="{anchor}"><h2>Guidance {guidance}</h2>{table}<p class="small">{summary.LEGEND}</p>']
+    name = escaping.html(guidance)
+    parts = [f'<section id="{anchor}"><h2>Guidance {name}</h2>{table}<p class="small">{summary.LEGEND}</p>']
     return "\n".join([*parts, *_figures(report.pictures[guidance]), "</section>"])
 
 
@@ -174,7 +182,7 @@ def _figures(by_heading: dict[str, list[Picture]]) -> list[str]:
 def _attacks(found: Robustness, pictures: dict[str, list[Picture]]) -> str:
     """What does not depend on the guidance weight either: attacks have their own."""
     table = summary.html(found.table, "Headline numbers of the attacks")
-    footnotes = "".join(f"<li>{escape(line)}</li>" for line in robustness.FOOTNOTES)
+    footnotes = "".join(f"<li>{escaping.html(line)}</li>" for line in robustness.FOOTNOTES)
     parts = [
         f'<section id="robustness"><h2>Robustness</h2><p>{robustness.LEAD}</p>{table}',
         f'<p class="small">{robustness.LEGEND}</p>',
@@ -188,7 +196,7 @@ def _attacks(found: Robustness, pictures: dict[str, list[Picture]]) -> str:
 
 def _facts(report: Report) -> str:
     """What does not depend on the guidance weight."""
-    footnotes = "".join(f"<li>{escape(line)}</li>" for line in report.footnotes)
+    footnotes = "".join(f"<li>{escaping.html(line)}</li>" for line in report.footnotes)
     return f"""<section id="reading"><h2>Reading the tables</h2><ul class="small">{footnotes}</ul></section>
 <section id="training"><h2>Training</h2>
 {summary.plain("How the weights of every method were made", TRAINING, report.training)}
@@ -203,23 +211,25 @@ def _facts(report: Report) -> str:
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode()
-    image = f'<img src="data:image/png;base64,{data}" width="{picture.width}" alt="{escape(picture.alt, quote=True)}">'
-    caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
+    image = f'<img src="data:image/png;base64,{data}" width="{picture.width}" alt="{escaping.html(picture.alt)}">'
+    caption = f"<figcaption>{escaping.html(picture.caption)}</figcaption>"
     if picture.width <= WIDE:
         return f"<figure>{image}{caption}</figure>"
-    label = escape(picture.caption, quote=True)
+    label = escaping.html(picture.caption)
     scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{image}</div>'
     return f'<figure class="wide">{scroll}{caption}</figure>'
 
 
 def markdown(report: Report, folder: Path) -> str:
     """The same without the script; pictures are linked relative to `folder`."""
-    lines = [f"# {report.title}", "", report.lead, "", *(f"- **Note:** {note}" for note in report.notes), ""]
+    text = escaping.markdown
+    lines = [f"# {text(report.title)}", "", text(report.lead), ""]
+    lines += [*(f"- **Note:** {text(note)}" for note in report.notes), ""]
     for guidance, rows in report.summaries.items():
         lines += [
-            f"## Guidance {guidance}",
+            f"## Guidance {text(guidance)}",
             "",
-            report.judged,
+            text(report.judged),
             "",
             summary.markdown(summary.table(rows)),
             "",
@@ -231,9 +241,9 @@ def markdown(report: Report, folder: Path) -> str:
         lines += ["## Robustness", "", robustness.LEAD, "", summary.markdown(report.robustness.table), ""]
         lines += [robustness.LEGEND, "", *_markdown_table(robustness.MEANINGS, report.robustness.meanings), ""]
         lines += _markdown_figures(report.attack_pictures, folder)
-        lines += ["### Reading the attacks", "", *(f"- {line}" for line in robustness.FOOTNOTES), ""]
+        lines += ["### Reading the attacks", "", *(f"- {text(line)}" for line in robustness.FOOTNOTES), ""]
         lines += [*_markdown_table(robustness.PROTOCOLS, report.robustness.protocols), "", robustness.FILES, ""]
-    lines += ["## Reading the tables", "", *(f"- {line}" for line in report.footnotes), "", FILES, ""]
+    lines += ["## Reading the tables", "", *(f"- {text(line)}" for line in report.footnotes), "", FILES, ""]
     lines += ["## Training", "", *_markdown_table(TRAINING, report.training), ""]
     lines += ["## Protocol", "", *_markdown_table(["field", "value"], report.protocol), ""]
     return "\n".join([*lines, "## Runs", "", *_markdown_table(COMMANDS, report.commands), ""])
@@ -244,10 +254,11 @@ def _markdown_figures(by_heading: dict[str, list[Picture]], folder: Path) -> lis
     for heading, pictures in by_heading.items():
         lines += [f"### {heading}", ""]
         for picture in pictures:
-            lines += [f"![{picture.alt}]({picture.path.relative_to(folder)})", "", picture.caption, ""]
+            alt, caption = escaping.markdown(picture.alt), escaping.markdown(picture.caption)
+            lines += [f"![{alt}]({picture.path.relative_to(folder)})", "", caption, ""]
     return lines
 
 
 def _markdown_table(titles: list[str], rows: list[list[Any]]) -> list[str]:
     lines = [titles, ["---"] * len(titles), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(map(escaping.markdown, line)) + " |" for line in lines]

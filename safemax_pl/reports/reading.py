@@ -1,15 +1,14 @@
 """Finished runs: found in folders, and refused when they are damaged or can't stand in one table."""
 
-import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from yaml import YAMLError
-
+from safemax_pl import networks, untrusted
 from safemax_pl.config import load_config
 from safemax_pl.errors import UserError
 from safemax_pl.runs import comparable, steps_taken
@@ -35,6 +34,34 @@ REQUIRED = (
     "training.weights",
     "cost.unlearn_seconds",
 )
+
+# What the parts of a metrics.json are that a report reads; a key that ends in ? may be missing
+MOST_LETTERS = 10_000  # of a text
+NUMBER = int | float
+SCORES = {"per_class": {"*": {"*": NUMBER}}, "*": NUMBER}
+SHAPE = {
+    "protocol": {
+        "classifier": {"hash": str},
+        "data": {"name": str},
+        "device": str,
+        "forget_classes": [str],
+        "plan": {"name": str, "forget_per_class": int, "retain_total": int},
+        "sampler": {"name": str, "steps": int},
+        "torch": str,
+    },
+    "weights": {"original": str, "unlearned?": str},
+    "scores": {"*": {"original": SCORES, "unlearned": {**SCORES, "ua_noise_aware": NUMBER}, "*": {"*": object}}},
+    "cost": {"*": NUMBER},
+    "training": {
+        "method?": str | None,
+        "unlearner?": str,
+        "seed": int,
+        "steps?": int,
+        "max_steps?": int,
+        "weights": str,
+    },
+    "provenance": {"command": str, "commit": str | None, "hardware": str},
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,11 @@ class FinishedRun:
         return bool(self.metrics["protocol"].get("second_classifier"))
 
     @property
+    def command(self) -> str:
+        """The command of the run, in quotes where a shell would read more than words."""
+        return quoted(self.metrics["provenance"]["command"])
+
+    @property
     def commit(self) -> str:
         return self.metrics["provenance"]["commit"] or "unknown"
 
@@ -118,17 +150,20 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: give run folders, or folders that hold runs")
-    for folder in dict.fromkeys(folder for path in paths for folder in _run_folders(path)):
+    for folder in dict.fromkeys(folder for path in paths for folder in _run_folders(path, set())):
         if not (folder / "metrics.json").exists():
             left_out.append(
                 f"{folder} is left out: it was interrupted or failed, it has no metrics.json; run its command again to "
                 "continue it"
             )
             continue
-        metrics = _json(folder / "metrics.json")
-        if "unlearner" not in _config(folder):
+        metrics = untrusted.read_json(folder / "metrics.json")
+        if "unlearner" not in load_config(folder / "config.yaml"):
             left_out.append(f"{folder} is left out: no run of unlearning, such as a classifier's")
-        elif any("unlearned" not in models for models in (metrics.get("scores") or {}).values()):
+            continue
+        with untrusted.damaged(folder / "metrics.json"):
+            is_base = any("unlearned" not in models for models in (metrics.get("scores") or {}).values())
+        if is_base:
             left_out.append(f"{folder} is left out: a base model, nothing was unlearned")
         else:
             runs.append(_load(folder, metrics))
@@ -139,50 +174,85 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
     return runs, left_out
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def _run_folders(folder: Path, known: set[Path]) -> Iterator[Path]:
     """The folder if it is a run, otherwise all runs below it; what lies inside a run is its own affair."""
+    if folder.resolve() in known:
+        return  # a link to a folder above it
+    known.add(folder.resolve())
     if (folder / "config.yaml").exists():
         yield folder
         return
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
-            yield from _run_folders(child)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): make the run again, or leave it out") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged, it holds no mapping: make the run again, or leave it out")
-    return content
-
-
-def _config(folder: Path) -> DictConfig:
-    try:
-        return load_config(folder / "config.yaml")
-    except (OSError, AssertionError, YAMLError) as error:
-        raise UserError(f"{folder}/config.yaml is damaged: make the run again, or leave it out") from error
+            yield from _run_folders(child, known)
 
 
 def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
+    path = folder / "metrics.json"
     leaves = flat(metrics) | {"scores": metrics.get("scores")}
     if key := lacking(leaves, ("scores", *REQUIRED)):
         raise UserError(
             f"{folder}/metrics.json has no {key}, and a number without it is refused: make the run again, or leave it "
             "out"
         )
-    plain = comparable(_config(folder))
-    for node, keys in IDENTITY.items():
-        for key in keys:
-            (plain.get(node, {}) if node else plain).pop(key, None)
-    class_names = _json(folder / "data.json").get("class_names")
-    if not class_names:
-        raise UserError(f"{folder}/data.json is damaged, it has no class_names: make the run again, or leave it out")
+    with untrusted.damaged(path):
+        check_shape(metrics, SHAPE)
+        for guidance in metrics["scores"]:
+            if not re.fullmatch(r"w=-?[0-9.]{1,12}(e[+-]?[0-9]{1,3})?", guidance):
+                raise ValueError(f"scores has {guidance!r}, expected a guidance weight such as w=0")
+    with untrusted.damaged(folder / "config.yaml"):
+        plain = comparable(load_config(folder / "config.yaml"))
+        for node, keys in IDENTITY.items():
+            for key in keys:
+                (plain.get(node, {}) if node else plain).pop(key, None)
+    class_names = networks.class_names(folder / "data.json")
+    forgotten = metrics["protocol"]["forget_classes"]
+    if not forgotten or not set(forgotten) <= set(class_names):
+        raise UserError(
+            f"{path} has forgotten {', '.join(forgotten) or 'nothing'}, which {folder}/data.json does not know: "
+            f"{untrusted.ADVICE}"
+        )
     return FinishedRun(
         folder, metrics, {key: value for key, value in flat(plain).items() if value is not None}, class_names
     )
+
+
+def check_shape(value: Any, shape: Any, where: str = "") -> None:
+    """Compare JSON with a shape: a type, [shape] for a list, or a mapping of keys to shapes.
+
+    The key "*" stands for all others, and one that ends in ? may be missing. Keys and texts have a limited length.
+
+    Raises:
+        TypeError: for the first part of another kind.
+        ValueError: for a text that is too long.
+    """
+    if isinstance(shape, dict):
+        check_shape(value, dict, where)
+        for key in [key for key in shape if key != "*" and not (key.endswith("?") and key[:-1] not in value)]:
+            if key.rstrip("?") not in value:
+                raise TypeError(f"{where} has no {key}")
+        for key, part in value.items():
+            if len(key) > MOST_LETTERS:
+                raise ValueError(f"a key of {where} has {len(key)} letters")
+            wanted = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
+            check_shape(part, wanted, f"{where}.{key}".lstrip("."))
+    elif isinstance(shape, list):
+        check_shape(value, list, where)
+        for part in value:
+            check_shape(part, shape[0], where)
+    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not object):
+        wanted = getattr(shape, "__name__", str(shape))
+        raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {wanted}")
+    elif isinstance(value, str) and len(value) > MOST_LETTERS:
+        raise ValueError(f"{where[:200]} has {len(value)} letters")
+
+
+def quoted(command: str) -> str:
+    """A command as words, in quotes where a shell would read more; as it is if its quotes do not match."""
+    try:
+        return shlex.join(shlex.split(command))
+    except ValueError:
+        return shlex.quote(command)
 
 
 def lacking(leaves: dict[str, Any], required: tuple[str, ...]) -> str | None:
@@ -213,6 +283,12 @@ def _refuse_mixtures(runs: list[FinishedRun]) -> None:
 
     Runs without a second judge, which add no number to its columns, may stand beside those that have the same one.
     """
+    for run in runs:
+        if list(run.metrics["scores"]) != list(runs[0].metrics["scores"]):
+            raise UserError(
+                f"these runs can't stand in one table: {run.folder} is scored at {', '.join(run.metrics['scores'])}, "
+                f"{runs[0].folder} at {', '.join(runs[0].metrics['scores'])}; report them apart"
+            )
     for one, other in [*pairwise(runs), *pairwise(run for run in runs if run.judged_twice)]:
         mine, theirs = (
             what_must_agree(run.metrics["protocol"]) | {"weights.original": run.metrics["weights"]["original"]}

@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 from matplotlib import pyplot as plt
 
+from safemax_pl.escaping import slug
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, save, scale, style
 from safemax_pl.reports.robustness import Attacked, Robustness
 from safemax_pl.reports.statistics import Row, Spread, spread
@@ -219,4 +220,4 @@ def images(folder: Path, attacked: Attacked, rows: list[Row]) -> Picture:
 
 
 def _stem(attacked: Attacked) -> str:
-    return f"attack-{attacked.first.attack}-{attacked.protocol}"
+    return f"attack-{slug(attacked.first.attack)}-{attacked.protocol}"

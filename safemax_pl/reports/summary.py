@@ -1,11 +1,10 @@
 """The summary as text, as HTML and as CSV, and one CSV line per run."""
 
-from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemax_pl import tables
+from safemax_pl import escaping, tables
 from safemax_pl.files import write_csv
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
@@ -95,12 +94,12 @@ def _shown(row: Row, column: Column, bold: list[str]) -> Shown | None:
 
 def markdown(content: Table) -> str:
     """One Markdown table."""
-    lines = [["", *content.titles]]
+    lines = [["", *map(escaping.markdown, content.titles)]]
     for row, count, cells in content.rows:
         texts = ["" if cell is None else f"**{cell.text}**" if cell.best else cell.text for cell in cells]
         asides = [cell.aside if cell else "" for cell in cells]
         joined = [f"{text} {aside}".strip() for text, aside in zip(texts, asides, strict=True)]
-        lines.append([row.name, count, *joined])
+        lines.append([escaping.markdown(row.name), count, *joined])
     return tables.markdown(lines, left=2)
 
 
@@ -111,7 +110,7 @@ def html(content: Table, caption: str) -> str:
     body = []
     for row, count, shown in content.rows:
         cells = [
-            f'<th scope="row" data-value="{escape(row.label)}">{_spoken(row.name)}</th>',
+            f'<th scope="row" data-value="{escaping.html(row.label)}">{_spoken(row.name)}</th>',
             f'<td data-value="{len(row.runs)}">{count}</td>',
         ]
         for cell in shown:
@@ -119,7 +118,7 @@ def html(content: Table, caption: str) -> str:
                 cells.append("<td>–</td>")
                 continue
             tag = "strong" if cell.best else "span"
-            text = f"<{tag}>{escape(cell.text)}</{tag}> <small>{escape(cell.aside)}</small>"
+            text = f"<{tag}>{escaping.html(cell.text)}</{tag}> <small>{escaping.html(cell.aside)}</small>"
             value = f' data-value="{cell.value!r}"' if isfinite(cell.value) else ""
             cells.append(f"<td{value}>{text}</td>")
         body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
@@ -128,10 +127,10 @@ def html(content: Table, caption: str) -> str:
 
 def plain(caption: str, titles: list[str], rows: list[list[Any]], kind: str = "plain") -> str:
     """An HTML table of texts; the first cell of a row is its header."""
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    head = "".join(f'<th scope="col">{escaping.html(title)}</th>' for title in titles)
     body = "".join(
         f'<tr><th scope="row">{_breakable(str(row[0]))}</th>'
-        + "".join(f"<td>{escape(str(cell))}</td>" for cell in row[1:])
+        + "".join(f"<td>{escaping.html(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
@@ -140,16 +139,16 @@ def plain(caption: str, titles: list[str], rows: list[list[Any]], kind: str = "p
 
 def framed(caption: str, content: str, kind: str) -> str:
     """A table in a container of its own that scrolls sideways, also by keyboard."""
-    label = escape(caption, quote=True)
+    label = escaping.html(caption)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table class="{kind}">'
-        f"<caption>{escape(caption)}</caption>{content}</table></div>"
+        f"<caption>{escaping.html(caption)}</caption>{content}</table></div>"
     )
 
 
 def _breakable(text: str) -> str:
     """Escaped, with places where a long name may break."""
-    return escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>").replace(".", ".<wbr>")
+    return escaping.html(text).replace("_", "_<wbr>").replace("/", "/<wbr>").replace(".", ".<wbr>")
 
 
 def _spoken(text: str) -> str:
@@ -171,7 +170,7 @@ def write_results(path: Path, groups: dict[str, list[FinishedRun]]) -> None:
                 line = identity(label, run) | {"guidance": guidance} | run.values(guidance, "unlearned")
                 original = run.values(guidance, "original")
                 line |= {f"original/{name}": value for name, value in original.items()}
-                lines.append(line | {"command": run.metrics["provenance"]["command"]})
+                lines.append(line | {"command": run.command})
     write_csv(path, lines)
 
 

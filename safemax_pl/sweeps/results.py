@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from safemax_pl.drawing import drawing
+from safemax_pl.escaping import printable
 from safemax_pl.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost
@@ -46,7 +47,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
         _pareto(folder / "pareto.png", study, names, complete, best)
     with drawing(folder / "importance.png"):
         _importance(folder / "importance.png", study, names, complete)
-    table = Table(title=f"Pareto front of {study.study_name}")
+    table = Table(title=f"Pareto front of {printable(study.study_name)}")
     for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
