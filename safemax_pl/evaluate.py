@@ -228,7 +228,7 @@ def check_identity(
     Raises:
         UserError: for other data, another base model or another judge.
     """
-    recorded = untrusted.read_json(folder / identity.FILE, "delete it") if (folder / identity.FILE).exists() else {}
+    recorded = identity.read(folder, "delete it") or {}
     changed = {item.lstrip("+~").partition("=")[0] for item in overrides}
     now = identity.of_config_judges(cfg) | now
     if original is not None:

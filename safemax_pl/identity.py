@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from safemax_pl import networks, sources
+from safemax_pl import networks, sources, untrusted
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.evaluation import Evaluator
@@ -37,6 +37,26 @@ def of_fit(data: ForgetRetainDataModule, original: Model | None, evaluator: Eval
         "second classifier": second.digest if second is not None else None,
     }
     return of_data(data) | {key: value for key, value in found.items() if value is not None}
+
+
+def read(folder: Path, remedy: str) -> Identity | None:
+    """Read what a run recorded when it began; None if it recorded nothing.
+
+    Args:
+        folder: of the run.
+        remedy: what to do about a damaged file, for the error.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    found = untrusted.read_json(path, remedy)
+    data = found.get("data", {"fingerprint": ""})
+    if not isinstance(data, dict) or not isinstance(data.get("fingerprint"), str):
+        raise UserError(f"{path} is damaged (data has no fingerprint): {remedy}")
+    return found
 
 
 def of_metrics(metrics: dict[str, Any]) -> Identity:

@@ -123,7 +123,10 @@ def _reported(path: Path) -> set[str]:
     """The commands of the runs in a report's results.csv; none where there is no such file."""
     if not path.is_file():
         return set()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with (
+        untrusted.damaged(path, "give another folder with --out"),
+        path.open(newline="", encoding="utf-8", errors="replace") as file,
+    ):
         return {row.get("command") or "" for row in csv.DictReader(file)}
 
 

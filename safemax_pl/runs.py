@@ -74,10 +74,11 @@ class Run:
     @property
     def identity(self) -> Identity:
         """What the run is made from, as recorded when it began; empty before, and as metrics.json says before 0.5.0."""
-        path = self.folder / identity.FILE
-        if path.exists():
-            return untrusted.read_json(path, "delete it if the data and models are those of then")
-        return identity.of_metrics(self.metrics or {})
+        found = identity.read(self.folder, "delete it if the data and models are those of then")
+        if found is None:
+            with untrusted.damaged(self.folder / "metrics.json"):
+                found = identity.of_metrics(self.metrics or {})
+        return found
 
     def begin(self, made_from: Identity | None = None) -> None:
         """Claim the folder for the configuration and what it is made from, by writing both.

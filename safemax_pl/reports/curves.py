@@ -113,6 +113,9 @@ def _history(run: FinishedRun, column: str) -> Line:
     if not path.exists():
         return {}
     prior = run.metrics["cost"].get("prior_seconds", 0.0)
-    with untrusted.damaged(path), untrusted.regular(path, untrusted.MOST_JSON).open(newline="") as file:
+    with (
+        untrusted.damaged(path),
+        untrusted.regular(path, untrusted.MOST_JSON).open(newline="", encoding="utf-8") as file,
+    ):
         rows = [row for row in csv.DictReader(file) if row.get(column) and not (run.reference and row["step"] == "0")]
         return {int(row["step"]): (prior + float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows}

@@ -50,6 +50,7 @@ SHAPE = {
         "torch": str,
     },
     "weights": {"original": str, "unlearned?": str},
+    "judges?": {"*": {"accuracy": NUMBER, "accuracy_noise_aware": NUMBER, "n": int}},
     "scores": {"*": {"original": SCORES, "unlearned": {**SCORES, "ua_noise_aware": NUMBER}, "*": {"*": object}}},
     "cost": {"*": NUMBER},
     "training": {
