@@ -108,8 +108,12 @@ TINY = {
     ],
     "model=unet_medium": ["model.channels=[16,24,24,24]", "model.blocks=1", "model.norm_groups=8", "model.head_dim=8"],
     "model=unet_small": ["model.channels=[8,16,16,16]", "model.blocks=1", "model.norm_groups=8", "model.head_dim=8"],
-    "data.forget_batch_size=32": ["data.forget_batch_size=4", "data.retain_batch_size=4", "trainer.max_steps=4"]
-    + ["trainer.val_check_interval=100"],
+    "data.forget_batch_size=32": [
+        "data.forget_batch_size=4",
+        "data.retain_batch_size=4",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=100",
+    ],
     "data.forget_batch_size=0": ["data.retain_batch_size=8"],
     "unlearner=selective_amnesia": ["unlearner.replay_per_class=2", "unlearner.fisher_images=4"],
     "unlearner=esd": ["unlearner.replay_per_class=2"],
