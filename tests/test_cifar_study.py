@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from math import isnan
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,14 +40,12 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, dry: bool = F
     monkeypatch.setenv("DRY", str(int(dry)))
     monkeypatch.setenv("CIFAR_PATH", str(folder / "data"))
     monkeypatch.setattr(sys, "path", [str(STUDY), *sys.path])
-    for module in ("study", "results"):
-        sys.modules.pop(module, None)
+    for script in STUDY.glob("*.py"):
+        sys.modules.pop(script.stem, None)
     monkeypatch.chdir(folder)
     module = importlib.import_module(name)
     if name == "results":
         monkeypatch.setattr(module, "OUT", folder / "out")
-    else:
-        monkeypatch.setattr(module, "WEIGHTS", Path("weights"))
     return module
 
 
@@ -141,7 +140,8 @@ def test_every_run_is_legal_and_is_done_once(either, stand_ins, monkeypatch):
     assert kinds.count("evaluate") == 2 + 4 + 4
     fits = [cfg for kind, cfg in asked if kind == "fit"]
     assert all(cfg.data.path == f"{os.environ['CIFAR_PATH']}/{cfg.data.name}" for cfg in fits)
-    assert {cfg.trainer.benchmark for cfg in fits} == {True}
+    tuned = {kind: {cfg.trainer.get("benchmark") for cfg in made} for kind, made in by_kind(asked).items()}
+    assert tuned == {"judge": {True}, "from random weights": {True}, "unlearning": {False}}
     again = len(asked)
     assert call(either, monkeypatch, *parts) == 0
     assert len(asked) == again
@@ -149,11 +149,23 @@ def test_every_run_is_legal_and_is_done_once(either, stand_ins, monkeypatch):
     assert {path.parts[2] for path in checkpoints} == {"judges"}
 
 
+def by_kind(asked: list[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """The configurations of fits, by what they make."""
+    found: dict[str, list[Any]] = {"judge": [], "from random weights": [], "unlearning": []}
+    for kind, cfg in asked:
+        if kind == "fit_classifier":
+            found["judge"].append(cfg)
+        elif kind == "fit":
+            found["from random weights" if cfg.data.forget_batch_size == 0 else "unlearning"].append(cfg)
+    return found
+
+
 def test_the_table_has_every_class_and_three_seeds_of_the_two_rivals(study):
     runs = [tuple(job.folder.name.rsplit("-", 2)) for job in study.table()]
     assert len(runs) == len(set(runs)) == 10 * (8 + 2 * 2)
     assert {(name, seed) for _, name, seed in runs[:8]} == {("bird", "0")}
     assert [method for method, *_ in runs[:8]] == list(study.METHODS)
+    assert runs[7][0] == "selective_amnesia"  # 90 seconds: as long as four others
     for method in ("safemax", "salun"):
         assert {(name, seed) for one, name, seed in runs if one == method} == {
             (name, seed) for name in study.CLASSES for seed in "012"
@@ -206,14 +218,53 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
 # -- calls -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_base_model_is_scored_as_it_is_shipped(study, stand_ins, monkeypatch):
+def test_the_base_model_is_scored_as_it_is_published_and_seldom_stops_for_scores(study, stand_ins, monkeypatch):
     asked = stand_ins(study)
     assert call(study, monkeypatch, "base") == 0
     assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish"]
     cfg = asked[0][1]
     assert cfg.trainer.max_time == "00:00:05:30" and cfg.evaluation.final == "quick"
-    assert asked[2][1][0] == "weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
-    assert asked[3][1] == (Path("weights/cifar10/evaluations/ddim"), Path("weights/cifar10"))
+    assert cfg.trainer.val_check_interval == 10000  # scores and 320 MB each time
+    assert asked[2][1][0] == "runs/cifar/weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
+    published = Path("runs/cifar/weights/cifar10")
+    assert asked[3][1] == (published / "evaluations/ddim", published)
+
+
+def test_shipped_weights_are_neither_overwritten_nor_a_reason_to_train_none(study, stand_ins, monkeypatch):
+    shipped = {name: f"weights/cifar10/{name}" for name in ("README.md", "metrics.json", "classifier/config.json")}
+    for path in shipped.values():
+        write_json(Path(path), {"published": {"scored": True}})
+    before = {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in shipped.values()}
+    asked = stand_ins(study)
+    monkeypatch.setattr(study, "METHODS", {"safemax": (500, "")})
+    monkeypatch.setattr(study, "CLASSES", ("bird",))
+    monkeypatch.setattr(study, "THREE_SEEDS", ())
+    assert call(study, monkeypatch, "classifier", "base", "table") == 0
+    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the judge is shared
+    base, unlearned = (cfg for kind, cfg in asked if kind == "fit")
+    assert unlearned.model.path == "runs/cifar/weights/cifar10"
+    assert base.classifier == unlearned.classifier == str(PROJECT / "weights/cifar10/classifier")
+    assert {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in before} == before
+
+
+def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
+    asked = stand_ins(study)
+    assert call(study, monkeypatch, "classifier", "judges", "base") == 0
+    assert [kind for kind, _ in asked].count("fit_classifier") == 3
+    (cfg,) = (cfg for kind, cfg in asked if kind == "fit")
+    assert cfg.classifier == str(PROJECT / "runs/cifar/weights/cifar10/classifier")
+    assert cfg.second_classifier == str(PROJECT / "runs/cifar/weights/cifar10/second_classifier")
+
+
+def test_base_models_alone_are_compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILE", "true")
+    study = load(monkeypatch, tmp_path, "study")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(study, "fit", lambda *_: None)
+    monkeypatch.setattr(study, "compose", lambda kind, words: asked.append(words))
+    study.fitted(tmp_path / "a", "cifar10_pretrain_medium", *study.from_random_weights("unet_medium", 330))
+    study.unlearn("table/a", "safemax").work()
+    assert [("compile=true" in words) for words in asked] == [True, False]
 
 
 def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stand_ins, monkeypatch):
@@ -273,46 +324,55 @@ def test_a_call_whose_time_is_over_keeps_and_says_so(study, stand_ins, monkeypat
 def unpacked(kept: Path, to: Path) -> set[str]:
     """What README.md says how to unpack, and the names of the files that are there then."""
     to.mkdir()
-    subprocess.run(f"for call in {kept}/*; do cat $call/kept.* | tar x -C {to}; done", shell=True, check=True)
+    subprocess.run(f"for call in {kept}/call_*; do cat $call/kept.* | tar x -C {to}; done", shell=True, check=True)
     return {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
 
 
+def write_bytes(*paths: str, size: int = 10) -> None:
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(os.urandom(size))
+
+
 def test_what_is_kept_is_small_and_new(study, monkeypatch, tmp_path):
-    runs = "runs/cifar/table/a"
+    runs, weights = "runs/cifar/table/a", "runs/cifar/weights/cifar10"
     kept = {f"{runs}/metrics.json", f"{runs}/samples.safetensors", f"{runs}/evaluations/b/samples.safetensors"}
-    kept |= {"weights/cifar10/unet/diffusion_pytorch_model.safetensors", "weights/cifar10/README.md"}
+    kept |= {f"{weights}/unet/diffusion_pytorch_model.safetensors", f"{weights}/README.md"}
     left = {f"{runs}/last.ckpt", f"{runs}/unet/diffusion_pytorch_model.safetensors", "runs/digits/metrics.json"}
-    left |= {f"{runs}/.unet.x.part/unet/config.json", "weights/digits/README.md"}
-    for name in kept | left:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(name)
-    os.utime("weights/digits/README.md", (0, study.WALL - 1))  # as what an earlier call has kept
+    left |= {f"{runs}/.unet.x.part/unet/config.json", "weights/cifar10/README.md", "runs/cifar/old.json"}
+    write_bytes(*kept, *left)
+    os.utime("runs/cifar/old.json", (0, study.WALL - 1))  # as what an earlier call has kept
     monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
     study.keep()
     assert unpacked(tmp_path / "kept", tmp_path / "there") == kept
 
 
-def test_kept_pieces_are_few_and_small_and_the_files_of_most_worth_come_first(study, monkeypatch, tmp_path, capsys):
-    for name in ("runs/cifar/a/picture.png", "weights/cifar10/unet/w.safetensors"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(os.urandom(100_000))
+def test_what_matters_most_is_kept_first_and_what_does_not_fit_is_named(study, monkeypatch, tmp_path, capsys):
+    in_order = [
+        "runs/cifar/weights/cifar10/classifier/model.safetensors",
+        "runs/cifar/weights/cifar10/unet/w.safetensors",
+        "runs/cifar/a/metrics.json",
+        "runs/cifar/b/metrics.json",
+        "runs/cifar/a/samples.safetensors",
+    ]
+    write_bytes(*reversed(in_order), size=100_000)
     monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
-    monkeypatch.setattr(study, "PIECE", 60_000)
+    monkeypatch.setattr(study, "PIECE", 140_000)
     study.keep()
     pieces = sorted((tmp_path / "kept").glob("*/*"))
-    assert len(pieces) == 4 and max(piece.stat().st_size for piece in pieces) == 60_000
-    assert "more than" not in capsys.readouterr().err
-    assert {path.rpartition("/")[2] for path in unpacked(tmp_path / "kept", tmp_path / "there")} == {
-        "picture.png", "w.safetensors",
-    }  # fmt: skip
+    assert len(pieces) == 4 and max(piece.stat().st_size for piece in pieces) == 140_000
+    assert "do not fit" not in capsys.readouterr().err
     with tarfile.open(tmp_path / "whole", "w") as tar:
-        tar.add("weights")
-    (tmp_path / "first").write_bytes(b"".join(piece.read_bytes() for piece in pieces[:2]))
-    with tarfile.open(tmp_path / "first") as tar:
-        assert tar.next().name == "weights/cifar10/unet/w.safetensors"
-    monkeypatch.setattr(study, "PIECE", 40_000)
+        tar.add(in_order[0])
+    (tmp_path / "whole").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    with tarfile.open(tmp_path / "whole") as tar:
+        assert tar.getnames() == in_order
+    monkeypatch.setattr(study, "PIECE", 110_000)
     study.keep()
-    assert "more than 4 pieces" in capsys.readouterr().err
+    assert len(list((tmp_path / "kept").glob("*/*"))) == 4
+    assert unpacked(tmp_path / "kept", tmp_path / "there") == set(in_order[:-1])
+    said = capsys.readouterr().err
+    assert "1 files, 0.1 MiB" in said and "runs/cifar/a/samples.safetensors" in said
 
 
 def test_what_came_back_without_its_weights_is_made_again_where_they_are_needed(study, stand_ins, monkeypatch):
@@ -338,7 +398,7 @@ def test_an_unknown_part_is_answered_with_the_legal_ones(study, monkeypatch, cap
 
 
 STAND_IN = """#!/usr/bin/env bash
-echo "ran: $# $*, LEG $LEG, in $PWD"
+echo "ran: $# $*, LEG $LEG, in $PWD, PYTHONPATH $PYTHONPATH"
 [ "$2" != slow ] || { sleep 30 & trap 'kill %1; echo saved; exit 75' TERM; wait; }
 [ "$2" != bad ] || exit 1
 """
@@ -357,8 +417,9 @@ def run_sh(tmp_path: Path, *parts: str, **env: str) -> subprocess.CompletedProce
 
 
 def test_the_script_hands_all_parts_to_one_process_and_passes_its_status_on(tmp_path):
-    done = run_sh(tmp_path, "one", "two")
-    assert done.stdout == f"ran: 3 experiments/cifar/study.py one two, LEG 500, in {tmp_path}\n" and not done.returncode
+    done = run_sh(tmp_path, "one", "two", PYTHONPATH="/tmp/site")  # where packages may have been installed
+    said = f"ran: 3 experiments/cifar/study.py one two, LEG 500, in {tmp_path}, PYTHONPATH .:/tmp/site\n"
+    assert done.stdout == said and not done.returncode
     assert run_sh(tmp_path, "bad").returncode == 1
 
 
@@ -373,6 +434,165 @@ def test_a_call_and_what_it_keeps_are_within_the_limits_of_ten_minutes_and_64_mi
 def test_a_leg_that_is_over_asks_the_study_to_stop(tmp_path):
     done = run_sh(tmp_path, "slow", LEG="1")
     assert done.returncode == 75 and "saved" in done.stdout
+
+
+# -- a lent GPU ------------------------------------------------------------------------------------------------------
+
+GPU_STAND_IN = """#!/usr/bin/env bash
+case "$*" in
+  *safemax_pl.fit*) [ -z "${SMOKE_FAILS:-}" ] ;;
+  *probe.py) echo '{"compile": true}' > "$OUT/probe.json" ;;
+  *study.py*) echo "study: $*, $LEG, $BASE_SECONDS, $COMPILE, $KEEP, $PYTHONPATH, $(ls -m "$CIFAR_PATH/cifar10")" ;;
+esac
+"""
+
+
+def gpu_sh(tmp_path: Path, call: str, **env: str) -> subprocess.CompletedProcess:
+    """A call on a machine of its own, on which nothing but `deliver.py`'s pieces of data is."""
+    run_sh(tmp_path)
+    shutil.copy(STUDY / "gpu.sh", tmp_path / "experiments/cifar")
+    (tmp_path / "python").write_text(GPU_STAND_IN)
+    settings = {"PYTHON": str(tmp_path / "python"), "OUT": f"{tmp_path}/out", "SCRATCH": f"{tmp_path}/scratch"}
+    settings |= {key: value for key, value in os.environ.items() if key not in ("LEG", "BASE_SECONDS", "PYTHONPATH")}
+    command = ["bash", str(tmp_path / "experiments/cifar/gpu.sh"), call]
+    return subprocess.run(command, env=settings | env, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.fixture
+def delivery(monkeypatch, tmp_path) -> ModuleType:
+    """deliver.py with wheels of 2 MB, a checkout of 2.5 MB and calls of 5 MB, and data of 6 MB in data/."""
+    module = load(monkeypatch, tmp_path, "deliver")
+    monkeypatch.setattr(module, "LIMIT", 5_000_000)
+    monkeypatch.setattr(module, "size_of_tree", lambda *_: 2_500_000)
+    monkeypatch.setattr(module, "fetch_wheels", lambda folder: write_bytes(f"{folder}/a.whl", size=1_000_000))
+    monkeypatch.setattr(sys, "argv", ["deliver.py", "data"])
+    write_bytes("data/train-0.parquet", "data/test-0.parquet", size=3_000_000)
+    return module
+
+
+def test_a_delivery_is_cut_into_pieces_that_fit_into_calls_and_says_how_to_make_them(delivery, tmp_path, capsys):
+    delivery.main()
+    pieces = sorted((tmp_path / ".gpu").glob("?/*"))
+    assert [piece.stat().st_size for piece in pieces[:-1]] == [1_500_000, 2_500_000]
+    assert [piece.parent.name + piece.name for piece in pieces] == ["adata.00", "bdata.01", "cdata.02"]
+    said = capsys.readouterr().out
+    commands = re.findall(r"call \d: (.*)", said)
+    assert [command.split("gpu.sh ")[1] for command in commands] == ["1", "data", "2"]
+    assert max(map(len, commands)) < 2000 and "carry .gpu/whl .gpu/a: " in said
+    assert "Two calls would do if the checkout had 1.0 MiB less" in said
+    (tmp_path / "whole").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    with tarfile.open(tmp_path / "whole") as tar:
+        assert tar.getnames() == ["test-0.parquet", "train-0.parquet"]
+
+
+@pytest.mark.parametrize(("broken", "said"), [("data", "no parquet files"), ("room", "leaves a call no room")])
+def test_a_delivery_that_can_not_be_made_says_why(delivery, monkeypatch, capsys, broken, said):
+    if broken == "data":
+        monkeypatch.setattr(sys, "argv", ["deliver.py", "elsewhere"])
+    else:
+        monkeypatch.setattr(delivery, "size_of_tree", lambda *_: 4_000_000)
+    with pytest.raises(SystemExit) as stop:
+        delivery.main()
+    assert stop.value.code == 1 and said in capsys.readouterr().err
+
+
+def test_the_calls_on_a_lent_gpu_install_measure_and_run_the_study_with_what_was_measured(delivery, tmp_path):
+    delivery.main()
+    files = b"".join(path.read_bytes() for path in sorted((tmp_path / "data").iterdir()))
+    assert "make it first" in gpu_sh(tmp_path, "2").stdout
+    assert "ended well" in gpu_sh(tmp_path, "1").stdout
+    done = gpu_sh(tmp_path, "2", LEG="430")
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "scratch/data/cifar10/test-0.parquet").read_bytes()
+    assert content + (tmp_path / "scratch/data/cifar10/train-0.parquet").read_bytes() == files
+    parts = "experiments/cifar/study.py classifier base table"
+    site, out = f".:.:{tmp_path}/scratch/site", f"{tmp_path}/out"
+    assert f"study: {parts}, 430, 197, true, {out}, {site}, test-0.parquet, train-0.parquet" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"smoke.log", "probe.json", "log.txt"}
+
+
+def test_after_a_smoke_test_that_fails_nothing_else_is_done(delivery, tmp_path):
+    delivery.main()
+    done = gpu_sh(tmp_path, "1", SMOKE_FAILS="1")
+    assert done.returncode == 1 and "give the machine back" in done.stdout
+    assert not (tmp_path / "out/probe.json").exists()
+    assert gpu_sh(tmp_path, "2").returncode == 1
+
+
+def test_the_probe_measures_what_there_is_time_for_and_outlives_what_fails(monkeypatch, tmp_path):
+    """On a CPU and tiny: numbers are finite and errors those of bfloat16."""
+    probe = load(monkeypatch, tmp_path, "probe")
+
+    def broken(found: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    needed = {section: float("inf") if section is probe.compiled else 0 for section in probe.SECTIONS}
+    probe.run([(broken, 0), *needed.items()], probe.Findings(tmp_path / "probe.json"), 1e9)
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert found["broken_failed"] == "RuntimeError: no such kernel" and "compiled_left_out" in found
+    assert not [name for name in found if name.endswith("_failed") and name != "broken_failed"]
+    assert found["integers_equal"] and found["uniform_equal"] and found["compile"] is False
+    for norm in ("plain_norm", "bf16_norm"):
+        largest, whole = found[f"{norm}_gradient_error"]
+        assert 1e-3 < whole <= largest < 0.2 and found[f"{norm}_ms"] > 0
+    assert found["plain_norm_gradient_error"] != found["bf16_norm_gradient_error"]
+
+
+def test_base_models_are_compiled_if_that_is_right_and_clearly_faster(monkeypatch, tmp_path):
+    probe = load(monkeypatch, tmp_path, "probe")
+    found = {"plain_norm_gradient_error": [0.02, 0.01], "bf16_norm_ms": 30.0}
+    good = found | {"compiled_gradient_error": [0.04, 0.02], "compiled_ms": 22.5}
+    assert probe.worth_compiling(good)
+    assert not probe.worth_compiling(found)  # it failed, or there was no time
+    assert not probe.worth_compiling(good | {"compiled_ms": 23})
+    for wrong in ([0.05, 0.02], [0.04, 0.021], [float("nan"), 0.02]):
+        assert not probe.worth_compiling(good | {"compiled_gradient_error": wrong})
+
+
+@pytest.fixture
+def promotion(monkeypatch, tmp_path) -> ModuleType:
+    """A compact base model and a judge in weights/, and a base model of the study, both with an FID of 5."""
+    module = load(monkeypatch, tmp_path, "promote")
+    for place in (module.WEIGHTS, module.SHIPPED):
+        write_base(place / "cifar10")
+        write_bytes(f"{place}/cifar10/unet/w", f"{place}/cifar10/classifier/config.json")
+        (place / "cifar10/config.yaml").write_text(f"classifier: ${{project:{place}}}/cifar10/classifier\n")
+        (place / "cifar10/README.md").write_text("")
+    return module
+
+
+def set_fid(folder: Path, fid: float, steps: int = 50) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["scores"]["w=0"]["model"]["fid_retain/classifier"] = fid
+    metrics["protocol"]["sampler"]["steps"] = steps
+    write_json(folder / "metrics.json", metrics | {"published": {"scored": True}})
+
+
+def test_a_better_base_model_is_promoted_and_the_compact_one_stays(promotion):
+    new, shipped = promotion.WEIGHTS / "cifar10", promotion.SHIPPED / "cifar10"
+    set_fid(new, 4)
+    set_fid(shipped, 5)
+    before = {name: (shipped / name).read_bytes() for name in ("unet/w", "classifier/config.json", "metrics.json")}
+    promotion.promote("cifar10")
+    compact = promotion.SHIPPED / "cifar10_compact"
+    assert (shipped / "unet/w").read_bytes() == (new / "unet/w").read_bytes()
+    assert (shipped / "classifier/config.json").read_bytes() == before["classifier/config.json"]
+    assert (compact / "unet/w").read_bytes() == before["unet/w"] and not (compact / "classifier").exists()
+    assert (compact / "metrics.json").read_bytes() == before["metrics.json"]
+    assert (shipped / "config.yaml").read_text() == "classifier: ${project:weights}/cifar10/classifier\n"
+
+
+@pytest.mark.parametrize(
+    ("fid", "steps", "said"),
+    [(5, 50, "not better"), (float("nan"), 50, "not better"), (4, 25, "was not scored as the new")],
+)
+def test_a_base_model_that_is_not_better_is_not_promoted(promotion, fid, steps, said):
+    set_fid(promotion.WEIGHTS / "cifar10", fid, steps)
+    set_fid(promotion.SHIPPED / "cifar10", 5)
+    before = {path: path.read_bytes() for path in promotion.SHIPPED.rglob("*") if path.is_file()}
+    with pytest.raises(promotion.UserError, match=said):
+        promotion.promote("cifar10")
+    assert {path: path.read_bytes() for path in promotion.SHIPPED.rglob("*") if path.is_file()} == before
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -403,10 +623,23 @@ def test_base_models_have_the_share_of_the_ceiling_that_was_measured_on_their_ha
     (row,) = rows(results.OUT / "base_models.csv")
     assert float(row["share of the ceiling"]) == pytest.approx(0.25) and float(row["TFLOP/s"]) == pytest.approx(10)
     assert (row["images scored"], row["sampler steps"]) == ("1800", "50")
-    assert row["fid_retain/classifier, w=0"] == "2.0" and "| weights/cifar10 | 20123139 |" in text
+    assert row["fid_retain/classifier, w=0"] == "2.0" and "| runs/cifar/weights/cifar10 | 20123139 |" in text
     write_json(results.study.CEILING, {"hardware": "another", "flops_per_second": 4e13})
     results.base_models()
     assert rows(results.OUT / "base_models.csv")[0]["share of the ceiling"] == ""
+
+
+def test_what_the_study_has_made_stands_beside_what_is_shipped(results):
+    for place in (results.study.WEIGHTS, Path("weights")):
+        write_base(place / "cifar10")
+        scores = {"accuracy": 0.93, "accuracy_noise_aware": 0.92, "temperature": 1.0, "n_test": 10000}
+        write_json(place / "cifar10/classifier/config.json", {"info": {"scores": scores}})
+    results.base_models()
+    folders = ["runs/cifar/weights/cifar10", "weights/cifar10"]
+    assert [row["run"] for row in rows(results.OUT / "base_models.csv")] == folders
+    assert [line.split(" | ")[0] for line in results.judged().splitlines()[4:]] == [
+        f"| {folder}/classifier" for folder in folders
+    ]
 
 
 def test_classes_have_the_mean_the_sd_and_the_number_of_their_seeds(results, write_run_to):
@@ -468,6 +701,7 @@ def test_the_measured_residual_is_the_slope_over_the_forgotten_images(results, t
     save_file({"labels": labels, **images}, tmp_path / "samples.safetensors")
     assert results.measured_residual(tmp_path, 0) == pytest.approx(0.25, abs=0.01)
     assert results.measured_residual(tmp_path, 1) == pytest.approx(1)
+    assert isnan(results.measured_residual(tmp_path / "not_kept", 0))
 
 
 def write_gate(results: ModuleType, write_run_to: Any, name: str, **gate: Any) -> Path:

@@ -6,7 +6,7 @@ import pytest
 
 from safemax_pl.files import PROJECT
 
-SCRIPTS = [PROJECT / ".ci/run", *PROJECT.glob("experiments/*/run.sh"), *PROJECT.glob("slurm/*.s*")]
+SCRIPTS = [PROJECT / ".ci/run", *PROJECT.glob("experiments/*/*.sh"), *PROJECT.glob("slurm/*.s*")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(PROJECT)))

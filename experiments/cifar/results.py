@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,6 +23,7 @@ from safemax_pl.sampler import Sampler
 from safemax_pl.tables import markdown
 
 OUT = study.RUNS / "results" if study.DRY else Path(__file__).parent
+PUBLISHED = (study.WEIGHTS, study.SHIPPED)
 FID = "fid_retain/classifier"
 POSTER = {"noise_std": "0.526 to 0.564", "noise_saturation": "0.07 to 0.10", "entropy": "1.12 to 1.16"}
 
@@ -48,28 +50,25 @@ def titled(title: str, rows: list[dict[str, Any]]) -> str:
 
 def judged() -> str:
     names = ("accuracy", "accuracy_noise_aware", "temperature", "n_test")
-    found = {folder: read_metrics(folder) for folder in sorted((study.RUNS / "judges").glob("*"))}
-    rows = [{"judge": folder.name} | {name: metrics["scores"][name] for name in names}
-            for folder, metrics in found.items() if metrics is not None]  # fmt: skip
-    return titled("Judges", rows)
+    found = [path for place in PUBLISHED for path in sorted(place.glob("cifar*/*classifier/config.json"))]
+    scores = {path.parent: json.loads(path.read_text())["info"]["scores"] for path in found}
+    return titled("Judges", [{"judge": str(folder)} | {name: mine[name] for name in names}
+                             for folder, mine in scores.items()])  # fmt: skip
 
 
 def base_models() -> str:
-    """Candidates and base models: quality, speed, and the share of the ceiling that they reach."""
+    """Candidates, base models and shipped ones: quality, speed, and the share of the ceiling that they reach."""
     top = json.loads(study.CEILING.read_text()) if study.CEILING.exists() else {}
     rows = []
-    for folder in [
-        *sorted((study.RUNS / "candidates").glob("*")),
-        study.WEIGHTS / "cifar10",
-        study.WEIGHTS / "cifar100",
-    ]:
+    published = [folder for place in PUBLISHED for folder in sorted(place.glob("cifar*"))]
+    for folder in [*sorted((study.RUNS / "candidates").glob("*")), *published]:
         metrics = read_metrics(folder)
         if metrics is None:
             continue
         cost, made_on, protocol = metrics["cost"], metrics["provenance"]["hardware"], metrics["protocol"]
         rate = cost["unlearn_flops"] / cost["unlearn_seconds"]
         row = {
-            "run": f"{folder.parent.name}/{folder.name}",
+            "run": str(folder),
             "parameters": int(cost["trainable_parameters"]),
             "steps": metrics["training"]["steps"],
             "seconds": cost["unlearn_seconds"],
@@ -139,7 +138,12 @@ def predicted_residual(sampler: Sampler, tau: int) -> float:
 
 
 def measured_residual(folder: Path, label: int) -> float:
-    """Slope of the unlearned pixels on the original ones of the same seeds; both clamped, which lowers it a little."""
+    """Slope of the unlearned pixels on the original ones of the same seeds; both clamped, which lowers it a little.
+
+    NaN if the images did not fit into KEEP.
+    """
+    if not (folder / "samples.safetensors").exists():
+        return nan
     kept = load_file(folder / "samples.safetensors")
     before, after = (from_uint8(kept[f"w=0/{name}"][kept["labels"] == label]) for name in ("original", "unlearned"))
     covariance = torch.cov(torch.stack([before.flatten(), after.flatten()]).double())

@@ -1,8 +1,8 @@
 """The study of CIFAR, part by part: `study.py PART ...` does what is missing of the parts; run.sh ends it in time.
 
 Parts, what matters most first:
-  classifier   the judge of CIFAR-10, shipped as weights/cifar10/classifier
-  base         the base model of CIFAR-10, trained for BASE_SECONDS, shipped as weights/cifar10, scored as it is shipped
+  classifier   the judge of CIFAR-10, where weights/cifar10/classifier is missing
+  base         the base model of CIFAR-10, trained for BASE_SECONDS, published, and scored as it is published
   table        every class forgotten in turn by eight methods; the bird first, as plain ua misjudges it
   candidates   the ceiling of the hardware, and two networks trained for equal seconds
   gate         SAFEMax's gate: decay lambda, and hard windows below and above tau
@@ -11,8 +11,9 @@ Parts, what matters most first:
   judges       second judges of both
   standard     the bird again by all methods, scored on the standard plan with 100 steps of DDIM
 
-What has finished, and what is in weights/ already, is left out; what has failed before comes last. results.py writes
-the tables and figures.
+Finished jobs are left out, jobs that failed before come last. Judges and base models are published in
+runs/cifar/weights. weights/ is only read: its judges are used, so that scores are comparable; its base models are not,
+and promote.py replaces them by better ones of the study. results.py writes the tables and figures.
 
 Every method has its published rate and steps, but at most 1 000 steps; batch and averaging are ours. SAFEMax has no
 published steps and takes those of experiment=cifar10_forget1. All see 32 forget and 96 retain images a step.
@@ -26,7 +27,7 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +49,15 @@ DRY = os.environ.get("DRY") == "1"
 STARTED, WALL = time.monotonic(), time.time()
 LEG = float(os.environ.get("LEG", 500))  # seconds after which run.sh ends a call
 RUNS = Path("runs/cifar_dry" if DRY else "runs/cifar")
-WEIGHTS = RUNS / "weights" if DRY else Path("weights")
+SHIPPED = Path("weights")  # of the project: read, never written
+WEIGHTS = RUNS / "weights"  # of the study: judges and base models, published
 CEILING = RUNS / "ceiling/ceiling.json"
 BASE_SECONDS = int(os.environ.get("BASE_SECONDS", 15 if DRY else 330))
 CANDIDATE_SECONDS = int(os.environ.get("CANDIDATE_SECONDS", 10 if DRY else 45))
-SHIPPING_SECONDS = 60  # of a call, which a base model leaves for being written, shipped and scored
+COMPILE = os.environ.get("COMPILE") == "true"  # base models; a method's few hundred steps would not pay for it
+SHIPPING_SECONDS = 60  # of a call, which a base model leaves for being written, published and scored
 PIECE, PIECES = 15 * 2**20, 4  # of what KEEP gets
+TAR_HEADER = 2048  # bytes, at most, of one file in a tar file
 
 CLASSES = ("bird", "airplane", "automobile", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 METHODS = {  # steps, and the published ones where they are more
@@ -61,10 +65,10 @@ METHODS = {  # steps, and the published ones where they are more
     "salun": (1000, ""),
     "safemax_paper": (500, ""),
     "gradient_ascent": (1000, ""),
-    "selective_amnesia": (1000, " of 20 000"),
     "esd": (1000, " of 10 000"),
     "erasediff": (290, ""),
     "sfr_on": (300, ""),
+    "selective_amnesia": (1000, " of 20 000"),  # the longest run by far
 }
 THREE_SEEDS = ("safemax", "salun")
 AT_ONCE = ("safemax", "salun", "sfr_on", "esd")  # on CIFAR-100
@@ -95,7 +99,6 @@ TINY = {
     "experiment=cifar10_second_classifier": ["architecture.blocks=1"],
     "experiment=cifar100_second_classifier": ["architecture.blocks=1"],
     "fit": [
-        "trainer.val_check_interval=100",
         "trainer.log_every_n_steps=1",
         "sampler.steps=3",
         "evaluation.batch_size=100",
@@ -105,16 +108,17 @@ TINY = {
     ],
     "model=unet_medium": ["model.channels=[16,24,24,24]", "model.blocks=1", "model.norm_groups=8", "model.head_dim=8"],
     "model=unet_small": ["model.channels=[8,16,16,16]", "model.blocks=1", "model.norm_groups=8", "model.head_dim=8"],
-    "data.forget_batch_size=32": ["data.forget_batch_size=4", "data.retain_batch_size=4", "trainer.max_steps=4"],
+    "data.forget_batch_size=32": ["data.forget_batch_size=4", "data.retain_batch_size=4", "trainer.max_steps=4"]
+    + ["trainer.val_check_interval=100"],
     "data.forget_batch_size=0": ["data.retain_batch_size=8"],
-    "experiment=cifar10_forget1": [f"model.path={WEIGHTS}/cifar10"],
-    "experiment=cifar100_forget10": [f"model.path={WEIGHTS}/cifar100"],
     "unlearner=selective_amnesia": ["unlearner.replay_per_class=2", "unlearner.fisher_images=4"],
     "unlearner=esd": ["unlearner.replay_per_class=2"],
     "unlearner=sfr_on": ["unlearner.fisher_batches=2"],
     "evaluate": ["sampler.steps=10"],
 }
 DRY_JOBS = 8  # of a part
+# cuDNN is tuned where one shape repeats for thousands of steps. Lightning keeps the setting of the run before, if unset
+TUNED, UNTUNED = "+trainer.benchmark=true", "+trainer.benchmark=false"
 
 
 class Job(NamedTuple):
@@ -142,9 +146,9 @@ def configured(kind: str, folder: Path, experiment: str, *overrides: str) -> tup
     data = experiment.partition("_")[0]
     place = [f"name={folder.name}", f"runs_dir={folder.parent}", "logger=csv", "trainer.enable_progress_bar=false"]
     if kind == "fit":
-        place += [f"classifier={WEIGHTS / data}/classifier"] if DRY else []
+        place += own_judges(data)
         place += [f"evaluation.inception={path}"] if (path := os.environ.get("INCEPTION")) else []
-    every = [f"experiment={experiment}", *place, *data_path(data), "+trainer.benchmark=true", *overrides]
+    every = [f"experiment={experiment}", *place, *data_path(data), *overrides]
     words = with_tiny([kind, *every])
     return compose(kind, words), folder.name, shlex.join(["python", "-m", f"safemax_pl.{kind}", *words])
 
@@ -175,19 +179,35 @@ def remove_weightless(folder: Path, part: str) -> None:
         shutil.rmtree(folder)
 
 
+def judge_folder(data: str, kind: str) -> Path:
+    """Folder of a judge: the shipped one, or else the study's own. Dry runs make tiny ones of their own."""
+    shipped = SHIPPED / data / kind
+    return shipped if (shipped / "config.json").exists() and not DRY else WEIGHTS / data / kind
+
+
+def own_judges(data: str) -> list[str]:
+    """Overrides for the judges that weights/ lacks. The second one is optional."""
+    folders = {kind: judge_folder(data, kind) for kind in ("classifier", "second_classifier")}
+    return [
+        f"{kind}=${{project:{WEIGHTS}}}/{data}/{kind}"  # found from any folder and on any machine
+        for kind, folder in folders.items()
+        if folder.is_relative_to(WEIGHTS) and (kind == "classifier" or folder.exists())
+    ]
+
+
 def judge(data: str, kind: str = "classifier") -> list[Job]:
-    folder, shipped = RUNS / "judges" / f"{data}_{kind}", WEIGHTS / data / kind
+    run, folder = RUNS / "judges" / f"{data}_{kind}", judge_folder(data, kind)
 
     def work() -> None:
-        remove_weightless(folder, "classifier")
-        fit_classifier(*configured("fit_classifier", folder, f"{data}_{kind}"))
-        publish(folder, shipped)
+        remove_weightless(run, "classifier")
+        fit_classifier(*configured("fit_classifier", run, f"{data}_{kind}", TUNED))
+        publish(run, folder)
 
-    return [Job(folder, work, (shipped / "config.json").exists())]
+    return [Job(run, work, (folder / "config.json").exists())]
 
 
 class EndOfLeg(Callback):
-    """Ends a fit so early that what it has made can be shipped within the call: every stop of a base model is one."""
+    """Ends a fit so early that what it has made can be published within the call: every stop of a base model is one."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if left() < SHIPPING_SECONDS:
@@ -201,24 +221,26 @@ def left() -> float:
 
 def from_random_weights(network: str, seconds: int) -> list[str]:
     clock = f"trainer.max_time=00:00:{seconds // 60:02d}:{seconds % 60:02d}"
-    return [f"model={network}", "data.forget_batch_size=0", clock, *SCORED]
+    seldom = "trainer.val_check_interval=10000"  # each time the quick plan is scored and 320 MB are written
+    settings = [f"model={network}", "data.forget_batch_size=0", clock, seldom, TUNED, *SCORED]
+    return settings + (["compile=true"] if COMPILE else [])
 
 
 def base(data: str) -> list[Job]:
-    """A base model, shipped before it is scored: the scores are those of the weights in half precision."""
-    folder, shipped = RUNS / "base" / data, WEIGHTS / data
+    """A base model, published before it is scored: the scores are those of the weights in half precision."""
+    folder, published = RUNS / "base" / data, WEIGHTS / data
 
     def train() -> None:
         if not (folder / "last.ckpt").exists() and left() < BASE_SECONDS / 2 + SHIPPING_SECONDS:
             raise KeyboardInterrupt  # the next call has more
         settings = [*from_random_weights("unet_medium", BASE_SECONDS), "evaluation.final=quick"]
-        publish(fitted(folder, f"{data}_pretrain_medium", *settings, callbacks=[EndOfLeg()]), shipped)
+        publish(fitted(folder, f"{data}_pretrain_medium", *settings, callbacks=[EndOfLeg()]), published)
 
     def score() -> None:
-        publish(evaluated(shipped, "evaluation.final=standard", *data_path(data)), shipped)
+        publish(evaluated(published, "evaluation.final=standard", *data_path(data)), published)
 
-    scored = (read_metrics(shipped) or {}).get("published", {}).get("scored", False)
-    return [Job(folder, train, (shipped / "README.md").exists()), Job(folder, score, scored)]
+    scored = (read_metrics(published) or {}).get("published", {}).get("scored", False)
+    return [Job(folder, train, (published / "README.md").exists()), Job(folder, score, scored)]
 
 
 def candidates() -> list[Job]:
@@ -245,9 +267,15 @@ def unlearn(run: str, method: str, *overrides: str, data: str = "cifar10_forget1
     """The run `part/name` of a method; if `twice`, it is scored with the ancestral sampler too."""
     folder = RUNS / run
     steps = [f"trainer.max_steps={METHODS[method][0]}", "trainer.val_check_interval=${trainer.max_steps}"]
+    own = [
+        f"unlearner={method}",
+        f"model.path={WEIGHTS}/{data.partition('_')[0]}",
+        UNTUNED,
+        "data.forget_batch_size=32",
+    ]
 
     def work() -> None:
-        fitted(folder, data, f"unlearner={method}", *steps, "data.forget_batch_size=32", *overrides)
+        fitted(folder, data, *own, *steps, *overrides)
         if twice and ancestral(folder) is None:
             evaluated(folder, "sampler=ddpm", "evaluation.plans.standard={forget_per_class: 200, retain_total: 90}")
 
@@ -320,24 +348,47 @@ PARTS: dict[str, Callable[[], list[Job]]] = {
 
 
 def keep() -> None:
-    """Put what this call has written, but checkpoints and weights of runs, as pieces of one tar file into KEEP."""
+    """Put the files that this call has written into KEEP as pieces of one tar file, and name those that do not fit.
+
+    Judges come first, then base models, results, and images of samples. Checkpoints and unlearned weights stay behind.
+    """
     if not (place := os.environ.get("KEEP")):
         return
-    content = io.BytesIO()
+    content, left_out = io.BytesIO(), dict[str, int]()
     with tarfile.open(fileobj=content, mode="w") as tar:
-        shipped, runs = (sorted(folder.rglob("*")) for folder in (WEIGHTS, RUNS))
-        small = (path for path in runs if path.suffix not in (".ckpt", ".safetensors") or path.stem == "samples")
-        for path in dict.fromkeys([*shipped, *small]):
-            scratch = any(parent.name.endswith(SCRATCH) for parent in path.parents)
-            if path.is_file() and path.stat().st_mtime >= WALL and not scratch:
+        for path in sorted(written(), key=lambda path: (worth(path), str(path))):
+            size = path.stat().st_size
+            if content.tell() + size + TAR_HEADER + tarfile.RECORDSIZE <= PIECE * PIECES:
                 tar.add(path)
-    pieces = range(0, content.tell(), PIECE)
-    if len(pieces) > PIECES:
-        print(f"kept: {content.tell() / 2**20:.0f} MiB, more than {PIECES} pieces: begin another call", file=sys.stderr)
+            else:
+                left_out[str(path)] = size
     with atomic(Path(place) / f"call_{WALL:.0f}") as part:
         part.mkdir()
-        for number, start in enumerate(pieces):
+        for number, start in enumerate(range(0, content.tell(), PIECE)):
             (part / f"kept.{number:02d}").write_bytes(content.getbuffer()[start : start + PIECE])
+    print(f"kept: {content.tell() / 2**20:.1f} MiB in {place}; checkpoints and unlearned weights stay behind")
+    if left_out:
+        print(
+            f"kept: {len(left_out)} files, {sum(left_out.values()) / 2**20:.1f} MiB, do not fit into {PIECES} pieces "
+            f"of {PIECE / 2**20:g} MiB and stay behind: {', '.join(left_out)}",
+            file=sys.stderr,
+        )
+
+
+def written() -> Iterator[Path]:
+    """The files that this call has written, but checkpoints, unlearned weights and what is half written."""
+    for path in RUNS.rglob("*"):
+        weights = path.suffix in (".ckpt", ".safetensors") and path.stem != "samples" and WEIGHTS not in path.parents
+        scratch = any(parent.name.endswith(SCRATCH) for parent in path.parents)
+        if path.is_file() and path.stat().st_mtime >= WALL and not weights and not scratch:
+            yield path
+
+
+def worth(path: Path) -> int:
+    """Rank of a file in KEEP: 0 judge, 1 base model, 2 result, 3 images of samples."""
+    if WEIGHTS in path.parents:
+        return 0 if "classifier" in path.parent.name else 1
+    return 3 if path.name == "samples.safetensors" else 2
 
 
 def do(job: Job) -> bool:
