@@ -2,8 +2,8 @@
 
 Times a step of SAFEMax, or the part of it that a lever touches, with and without the lever in turn, on the digits' UNet
 and on unet_cifar (random images). Prints the time without over the time with, so above 1 the lever pays. Those that pay
-nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, whose
-first step takes minutes. Takes about a minute and a half on two cores.
+nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, which
+a fit has only with compile=true, and whose first step takes minutes. Takes about a minute and a half on two cores.
 
 Networks are overrides of configs/fit.yaml with the images of each kind: `networks={model=unet_digits: 32}`.
 """
