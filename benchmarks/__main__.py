@@ -16,7 +16,18 @@ from safemax_pl import tables
 from safemax_pl.errors import unknown
 from safemax_pl.files import atomic
 
-SCRIPTS = ("overhead", "methods", "time_to_forget", "sampling", "data_path", "evaluation", "growth", "levers", "ranks")
+SCRIPTS = (
+    "overhead",
+    "methods",
+    "launches",
+    "time_to_forget",
+    "sampling",
+    "data_path",
+    "evaluation",
+    "growth",
+    "levers",
+    "ranks",
+)
 
 
 def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
@@ -49,7 +60,8 @@ def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """The tables of one script, below what they were taken on; a spread is a median and its quartiles."""
     made_on = f"{result['hardware']}, torch {result['torch']}, commit {result['commit']}, {result['date']}"
-    lines = [f"## {result['name']}", "", f"{made_on}, n = {result['repeats']}, median [quartiles].", ""]
+    repeated = f", n = {result['repeats']}, median [quartiles]" if result["repeats"] else ""
+    lines = [f"## {result['name']}", "", f"{made_on}{repeated}.", ""]
     for title, rows in result["tables"].items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[show(row.get(column, "")) for column in columns] for row in rows]

@@ -2,8 +2,8 @@
 
 Times a step of SAFEMax, or the part of it that a lever touches, with and without the lever in turn, on the digits' UNet
 and on unet_cifar (random images). Prints the time without over the time with, so above 1 the lever pays. Those that pay
-nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, whose
-first step takes minutes. Takes about a minute and a half on two cores.
+nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, which
+a fit has only with compile=true, and whose first step takes minutes. Takes about a minute and a half on two cores.
 
 Networks are overrides of configs/fit.yaml with the images of each kind: `networks={model=unet_digits: 32}`.
 """
@@ -14,15 +14,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.setting import Training, digits_data, random_data
 from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
+from safemax_pl import group_norm
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import build, compose
 from safemax_pl.files import PROJECT
+from safemax_pl.group_norm import GroupNorm
 from safemax_pl.images import from_uint8
 
 WITHOUT, WITH = "without", "with"
@@ -40,6 +43,20 @@ def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Tra
 
 def channels_last(network: torch.nn.Module) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def bf16_norms(training: Training, step: Callable[[Training], Any], repeats: int) -> Comparison:
+    """A step under autocast with the networks' `GroupNorm`, switched on for any device, against torch's."""
+    half = replace(training, bf16=True)
+
+    def torch_norms(network: torch.nn.Module) -> None:
+        for part in network.modules():
+            if type(part) is GroupNorm:
+                part.__class__ = torch.nn.GroupNorm  # type: ignore[assignment]
+
+    sides = {WITHOUT: changed(half, torch_norms), WITH: half}
+    with patch.object(group_norm, "WIDENING", (training.device.type,)):
+        return compare({name: partial(step, side) for name, side in sides.items()}, repeats)
 
 
 def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
@@ -108,6 +125,7 @@ def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Compar
     found = {
         name: compare({WITHOUT: plain, WITH: partial(side.step, unlearner)}, repeats) for name, side in sides.items()
     }
+    found["group norm in bf16"] = bf16_norms(training, lambda side: side.step(unlearner), repeats)
     found |= optimizers(training, repeats)
     found["one pass for both batches"] = passes(training, repeats)
     if torch.get_num_threads() > 1:

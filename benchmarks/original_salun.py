@@ -151,7 +151,7 @@ def main(
     original, device, rows, seconds = Original(Path(checkout)), default_device(), list[dict[str, Any]](), {}
     training = Training.of(random_data((3, 32, 32), 10, [0], 1, device), device, *network, bf16=bf16)
     salun, safemax = (build(compose("fit", [f"unlearner={name}"]).unlearner) for name in ("salun", "safemax"))
-    salun.masks = [torch.rand_like(weight) < 0.5 for weight in training.student.parameters()]
+    salun.masks = [(torch.rand_like(weight) < 0.5).to(weight.dtype) for weight in training.student.parameters()]
     ours: dict[str, Unlearner] = {"SalUn": salun, "SAFEMax": safemax}
     networks: dict[str, nn.Module] = {"original": original.runners.Conditional_Model(original.settings)}
     networks |= dict.fromkeys(ours, training.student)

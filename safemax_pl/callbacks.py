@@ -21,7 +21,13 @@ COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods a
 class Cost(Callback):
     """Measures the training itself: validation and the writing of checkpoints are left out.
 
-    The first steps count FLOPs, which slows them down; the clock runs for the others and stands for all.
+    The first steps count FLOPs, which slows them down; the clock runs for the others and stands for all. Where networks
+    are compiled, as many of the others have a clock of their own at every start of a fit: they wait for the compiler.
+
+    Args:
+        images_per_step: of all ranks.
+        trainable_parameters: how many weights move.
+        compiled: whether networks are compiled for the steps that do not count FLOPs.
 
     Attributes:
         timed: how many steps the clock ran for.
@@ -29,18 +35,26 @@ class Cost(Callback):
         flops, counted: of all networks and devices, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
         own: of this rank alone: where it last ran; `seconds`, the wall-clock of the timed steps, device synchronised
-            at both ends; `joules` of its GPU meanwhile, None if nothing has counted some; `peak_bytes`, most memory.
+            at both ends; `compile_seconds`, that of the steps that wait for the compiler; `joules` of its GPU in the
+            timed steps, None if nothing has counted some; `peak_bytes`, most memory.
     """
 
-    def __init__(self, images_per_step: int, trainable_parameters: int = 0) -> None:
+    def __init__(self, images_per_step: int, trainable_parameters: int = 0, compiled: bool = False) -> None:
         self.images_per_step, self.trainable_parameters = images_per_step, trainable_parameters
         self.timed, self.prior_seconds, self.prior_flops = 0, 0.0, 0.0
         self.flops, self.counted, self.steps = 0, 0, 0
         self.own: dict[str, Any] = {"host": "", "hardware": "", "seconds": 0.0, "peak_bytes": 0, "joules": 0.0}
+        self.own["compile_seconds"] = 0.0
         self._device = torch.device("cpu")
         self._started: float | None = None
         self._joules: float | None = None
         self._counter: FlopCounterMode | None = None
+        self._compiling = COUNTED_STEPS if compiled else 0  # steps of this process that will wait for the compiler
+
+    @property
+    def counting(self) -> bool:
+        """Whether the step that runs counts FLOPs."""
+        return self._counter is not None
 
     @property
     def unlearn_seconds(self) -> float:
@@ -73,13 +87,19 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.steps += 1
-        if self._counter is None:
-            self.timed += 1
-        else:
+        if self._counter is not None:
             self._counter.__exit__(None, None, None)
             self.flops += self._counter.get_total_flops() * trainer.world_size
             self.counted += 1
             self._counter = None
+        elif self._compiling:
+            assert self._started is not None
+            self._synchronize()
+            self.own["compile_seconds"] += time.perf_counter() - self._started
+            self._started = None
+            self._compiling -= 1
+        else:
+            self.timed += 1
 
     def _stop(self) -> None:
         if self._started is not None:
@@ -125,7 +145,7 @@ class Cost(Callback):
         saved = state_dict["own"]
         mine = saved[ranks.number() :: ranks.count()]  # what another number of ranks has used is shared out
         joules_used = [used["joules"] for used in mine]
-        self.own = (mine or saved)[0] | {
+        self.own |= (mine or saved)[0] | {
             "peak_bytes": max((used["peak_bytes"] for used in mine), default=0),
             "joules": None if None in joules_used else sum(joules_used),
         }
@@ -151,6 +171,7 @@ class Cost(Callback):
         found = {
             "unlearn_seconds": self.unlearn_seconds,
             "prior_seconds": self.prior_seconds,
+            "compile_seconds": self.own["compile_seconds"],
             "peak_memory_mb": max(used["peak_memory_mb"] for used in ranks_used),
             "unlearn_flops": self.flops / max(self.counted, 1) * self.steps,
             "prior_flops": self.prior_flops,

@@ -15,6 +15,7 @@ from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.files import atomic, file_digest
 from safemax_pl.images import from_uint8
+from safemax_pl.precision import full_precision
 
 
 class Verdict(NamedTuple):
@@ -58,8 +59,9 @@ class Classifier(nn.Module):
         self.info: dict[str, Any] = {}  # how it was made and how it scores, as recorded beside the weights
         self.digest = ""
 
+    @full_precision()
     def forward(self, images: Tensor) -> Verdict:
-        """Judge uint8 images `[B, C, H, W]`."""
+        """Judge uint8 images `[B, C, H, W]`, in full precision; training calls the two networks themselves."""
         x = from_uint8(images)
         logits, features = self.plain(x)
         return Verdict(logits / self.temperature, self.noise_aware(x)[0], features)

@@ -30,9 +30,10 @@ from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
 
-# What may differ when a run is resumed or shown: what it is called, where things are, what they run on, who listens.
+# What may differ when a run is resumed or shown: what it is called, where things are, who listens, what they run on and
+# whether they are compiled for it: like the number of devices that changes rounding, and dropout's draws.
 LOCATIONS = {
-    "": ("name", "method", "runs_dir", "logger"),
+    "": ("name", "method", "runs_dir", "logger", "compile"),
     "data": ("path", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }

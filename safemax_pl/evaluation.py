@@ -24,10 +24,12 @@ from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
 from safemax_pl.metrics.reference import Reference, paired, reference_of
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
+from safemax_pl.precision import full_precision
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.scores import Result, Scores
 
 PROTOCOL_VERSION = 2  # raise it when the code of sampling or scoring changes a number
+CACHE_VERSION = 1  # raise it when files in the cache may be wrong, and the numbers of a fresh cache are as before
 
 
 class ModelImages(nn.Module):
@@ -152,9 +154,7 @@ class Evaluator:
     def scores(self, plan: SamplingPlan, original: Tensor | None = None, inception: bool = False) -> Scores:
         """Fresh metrics for a plan; `original` as in `Scores`, `inception` whether its features count too."""
         network = self.inception if inception else None
-        names = ["classifier"] if network is None else ["classifier", "inception"]
-        retains = bool(torch.isin(plan.labels, torch.tensor(self.data.retain_labels, dtype=torch.long)).any())
-        references = {name: self.reference(name) for name in names} if retains else {}
+        references = self.references(plan, inception)
         return Scores(self.classifier, self.data, plan, references, network, original, self.second_classifier)
 
     def test(
@@ -171,6 +171,7 @@ class Evaluator:
             model.weights_digest,
             model.diffusion.scheduler.config,
             self.protocol(plan_name) | {"guidance": guidance},
+            CACHE_VERSION,
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
         kept = ranks.broadcast(
@@ -186,6 +187,13 @@ class Evaluator:
                 save_file({"images": images}, part, {"scores": json.dumps(result)})
         return result, images
 
+    def references(self, plan: SamplingPlan, inception: bool = False) -> dict[str, Reference]:
+        """Network -> `reference`, of all that score a plan; empty for a plan without rows of retain classes."""
+        names = ["classifier", "inception"] if inception and self.inception is not None else ["classifier"]
+        retains = bool(torch.isin(plan.labels, torch.tensor(self.data.retain_labels, dtype=torch.long)).any())
+        return {name: self.reference(name) for name in names} if retains else {}
+
+    @full_precision()
     def reference(self, network: str = "classifier") -> Reference:
         """The real retain images of the training split in the features of a network; computed once."""
         if network not in self._references:
@@ -233,7 +241,7 @@ class Evaluator:
     def _notes(self, network: str) -> dict[str, str]:
         """What features of real images and their statistics depend on, besides which images."""
         network_and_data = {"network": self.hashes()[network], "fingerprint": self.data.source.fingerprint}
-        return network_and_data | {"version": str(PROTOCOL_VERSION)}
+        return network_and_data | {"version": f"{PROTOCOL_VERSION}.{CACHE_VERSION}"}
 
     def hashes(self) -> dict[str, str]:
         """Hash of every network whose features are scored."""

@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from safemax_pl import figures, networks, ranks, tables
 from safemax_pl.averaging import Average
 from safemax_pl.callbacks import Cost
+from safemax_pl.compilation import Compilation, clear_compile_errors
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
@@ -87,7 +88,8 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     for part, used in {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}.items():
         if not used:
             data.batch_sizes[part] = 0
-    teacher = Frozen(original or copy.deepcopy(student))
+    before = original or copy.deepcopy(student)
+    teacher = Frozen(before)
     module = UnlearningModule(
         student,
         teacher,
@@ -98,11 +100,19 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
         cfg.gradient_clip,
         cfg.seed,
     )
-    cost = Cost(sum(data.batch_sizes.values()), sum(weight.numel() for weight in trainable(student).values()))
+    moving = sum(weight.numel() for weight in trainable(student).values())
+    cost = Cost(sum(data.batch_sizes.values()), moving, cfg.compile)
+    measures: list[Callback] = [cost]
+    if cfg.compile:
+        measures.append(Compilation([student.unet, before.unet], cost))
+    if stop is not None:
+        measures.append(stop)
     loggers = make_loggers(cfg.get("logger"), run.folder)
     if original is not None and not ranks.broadcast(run.checkpoints):
         log_original(loggers, evaluator, original)
-    train(cfg, run, module, data, loggers, [cost, *([stop] if stop else []), *callbacks])
+    evaluator.references(evaluator.plan("quick"))  # now, as no step should wait for them
+    with clear_compile_errors():
+        train(cfg, run, module, data, loggers, [*measures, *callbacks])
     if parameters is not None:
         parameters.merge(student)
     if ranks.is_first():

@@ -13,13 +13,14 @@ from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.files import atomic, digest, write_json
+from safemax_pl.group_norm import keep_bfloat16
 
 
 class Model(nn.Module):
     """A UNet as a denoiser, together with its process.
 
     Attributes:
-        unet: predicts `[B, C, H, W]` from (x_t, t, labels).
+        unet: predicts `[B, C, H, W]` from (x_t, t, labels); its group norms become `GroupNorm`s, in place.
         diffusion: the process that it was trained for.
         null_label: ∅, or None if there is none.
         weights_digest: names the weights that were loaded, and the process; None for random weights.
@@ -27,6 +28,7 @@ class Model(nn.Module):
 
     def __init__(self, unet: UNet2DModel, diffusion: Diffusion, num_classes: int, weights_digest: str | None = None):
         super().__init__()
+        keep_bfloat16(unet)
         self.unet, self.diffusion, self.weights_digest = unet, diffusion, weights_digest
         self.null_label = num_classes if unet.config.num_class_embeds == num_classes + 1 else None
 

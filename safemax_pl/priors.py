@@ -93,9 +93,10 @@ class Priors:
             if first + ranks.number() >= parts:  # this rank has nothing left to do but to wait
                 more = [value[:0] if concatenate else torch.zeros_like(value) for value in more]
             more = [ranks.concatenated(value) if concatenate else ranks.total(value) for value in more]
-            if state:
-                joined = zip(state, more, strict=True)
-                more = [torch.cat(pair) if concatenate else pair[0] + pair[1] for pair in joined]
+            if state and concatenate:
+                more = [torch.cat(pair) for pair in zip(state, more, strict=True)]
+            elif state:
+                more = list(torch._foreach_add(state, more))
             state = more
             if self.device.type == "cuda":
                 torch.cuda.synchronize()

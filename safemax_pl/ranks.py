@@ -117,6 +117,16 @@ def mean(value: Tensor) -> Tensor:
     return total(value) / count()
 
 
+def means(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The means of several tensors over all ranks, by one exchange; without gradients."""
+    if not dist.is_initialized():
+        return values
+    flat = torch.cat([value.flatten() for value in values])
+    dist.all_reduce(flat)
+    parts = (flat / count()).split([value.numel() for value in values])
+    return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+
+
 def gathered(value: T) -> list[T]:
     """The values of all ranks, in their order; anything that pickle can hold."""
     if not dist.is_initialized():

@@ -19,6 +19,7 @@ from safemax_pl.metrics.manifold import NEIGHBOURS, PrecisionRecall
 from safemax_pl.metrics.pixels import Drift, Gallery, NoiseStatistics
 from safemax_pl.metrics.reference import Reference
 from safemax_pl.plans import Rows, SamplingPlan
+from safemax_pl.precision import full_precision
 
 Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
 
@@ -140,17 +141,17 @@ class Scores(nn.Module):
             self.second_retain_accuracy = RetainAccuracy(data.num_classes)
             self.disagreement = Disagreement(data.num_classes)
 
+    @full_precision()
     def update(self, images: Tensor, rows: Rows) -> None:
         """Score float images `[B, C, H, W]` made for `rows`."""
         pixels = to_uint8(images)
         forget = torch.isin(rows.labels, self.forget_labels)
         retain = ~forget
-        with torch.autocast(images.device.type, enabled=False):  # the reference features are in full precision
-            verdict = self.classifier(pixels)
-            second = self.second_classifier(pixels) if self.second_classifier is not None else None
-            seen = {"classifier": (verdict.features[retain], verdict.plain[retain])}
-            if self.inception is not None and self.has_retain:
-                seen["inception"] = self.inception(pixels[retain])
+        verdict = self.classifier(pixels)
+        second = self.second_classifier(pixels) if self.second_classifier is not None else None
+        seen = {"classifier": (verdict.features[retain], verdict.plain[retain])}
+        if self.inception is not None and self.has_retain:
+            seen["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
         if self.has_forget:
             self.forgetting.update(verdict.of(forget), rows.labels[forget])
@@ -174,6 +175,7 @@ class Scores(nn.Module):
             if planned:
                 metric.update(second.of(part), labels[part])
 
+    @full_precision()
     def compute(self) -> Result:
         """Scalars as floats, means over classes with the same weight each; `per_class` by class name."""
         per_class: dict[str, dict[str, float]] = {}

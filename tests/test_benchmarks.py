@@ -13,7 +13,18 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks import __main__ as suite
-from benchmarks import data_path, evaluation, growth, levers, methods, overhead, ranks, sampling, time_to_forget
+from benchmarks import (
+    data_path,
+    evaluation,
+    growth,
+    launches,
+    levers,
+    methods,
+    overhead,
+    ranks,
+    sampling,
+    time_to_forget,
+)
 from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
@@ -167,6 +178,23 @@ def test_tensors_without_values_cost_the_same(training):
     assert empty.flops == real.flops and empty.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)
 
 
+def test_operators_are_counted_without_views_and_lists_in_the_parts_that_cuda_takes():
+    ones = [torch.ones(3) for _ in range(130)]
+    with launches.Operators() as operators:
+        torch._foreach_mul_(ones, ones)  # 64 tensors a kernel, as it reads and writes two lists
+        torch._foreach_mul(ones, 2.0)  # two lists as well: one is the result
+        torch._foreach_norm(ones)  # 110 tensors a kernel, and one that ends it
+        torch.cat([one.view(3, 1)[:2] for one in ones])
+    assert operators.counts == {"_foreach_mul_": 1, "_foreach_mul": 1, "_foreach_norm": 1, "cat": 1}
+    assert operators.on_lists == 3 and operators.launches == 3 + 3 + 3 + 2
+
+
+@pytest.mark.parametrize(("chunks", "kernels"), [([320], 1), ([321], 2), ([300, 30], 2), ([1] * 111, 2), ([640], 2)])
+def test_a_kernel_takes_320_chunks_and_110_tensors_of_one_list(chunks, kernels):
+    tensors = [torch.empty(65536 * count, device="meta") for count in chunks]
+    assert launches.kernels("_foreach_zero_", [tensors, None]) == kernels
+
+
 @pytest.mark.parametrize(("method", "passes"), [("salun", 1), ("sfr_on", 1), ("esd", 7)])
 def test_priors_without_values_have_the_true_shapes_and_flops(training, method, passes, tmp_path):
     settings = ["unlearner.replay_per_class=3"] if method == "esd" else []
@@ -203,6 +231,14 @@ def test_methods(run):
     wanted = {"salun": 3.5, "selective_amnesia": 3, "safemax": 3.5, "gradient_ascent": 1.5, "sfr_on": 1.5}
     assert units == pytest.approx(wanted, rel=0.02)
     assert {row["method"] for row in before} == {"salun", "selective_amnesia", "sfr_on"}
+
+
+def test_launches(run):
+    result = run(launches, methods=("finetune", "sfr_on"), network=TINY)
+    finetune, sfr_on = first_table(result)
+    assert finetune["on lists"] == 4, "the norm of the gradient and its scale, Adam and its count of steps"
+    assert finetune["launches"] > finetune["operators"] > result["tensors"]
+    assert sfr_on["operators"] > finetune["operators"], "the mean of its two kinds of steps"
 
 
 def test_time_to_forget(run):
@@ -272,7 +308,8 @@ def test_levers(run, monkeypatch, threads):
     result = run(levers, repeats=1, networks={" ".join(TINY): 2})
     assert result["judge_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
-    of_a_network = ["channels_last", "bf16 autocast", "Adam foreach", "Adam fused", "one pass for both batches"]
+    of_a_network = ["channels_last", "bf16 autocast", "group norm in bf16", "Adam foreach", "Adam fused"]
+    of_a_network += ["one pass for both batches"]
     assert found == [*of_a_network, *(["one thread"] if threads > 1 else []), "judge in bfloat16"]
 
 

@@ -2,6 +2,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def fit(tmp_path: Path) -> Callable[..., tuple[Cost, Trainer]]:
     """Fits a small module under a fresh `Cost`."""
 
     def run(module: LightningModule, max_steps: int = 4, validate_every: int = 2, **more: Any) -> tuple[Cost, Trainer]:
-        cost = Cost(images_per_step=BATCH)
+        cost = Cost(images_per_step=BATCH, compiled=more.pop("compiled", False))
         trainer = Trainer(
             accelerator="cpu",
             max_steps=max_steps,
@@ -108,6 +109,36 @@ def test_the_slow_steps_that_count_operations_are_estimated_from_the_others(fit)
     assert cost.timed == 6 - COUNTED_STEPS
     assert 6 * 0.02 <= cost.unlearn_seconds < 0.5
     assert cost.unlearn_seconds == pytest.approx(cost.own["seconds"] / cost.timed * 6)
+
+
+class Compiled(Small):
+    """Its first steps that do not count FLOPs take a minute, the others a second, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: int = COUNTED_STEPS):
+        super().__init__()
+        self.minutes, self.now = range(first, first + COUNTED_STEPS), 0.0
+        monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.now += 60.0 if self.global_step in self.minutes else 1.0
+        return super().training_step(batch, batch_idx)
+
+
+def test_the_steps_that_wait_for_the_compiler_have_a_clock_of_their_own(fit, monkeypatch):
+    cost, _ = fit(Compiled(monkeypatch), max_steps=8, validate_every=3, compiled=True)
+    assert cost.timed == 8 - 2 * COUNTED_STEPS
+    summary = cost.summary()
+    assert summary["compile_seconds"] == 2 * 60 and summary["unlearn_seconds"] == 8 * 1
+    assert summary["unlearn_flops"] == 8 * PER_STEP
+
+
+def test_a_resumed_fit_waits_for_the_compiler_again(fit, tmp_path, monkeypatch):
+    _, trainer = fit(Compiled(monkeypatch), max_steps=5, compiled=True)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    module, checkpoint = Compiled(monkeypatch, first=5), tmp_path / "last.ckpt"
+    cost, _ = fit(module, max_steps=8, compiled=True, ckpt_path=checkpoint, weights_only=False)
+    assert cost.timed == 2 and cost.counted == COUNTED_STEPS
+    assert cost.summary()["compile_seconds"] == 4 * 60 and cost.unlearn_seconds == 8 * 1
 
 
 @pytest.mark.parametrize("max_steps", [1, COUNTED_STEPS, COUNTED_STEPS + 1])
@@ -157,6 +188,7 @@ def test_the_summary_has_the_costs_of_the_evaluation_protocol(fit):
     assert set(summary) == {
         "unlearn_seconds",
         "prior_seconds",
+        "compile_seconds",
         "peak_memory_mb",
         "unlearn_flops",
         "prior_flops",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Task:
     max_steps: int
     backward: Callable[[Tensor], None]
 
-    @property
+    @cached_property  # a step has a task of its own, and the search takes half a millisecond in a U-Net
     def weights(self) -> dict[str, nn.Parameter]:
         """Those of the student that the method may move, by name; the others have no gradient."""
         return trainable(self.student)

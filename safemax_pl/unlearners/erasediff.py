@@ -78,11 +78,10 @@ class EraseDiff(Unlearner):
         for _ in range(self.inner_steps):
             weights = {name: weight.requires_grad_() for name, weight in weights.items()}
             loss = forget_loss(task.student, weights, x_t, t, labels, target)
-            gradients = torch.autograd.grad(loss, list(weights.values()))
-            weights = {
-                name: weight.detach() - self.inner_lr * ranks.mean(gradient)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            }
+            gradients = ranks.means(torch.autograd.grad(loss, list(weights.values())))
+            with torch.no_grad():
+                moved = torch._foreach_sub(list(weights.values()), gradients, alpha=self.inner_lr)
+            weights = dict(zip(weights, moved, strict=True))
         with torch.no_grad():
             return forget_loss(task.student, weights, x_t, t, labels, target)
 

@@ -3,13 +3,12 @@
 from typing import final
 
 import torch
-from torch import Tensor
 
 from safemax_pl import ranks
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss, dot, separate_gradients
+from safemax_pl.unlearners.terms import denoising_loss, norm, separate_gradients, set_gradients
 
 
 @final
@@ -41,15 +40,13 @@ class RGD(Unlearner):
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def backward(self, task: Task, losses: Losses) -> None:
+        """Set g_f⊥ + g_r⊥ = (1 − c / ‖g_f‖²) g_f + (1 − c / ‖g_r‖²) g_r, c = min(g_f · g_r, 0)."""
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
-        for parameter, f, r in zip(
-            task.weights.values(), without_conflict(forget, retain), without_conflict(retain, forget), strict=True
-        ):
-            parameter.grad = f + r
-
-
-def without_conflict(gradient: list[Tensor], other: list[Tensor]) -> list[Tensor]:
-    """`gradient` without its component along `other`, if their inner product is negative."""
-    share = dot(gradient, other).clamp(max=0) / dot(other, other).clamp(min=torch.finfo(torch.float32).tiny)
-    return [a - share * b for a, b in zip(gradient, other, strict=True)]
+        products = torch._foreach_mul(forget, retain)
+        conflict = torch.cat([product.flatten() for product in products]).sum().clamp(max=0)
+        smallest = torch.finfo(torch.float32).tiny  # a gradient of zero is in no conflict
+        scales = [1 - conflict / norm(gradient).square().clamp(min=smallest) for gradient in (forget, retain)]
+        torch._foreach_mul_(forget, scales[0])
+        torch._foreach_mul_(retain, scales[1])
+        set_gradients(task, torch._foreach_add(forget, retain))

@@ -125,7 +125,7 @@ class SAFEMax(Unlearner):
             x_t, eps, t = task.diffusion.noised(batch)
             prediction = torch.func.functional_call(task.student, weights, (x_t, t, batch.labels))
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
-            gradients = torch.autograd.grad(loss, list(weights.values()))
-            steps = zip(weights.items(), gradients, strict=True)
-            weights = {name: weight - self.inner_lr * ranks.mean(gradient).sign() for (name, weight), gradient in steps}
+            signs = torch._foreach_sign(ranks.means(torch.autograd.grad(loss, list(weights.values()))))
+            moved = torch._foreach_sub(list(weights.values()), signs, alpha=self.inner_lr)
+            weights = dict(zip(weights, moved, strict=True))
         return {name: weight if name in moving else weight.detach() for name, weight in weights.items()}

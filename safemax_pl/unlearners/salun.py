@@ -8,7 +8,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss, gradients, next_retain_labels, relabelling_loss
 
 
 @final
@@ -46,12 +46,12 @@ class SalUn(Unlearner):
             batch = data.chunk("forget", i, size, device)
             return base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
 
-        gradients = priors.fold("saliency", [size, list(task.weights)], chunks, gradient)
-        sizes = torch.cat([gradient.abs().flatten() for gradient in gradients])
-        mask = torch.zeros_like(sizes, dtype=torch.bool)
-        mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = True
-        parts = mask.split([gradient.numel() for gradient in gradients])
-        self.masks = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        saliency = priors.fold("saliency", [size, list(task.weights)], chunks, gradient)
+        sizes = torch.cat([part.flatten() for part in saliency]).abs()
+        mask = torch.zeros_like(sizes)  # of 0.0 and 1.0: lists of one type are multiplied by few kernels
+        mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = 1
+        parts = mask.split([part.numel() for part in saliency])
+        self.masks = [part.view_as(like) for part, like in zip(parts, saliency, strict=True)]
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
@@ -61,6 +61,4 @@ class SalUn(Unlearner):
         )
 
     def before_step(self, task: Task) -> None:
-        for parameter, mask in zip(task.weights.values(), self.masks, strict=True):
-            assert parameter.grad is not None
-            parameter.grad *= mask
+        torch._foreach_mul_(gradients(task), self.masks)

@@ -1,5 +1,6 @@
 """Selective Amnesia: teach noise for the forgotten class, held back by elastic weights (https://arxiv.org/abs/2305.10120)."""
 
+import math
 from typing import final
 
 import torch
@@ -13,12 +14,12 @@ from safemax_pl.priors import Priors, State
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.replay import Replay
-from safemax_pl.unlearners.terms import added, base_gradients, denoising_loss, noise_images
+from safemax_pl.unlearners.terms import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
 
 
 @final
 class SelectiveAmnesia(Unlearner):
-    """L = L_ε(x_0 ~ U(−1, 1), c_f) + retain_weight · L_ε(replay, c_r) + ewc_weight / D · Σ_i F_i (θ_i − θ̄_i)².
+    """L = L_ε(x_0 ~ U(−1, 1), c_f) + retain_weight · (L_ε(replay, c_r) + ewc_weight / D · Σ_i F_i (θ_i − θ̄_i)²).
 
     Replay are images of the retain classes that the base model generates. F = E_x (∇ Σ_t ‖ε − ε_θ(x_t, t, c)‖²)²,
     the mean over generated images x of all classes. The authors sum every ‖·‖² over the D pixels; all terms here are
@@ -58,6 +59,7 @@ class SelectiveAmnesia(Unlearner):
         device = task.retain_labels.device
         base = dict(task.teacher.to(device).network.named_parameters())
         self.anchors = [base[name].detach() for name in task.weights]
+        self.pixels = math.prod(data.image_shape)
         self.replay = Replay(task, data, priors, task.retain_labels, self.replay_per_class)
         labels = torch.arange(data.num_classes, device=device)
         images = Replay(task, data, priors, labels, -(-self.fisher_images // data.num_classes))
@@ -69,8 +71,9 @@ class SelectiveAmnesia(Unlearner):
             state: State = []
             for row in range(i * per_part, min((i + 1) * per_part, count)):  # F needs every image's own gradient
                 image = images.copies(row, self.fisher_timesteps)
-                gradients = base_gradients(task, lambda base, image=image: summed_loss(base, image))  # type: ignore[misc]
-                state = added(state, [gradient.square() / count for gradient in gradients])
+                found = base_gradients(task, lambda base, image=image: summed_loss(base, image))  # type: ignore[misc]
+                more = list(torch._foreach_div(torch._foreach_mul(found, found), count))
+                state = list(torch._foreach_add(state, more)) if state else more
             return state
 
         settings = [images.per_class, self.fisher_timesteps, task.sampler.settings(), list(task.weights)]
@@ -78,14 +81,23 @@ class SelectiveAmnesia(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        moved = zip(self.fisher, task.weights.values(), self.anchors, strict=True)
-        penalty = torch.stack([(fisher * (weight - anchor).square()).sum() for fisher, weight, anchor in moved]).sum()
+        distances = torch._foreach_mul(torch._foreach_sqrt(self.fisher), self.moved(task))
         kept = denoising_loss(task, self.replay.like(retain), self.drop_labels(task, retain))
-        pixels = retain.x_0[0].numel()
         return Losses(
             denoising_loss(task, noise_images(forget), forget.labels),
-            kept + self.ewc_weight / pixels * penalty,
+            kept + self.ewc_weight / self.pixels * norm(distances).square(),
         )
+
+    def backward(self, task: Task, losses: Losses) -> None:
+        """Add the penalty's gradient, 2 λ / D · F (θ − θ̄): autograd would go weight by weight."""
+        super().backward(task, losses)
+        pull = self.retain_weight * 2 * self.ewc_weight / self.pixels
+        torch._foreach_addcmul_(gradients(task), self.fisher, self.moved(task), value=pull)
+
+    @torch.no_grad()
+    def moved(self, task: Task) -> Tensors:
+        """θ − θ̄."""
+        return torch._foreach_sub(list(task.weights.values()), self.anchors)
 
 
 def summed_loss(task: Task, image: LabelledImages) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from typing import final
 
+import torch
 from torch import Tensor
 
 from safemax_pl import ranks
@@ -10,7 +11,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.priors import Priors, State
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss
+from safemax_pl.unlearners.terms import base_gradients, denoising_loss, gradients
 
 
 @final
@@ -50,7 +51,8 @@ class SFROn(Unlearner):
     def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
         size = min(128, *(len(data.rows("train", part)) for part in ("forget", "retain")))
         forget, retain = (self.fisher(part, size, task, data, priors) for part in ("forget", "retain"))
-        self.masks = [f >= self.threshold * r for f, r in zip(forget, retain, strict=True)]
+        # of 0.0 and 1.0: lists of one type are multiplied by few kernels
+        self.masks = [(f >= self.threshold * r).to(f.dtype) for f, r in zip(forget, retain, strict=True)]
 
     def fisher(self, part: str, size: int, task: Task, data: ForgetRetainDataModule, priors: Priors) -> list[Tensor]:
         """The mean squared gradient over batches of `size` images of a part."""
@@ -58,8 +60,8 @@ class SFROn(Unlearner):
 
         def squares(i: int) -> State:
             batch = data.chunk(part, i, size, device)
-            gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
-            return [gradient.square() / count for gradient in gradients]
+            found = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
+            return list(torch._foreach_div(torch._foreach_mul(found, found), count))
 
         return priors.fold(f"fisher_{part}", [size, count, list(task.weights)], count, squares)
 
@@ -77,8 +79,5 @@ class SFROn(Unlearner):
         return Losses(ascent, ascent.new_zeros(()))
 
     def before_step(self, task: Task) -> None:
-        if task.step % 2:
-            return
-        for parameter, mask in zip(task.weights.values(), self.masks, strict=True):
-            assert parameter.grad is not None
-            parameter.grad *= mask
+        if task.step % 2 == 0:
+            torch._foreach_mul_(gradients(task), self.masks)

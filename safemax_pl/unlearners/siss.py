@@ -11,7 +11,7 @@ from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import dot, separate_gradients
+from safemax_pl.unlearners.terms import norm, separate_gradients, set_gradients
 
 
 @final
@@ -60,9 +60,10 @@ class SISS(Unlearner):
 
     def backward(self, task: Task, losses: Losses) -> None:
         forget, retain = separate_gradients(task, losses)
-        s = self.forget_weight * (dot(retain, retain) / dot(forget, forget).clamp(min=1e-30)).sqrt()  # 0 stays 0
-        for parameter, f, r in zip(task.weights.values(), forget, retain, strict=True):
-            parameter.grad = self.retain_weight * r + s * f
+        s = self.forget_weight * norm(retain) / norm(forget).clamp(min=1e-15)  # 0 stays 0
+        torch._foreach_mul_(forget, s)
+        torch._foreach_mul_(retain, self.retain_weight)
+        set_gradients(task, torch._foreach_add(retain, forget))
 
 
 def paired(forget: LabelledImages, retain: LabelledImages) -> tuple[LabelledImages, LabelledImages]:

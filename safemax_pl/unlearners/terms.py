@@ -12,6 +12,8 @@ from safemax_pl.data import LabelledImages
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Task
 
+Tensors = list[Tensor] | tuple[Tensor, ...]  # of all weights: torch._foreach_* change them by a few kernels
+
 
 def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma: float | None = None) -> Tensor:
     """E w_t ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps: the loss of every base model (https://arxiv.org/abs/2006.11239).
@@ -79,22 +81,27 @@ def base_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss(replace(task, student=Base())), list(weights.values())))
 
 
-def added(state: list[Tensor], more: list[Tensor]) -> list[Tensor]:
-    """The sums of two lists of tensors, of which the first may be empty."""
-    return [a + b for a, b in zip(state, more, strict=True)] if state else more
+def gradients(task: Task) -> list[Tensor]:
+    """The gradients on the student, in the order of `task.weights`; changes in place reach the optimiser."""
+    return [parameter.grad for parameter in task.weights.values() if parameter.grad is not None]
+
+
+def set_gradients(task: Task, new: Tensors) -> None:
+    """Put other gradients on the student, in the order of `task.weights`."""
+    for parameter, gradient in zip(task.weights.values(), new, strict=True):
+        parameter.grad = gradient
 
 
 def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of the two losses apart, in the order of `task.weights`; they share no graph."""
-    parameters, both = list(task.weights.values()), []
+    """The gradients of the two losses apart, in the order of `task.weights`; the losses share no graph."""
+    both = []
     for loss in losses:
         task.backward(loss)
-        both.append([parameter.grad for parameter in parameters if parameter.grad is not None])
-        for parameter in parameters:
-            parameter.grad = None
+        both.append(gradients(task))
+        task.student.zero_grad()
     return both[0], both[1]
 
 
-def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """The inner product of two lists of tensors; a scalar on the device."""
-    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+def norm(tensors: Tensors) -> Tensor:
+    """The norm of all values of some tensors together; a scalar on the device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

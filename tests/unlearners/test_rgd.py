@@ -7,8 +7,8 @@ from torch import nn
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.unlearners.base import Losses
-from safemax_pl.unlearners.rgd import RGD, without_conflict
-from safemax_pl.unlearners.terms import denoising_loss, dot
+from safemax_pl.unlearners.rgd import RGD
+from safemax_pl.unlearners.terms import denoising_loss
 
 
 @pytest.fixture
@@ -26,32 +26,28 @@ def gradient_of(make_task):
     return run
 
 
-def some_gradients(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), ())]
+def without_conflict(gradient, other):
+    """`gradient` without its component along `other`, if their inner product is negative."""
+    return gradient - (gradient @ other).clamp(max=0) / (other @ other) * other
 
 
-def test_a_conflicting_component_is_removed():
-    gradient, other = some_gradients(0), some_gradients(1)
-    if dot(gradient, other) > 0:
-        other = [-value for value in other]
-    left = without_conflict(gradient, other)
-    assert dot(left, other).item() == pytest.approx(0, abs=1e-5)
-    removed = [before - after for before, after in zip(gradient, left, strict=True)]
-    assert dot(removed, removed) * dot(other, other) == pytest.approx(dot(removed, other).item() ** 2, rel=1e-4)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_conflicting_components_are_removed_and_others_stay(gradient_of, sign):
+    generator = torch.Generator().manual_seed(0)
+    forget, retain = torch.randn(2, 12, generator=generator)
+    retain *= sign * (forget @ retain).sign()
+    left = without_conflict(forget, retain), without_conflict(retain, forget)
+    if sign < 0:
+        assert left[0] @ retain == pytest.approx(0, abs=1e-5) and left[1] @ forget == pytest.approx(0, abs=1e-5)
+    gradient = gradient_of(RGD(forget_weight=1.0, retain_weight=1.0), forget.tolist(), retain.tolist())
+    assert gradient == pytest.approx((left[0] + left[1]).tolist(), rel=1e-4, abs=1e-6)
+    assert sign < 0 or gradient == (forget + retain).tolist()
 
 
-def test_gradients_that_agree_are_left_alone():
-    gradient, other = some_gradients(0), some_gradients(1)
-    if dot(gradient, other) < 0:
-        other = [-value for value in other]
-    assert all(torch.equal(a, b) for a, b in zip(without_conflict(gradient, other), gradient, strict=True))
-
-
-def test_a_gradient_of_zero_conflicts_with_nothing():
-    gradient = some_gradients(0)
-    left = without_conflict(gradient, [torch.zeros_like(value) for value in gradient])
-    assert all(torch.equal(a, b) for a, b in zip(left, gradient, strict=True))
+@pytest.mark.parametrize(("forget", "retain"), [([0.0, 0.0], [-1.0, 2.0]), ([3.0, -4.0], [0.0, 0.0])])
+def test_a_gradient_of_zero_conflicts_with_nothing(gradient_of, forget, retain):
+    sums = [f + r for f, r in zip(forget, retain, strict=True)]
+    assert gradient_of(RGD(forget_weight=1.0, retain_weight=1.0), forget, retain) == sums
 
 
 def test_both_projections_use_the_original_gradients(gradient_of):

@@ -314,6 +314,16 @@ def test_the_inner_steps_relearn_the_class(task, forget):
     assert F.mse_loss(relearned, eps) < F.mse_loss(task.student(x_t, t, forget.labels), eps)
 
 
+def test_a_step_of_relearning_has_the_given_size_along_the_sign_of_every_gradient(task, forget):
+    """θ − lr · sign ∇L_ε(θ), the loss drawn with the keys of an attacker."""
+    x_t, eps, t = task.diffusion.noised(forget._replace(keys=streams.combine(forget.keys, Stream.ATTACK, 0)))
+    loss = F.mse_loss(task.student(x_t, t, forget.labels), eps)
+    gradients = torch.autograd.grad(loss, list(task.weights.values()))
+    weights = safemax(inner_steps=1, inner_lr=1e-2).relearned(task, forget)
+    for (name, weight), gradient in zip(task.weights.items(), gradients, strict=True):
+        assert torch.equal(weights[name], weight - 1e-2 * gradient.sign())
+
+
 def test_halting_is_taught_before_and_after_relearning(task, forget, retain):
     settings = {"gate": TimestepGate(0)}
     unlearner = safemax(**settings, inner_steps=2, inner_lr=1e-2)

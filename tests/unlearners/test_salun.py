@@ -1,5 +1,7 @@
 """SalUn: its mask against a hand computation, weights that must not move, and the class that is imitated."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ def prepared(task, make_data, make_priors):
 
     def make(data=None, **settings):
         data, unlearner = data or make_data(), SalUn(**settings)
-        unlearner.prepare(task, data, make_priors(task, data))
+        unlearner.prepare(replace(task), data, make_priors(task, data))
         return unlearner
 
     return make
@@ -51,7 +53,7 @@ def test_the_mask_keeps_the_stated_share_of_all_weights_together(prepared, share
 
 
 def test_the_whole_network_may_be_kept(prepared):
-    assert all(mask.all() for mask in prepared(mask_share=1.0).masks)
+    assert all((mask == 1).all() for mask in prepared(mask_share=1.0).masks)
 
 
 def test_of_some_weights_the_mask_ranks_these_alone(task, prepared):
@@ -59,7 +61,7 @@ def test_of_some_weights_the_mask_ranks_these_alone(task, prepared):
     prepared(mask_share=0.5)
     Parts(["time_emb_proj"]).choose(task.student, 0)
     masks = prepared(mask_share=0.5).masks
-    assert [mask.shape for mask in masks] == [weight.shape for weight in task.weights.values()]
+    assert [mask.shape for mask in masks] == [weight.shape for weight in replace(task).weights.values()]
     assert torch.cat([mask.flatten() for mask in masks]).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
@@ -74,8 +76,8 @@ def test_the_kept_weights_have_the_largest_gradients_over_the_whole_forget_set(t
     data = make_data(rows_per_class=150)
     sizes = torch.cat([size.flatten() for size in saliency(task, data)])
     masks = torch.cat([mask.flatten() for mask in prepared(data, mask_share=0.3).masks])
-    expected = torch.zeros_like(masks)
-    expected[sizes.topk(round(0.3 * len(sizes))).indices] = True
+    expected = torch.zeros_like(sizes)
+    expected[sizes.topk(round(0.3 * len(sizes))).indices] = 1
     assert (masks != expected).float().mean() < 1e-3, "only weights of nearly equal gradients may be swapped"
 
 
@@ -96,12 +98,13 @@ def test_masked_weights_do_not_move_and_the_others_do(task, prepared, make_batch
     for seed in range(3):
         forget, retain = make_batch([1], 5, seed=seed), make_batch([0, 2, 3], 7, seed=10 + seed)
         gradients = gradients_of(unlearner, task, forget, retain)
-        assert all((gradient[~mask] == 0).all() for gradient, mask in zip(gradients, unlearner.masks, strict=True))
+        assert all((gradient[mask == 0] == 0).all() for gradient, mask in zip(gradients, unlearner.masks, strict=True))
         optimizer.step()
     moved = 0
     for parameter, old, mask in zip(task.student.parameters(), before, unlearner.masks, strict=True):
-        assert torch.equal(parameter[~mask], old[~mask])
-        moved += int((parameter[mask] != old[mask]).sum())
+        kept = mask == 1
+        assert torch.equal(parameter[~kept], old[~kept])
+        moved += int((parameter[kept] != old[kept]).sum())
     assert moved > 0.95 * sum(int(mask.sum()) for mask in unlearner.masks)
 
 

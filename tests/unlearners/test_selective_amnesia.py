@@ -115,15 +115,17 @@ def test_the_penalty_is_the_weighted_distance_from_the_base_weights(task, forget
     torch.testing.assert_close(loss - free, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_penalty_pulls_back_to_the_base_weights(task, forget, retain, prepared, gradients_of):
-    """2 λ / D · F (θ − θ̄)."""
-    unlearner = prepared(task, ewc_weight=10.0)
+@pytest.mark.parametrize("retain_weight", [1.0, 3.0])
+def test_the_penalty_pulls_back_to_the_base_weights(task, forget, retain, prepared, gradients_of, retain_weight):
+    """2 λ / D · F (θ − θ̄), times the weight of the retain loss that reports the penalty."""
+    unlearner = prepared(task, ewc_weight=10.0, retain_weight=retain_weight)
     move(task.student)
     elastic = gradients_of(unlearner, task, forget, retain)
     unlearner.ewc_weight = 0.0
     free = gradients_of(unlearner, task, forget, retain)
     for with_pull, without, fisher in zip(elastic, free, unlearner.fisher, strict=True):
-        torch.testing.assert_close(with_pull - without, 2 * 10 / 64 * fisher * 0.3, rtol=1e-3, atol=1e-3)
+        expected = retain_weight * 2 * 10 / 64 * fisher * 0.3
+        torch.testing.assert_close(with_pull - without, expected, rtol=1e-3, atol=1e-3)
         assert (fisher >= 0).all() and fisher.sum() > 0
 
 

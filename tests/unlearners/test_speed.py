@@ -54,12 +54,13 @@ class Operations(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.counts = Counter()
+        self.counts, self.computing = Counter(), Counter()  # the latter without views, which no device gets to see
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result, name = func(*args, **kwargs), func.overloadpacket.__name__
         self.counts[name] += 1
+        self.computing[name] += not func.is_view
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
         on_host = [tensor for tensor in tensors if tensor.device != META]
         if on_host and len(on_host) < len(tensors) and not kwargs.get("non_blocking"):
@@ -315,6 +316,71 @@ def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
         F.mse_loss(unet(x_t, t, labels, return_dict=False)[0], eps).backward()
 
     assert run.counts == loop(run, step) + twice(FIT + LOSSES)
+
+
+# Methods whose losses pass the student more than once before a backward pass: how often more.
+FURTHER_PASSES = {
+    **dict.fromkeys(("dimum", "erasediff", "erasediff_relabel", "neggrad_plus", "noise_image", "random_label"), 1),
+    **dict.fromkeys(("safemax_robust", "salun", "selective_amnesia"), 1),
+}
+
+
+def divided(network: networks.Model, tensors: int) -> networks.Model:
+    """The network with 64 more weights in some number of tensors, of which a pass makes one: it costs the same."""
+    network.more = torch.nn.ParameterList(torch.zeros(64 // tensors) for _ in range(tensors))
+    network.register_forward_hook(lambda self, _, output: output * (1 + torch.cat([*self.more]).view(SHAPE)))
+    return network
+
+
+def operations_by_weight(unlearner: Unlearner | None, bench: Bench) -> Counter:
+    """How many more operations two steps need, of either parity, for each tensor that the same weights are more."""
+    counts = []
+    for tensors in (4, 64):
+        bench.student = divided(small_network(bench.data), tensors).train()
+        bench.teacher = Frozen(divided(small_network(bench.data), tensors))
+        started = unlearner or bench.start()
+        with Operations() as operations:
+            for step in (0, 1):
+                bench.gradients(started, step)
+        counts.append(operations.computing)
+    added = counts[1] - counts[0]
+    return Counter({name: count / 60 for name, count in added.items()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_goes_weight_by_weight(make_data, tmp_path, method):
+    """Masks, penalties, inner steps and projections work on all tensors at once.
+
+    Autograd alone does not: of every further pass it adds the gradients tensor by tensor.
+    """
+    bench = Bench(method, make_data(shape=SHAPE), "epsilon", tmp_path)
+    assert operations_by_weight(None, bench) == Counter({"add": 2 * FURTHER_PASSES.get(method, 0)})
+
+
+@pytest.mark.parametrize(("method", "inner_steps"), [("erasediff", 2), ("safemax_robust", 2)])
+def test_an_inner_step_exchanges_all_gradients_between_ranks_at_once(
+    make_data, tmp_path, monkeypatch, method, inner_steps
+):
+    bench, sizes = Bench(method, make_data(shape=SHAPE), "epsilon", tmp_path), []
+    unlearner = bench.start()
+    assert unlearner.inner_steps == inner_steps
+    _, alone = bench.gradients(unlearner, 0)
+    two = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
+    monkeypatch.setattr(ranks, "dist", SimpleNamespace(**two, all_reduce=lambda x: sizes.append(x.mul_(2).numel())))
+    _, together = bench.gradients(unlearner, 0)
+    assert sizes == [len(alone)] * inner_steps
+    assert torch.equal(together, alone)
+
+
+def test_a_method_that_goes_weight_by_weight_is_found(make_data, tmp_path):
+    class Decayed(Example):
+        def before_step(self, task):
+            for weight in task.weights.values():
+                weight.grad += 1e-4 * weight.detach()
+
+    bench = Bench("finetune", make_data(shape=SHAPE), "epsilon", tmp_path)
+    found = operations_by_weight(Decayed(lambda batch, loss: 0 * loss), bench)
+    assert found == {"mul": 2, "add_": 2}
 
 
 def test_a_method_that_goes_image_by_image_is_found(fit):

@@ -12,16 +12,17 @@ from safemax_pl import streams
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.unlearners.base import Losses
 from safemax_pl.unlearners.terms import (
-    added,
     base_gradients,
     denoising_loss,
     distillation_loss,
-    dot,
+    gradients,
     next_retain_labels,
     noise_images,
+    norm,
     random_retain_labels,
     relabelling_loss,
     separate_gradients,
+    set_gradients,
 )
 
 
@@ -142,6 +143,15 @@ def test_base_gradients_leave_no_trace(task, batch):
     assert all(torch.equal(before[name], value) for name, value in task.teacher.network.state_dict().items())
 
 
+def test_gradients_are_read_changed_in_place_and_replaced_in_the_order_of_the_weights(task):
+    student = task.student
+    (2 * student.scale + student.shift.sum()).backward()
+    torch._foreach_mul_(gradients(task), 3)
+    assert student.scale.grad == 6 and student.shift.grad.tolist() == [3.0] * 5
+    set_gradients(task, [torch.tensor(1.0), torch.arange(5.0)])
+    assert student.scale.grad == 1 and student.shift.grad.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
 def test_separate_gradients_are_those_of_either_loss(task):
     student = task.student
     losses = Losses(2 * student.scale + student.shift.sum(), student.scale**2 + 5 * student.shift[1])
@@ -160,12 +170,5 @@ def test_separate_gradients_go_through_the_backward_of_the_task(make_pointwise, 
     assert len(calls) == 2
 
 
-def test_lists_of_tensors_are_added_and_an_empty_one_is_zero():
-    ones = [torch.ones(2), torch.ones(3, 1)]
-    assert [value.sum() for value in added(added([], ones), ones)] == [4, 6]
-    assert all(torch.equal(a, b) for a, b in zip(added([], ones), ones, strict=True))
-
-
-def test_the_inner_product_runs_over_all_tensors():
-    left, right = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])], [torch.tensor([4.0, 5.0]), torch.tensor([[6.0]])]
-    assert dot(left, right) == 4 + 10 + 18
+def test_the_norm_runs_over_all_tensors():
+    assert norm([torch.tensor([[1.0, -2.0]]), torch.tensor(4.0), torch.tensor([2.0])]) == 5

@@ -1,0 +1,85 @@
+"""Methods compute the same with compiled networks, and after its first steps the compiler has nothing more to do.
+
+The backend counts graphs and runs them as they are: the weights are bitwise those of an eager fit.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from test_contract import Bench
+from torch._dynamo.testing import CompileCounter
+
+from safemax_pl import networks
+from safemax_pl.callbacks import COUNTED_STEPS, Cost
+from safemax_pl.compilation import Compilation
+from safemax_pl.frozen import Frozen
+from safemax_pl.module import UnlearningModule
+from safemax_pl.sampler import Sampler
+
+EAGER = [0] * COUNTED_STEPS  # the steps that count FLOPs
+# Graphs after every step. A method of one pass is in tests/test_compilation.py; the others are made of such passes.
+GRAPHS = {
+    "sfr_on": [*EAGER, 1, 2, 2, 2],  # two kinds of steps in turn
+    "erasediff": [*EAGER, 4, 4, 4, 4],  # two batches; one of them with other weights, with and without gradients
+    "safemax_robust": [*EAGER, 4, 4, 4, 4],  # the student, the teacher, and weights that are no leaves
+}
+
+
+class Graphs(Callback):
+    """How many graphs there are after every step."""
+
+    def __init__(self, counter):
+        self.counter, self.numbers = counter, []
+
+    def on_train_batch_end(self, *args):
+        self.numbers.append(self.counter.frame_count)
+
+
+@pytest.fixture
+def fit(make_data, tmp_path):
+    """Two steps more than the first ones; returns the weights, and how many graphs there were after every step."""
+
+    def run(method, compiled):
+        data = make_data((1,), forget_batch_size=4, retain_batch_size=6)
+        bench = Bench(method, data, "epsilon", tmp_path)
+        bench.student, bench.teacher = small_network(data).train(), Frozen(small_network(data))
+        unlearner = bench.start()
+        unlearner.prepare = lambda *_: None  # it is
+        module = UnlearningModule(
+            bench.student,
+            bench.teacher,
+            unlearner,
+            SimpleNamespace(sampler=Sampler(steps=3), data=data),
+            partial(torch.optim.Adam, lr=1e-3),
+        )
+        cost, graphs = Cost(10, compiled=compiled), Graphs(CompileCounter())
+        unets = [bench.student.unet, bench.teacher.network.unet] if compiled else []
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=2 * COUNTED_STEPS + 2,
+            callbacks=[cost, Compilation(unets, cost, graphs.counter), graphs],
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+        )
+        trainer.fit(module, datamodule=data)
+        return list(bench.student.parameters()), graphs.numbers
+
+    return run
+
+
+def small_network(data) -> networks.Model:
+    """With dropout, and of few operations: tracing takes long."""
+    torch.manual_seed(0)
+    return networks.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.1, 4, 2)
+
+
+@pytest.mark.parametrize("method", GRAPHS)
+def test_a_compiled_method_computes_the_same_from_graphs_of_its_first_steps(fit, method):
+    plain, none = fit(method, compiled=False)
+    weights, graphs = fit(method, compiled=True)
+    assert all(torch.equal(one, other) for one, other in zip(weights, plain, strict=True))
+    assert graphs == GRAPHS[method] and not any(none)
