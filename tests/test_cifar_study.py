@@ -582,6 +582,14 @@ def test_a_better_base_model_is_promoted_and_the_compact_one_stays(promotion):
     assert (shipped / "config.yaml").read_text() == "classifier: ${project:weights}/cifar10/classifier\n"
 
 
+def test_where_none_is_shipped_the_base_model_is_promoted_with_its_judge(promotion):
+    set_fid(promotion.WEIGHTS / "cifar10", 4)
+    shutil.rmtree(promotion.SHIPPED)
+    promotion.promote("cifar10")
+    assert (promotion.SHIPPED / "cifar10/unet/w").exists() and not (promotion.SHIPPED / "cifar10_compact").exists()
+    assert (promotion.SHIPPED / "cifar10/classifier/config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("fid", "steps", "said"),
     [(5, 50, "not better"), (float("nan"), 50, "not better"), (4, 25, "was not scored as the new")],
