@@ -852,6 +852,26 @@ def test_a_data_set_of_the_hub_has_splits_by_their_names(tmp_path, monkeypatch, 
     assert torch.equal(source.train.images[0], torch.from_numpy(pixels(0)).permute(2, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/cache/hub"), "/cache/hub can't be written .*set HF_HOME"),
+        (OSError(errno.EROFS, "Read-only file system", "/cache/hub"), "/cache/hub can't be written .*set HF_HOME"),
+        (
+            ConnectionError("no network"),
+            r"is no folder here, and can't be read as a data set \(ConnectionError: no network",
+        ),
+    ],
+)
+def test_a_hub_that_can_not_be_used_is_one_line(tmp_path, monkeypatch, error, message):
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(UserError, match=message):
+        load("team/pets", tmp_path)
+
+
 # -- the real thing ----------------------------------------------------------------------------------------------
 
 
