@@ -236,7 +236,7 @@ def check_identity(
         for key, value in now.items()
         if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
     }
-    identity.check(str(folder), recorded, kept)
+    identity.check(str(folder), recorded, kept, again=True)
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:
