@@ -27,6 +27,7 @@ from safemax_pl import networks
 from safemax_pl.config import compose, override
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.files import PROJECT
+from safemax_pl.group_norm import GroupNorm
 from safemax_pl.publish import FILES, LIMITS
 from safemax_pl.reports.reading import read
 from safemax_pl.sampler import Sampler
@@ -213,6 +214,56 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
         assert 0.8 * LIMITS["unet"] < base("pretrain_medium") < LIMITS["unet"]
         assert base("pretrain") < 12
         assert judges("classifier") < 8 and judges("second_classifier") < 8
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_model_is_scored_as_it_is_published_and_seldom_stops_for_scores(study, stand_ins, monkeypatch):
+    asked = stand_ins(study)
+    assert call(study, monkeypatch, "base") == 0
+    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish"]
+    cfg = asked[0][1]
+    assert cfg.trainer.max_time == "00:00:05:30" and cfg.evaluation.final == "quick"
+    assert cfg.trainer.val_check_interval == 10000  # scores and 320 MB each time
+    assert asked[2][1][0] == "runs/cifar/weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
+    published = Path("runs/cifar/weights/cifar10")
+    assert asked[3][1] == (published / "evaluations/ddim", published)
+
+
+def test_shipped_weights_are_neither_overwritten_nor_a_reason_to_train_none(study, stand_ins, monkeypatch):
+    shipped = {name: f"weights/cifar10/{name}" for name in ("README.md", "metrics.json", "classifier/config.json")}
+    for path in shipped.values():
+        write_json(Path(path), {"published": {"scored": True}})
+    before = {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in shipped.values()}
+    asked = stand_ins(study)
+    monkeypatch.setattr(study, "METHODS", {"safemax": (500, "")})
+    monkeypatch.setattr(study, "CLASSES", ("bird",))
+    monkeypatch.setattr(study, "THREE_SEEDS", ())
+    assert call(study, monkeypatch, "classifier", "base", "table") == 0
+    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the judge is shared
+    base, unlearned = (cfg for kind, cfg in asked if kind == "fit")
+    assert unlearned.model.path == "runs/cifar/weights/cifar10"
+    assert base.classifier == unlearned.classifier == str(PROJECT / "weights/cifar10/classifier")
+    assert {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in before} == before
+
+
+def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
+    asked = stand_ins(study)
+    assert call(study, monkeypatch, "classifier", "judges", "base") == 0
+    assert [kind for kind, _ in asked].count("fit_classifier") == 3
+    (cfg,) = (cfg for kind, cfg in asked if kind == "fit")
+    assert cfg.classifier == str(PROJECT / "runs/cifar/weights/cifar10/classifier")
+    assert cfg.second_classifier == str(PROJECT / "runs/cifar/weights/cifar10/second_classifier")
+
+
+def test_base_models_alone_are_compiled(stand_ins, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILE", "true")
+    study = load(monkeypatch, tmp_path, "study")
+    asked = stand_ins(study)
+    study.base("cifar10")[0].work()
+    study.unlearn("table/a", "safemax").work()
+    assert [cfg.compile for kind, cfg in asked if kind == "fit"] == [True, False]
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
@@ -535,7 +586,9 @@ def test_the_probe_measures_what_there_is_time_for_and_outlives_what_fails(monke
     for norm in ("plain_norm", "bf16_norm"):
         largest, whole = found[f"{norm}_gradient_error"]
         assert 1e-3 < whole <= largest < 0.2 and found[f"{norm}_ms"] > 0
-    assert found["plain_norm_gradient_error"] != found["bf16_norm_gradient_error"]
+    for plain, kind in ((True, nn.GroupNorm), (False, GroupNorm)):
+        norms = [module for module in probe.base_model(plain).modules() if isinstance(module, nn.GroupNorm)]
+        assert norms and {type(norm) for norm in norms} == {kind}
 
 
 def test_base_models_are_compiled_if_that_is_right_and_clearly_faster(monkeypatch, tmp_path):
