@@ -266,58 +266,6 @@ def test_base_models_alone_are_compiled(stand_ins, monkeypatch, tmp_path):
     assert [cfg.compile for kind, cfg in asked if kind == "fit"] == [True, False]
 
 
-# -- calls -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_base_model_is_scored_as_it_is_published_and_seldom_stops_for_scores(study, stand_ins, monkeypatch):
-    asked = stand_ins(study)
-    assert call(study, monkeypatch, "base") == 0
-    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish"]
-    cfg = asked[0][1]
-    assert cfg.trainer.max_time == "00:00:05:30" and cfg.evaluation.final == "quick"
-    assert cfg.trainer.val_check_interval == 10000  # scores and 320 MB each time
-    assert asked[2][1][0] == "runs/cifar/weights/cifar10" and "evaluation.final=standard" in asked[2][1][1]
-    published = Path("runs/cifar/weights/cifar10")
-    assert asked[3][1] == (published / "evaluations/ddim", published)
-
-
-def test_shipped_weights_are_neither_overwritten_nor_a_reason_to_train_none(study, stand_ins, monkeypatch):
-    shipped = {name: f"weights/cifar10/{name}" for name in ("README.md", "metrics.json", "classifier/config.json")}
-    for path in shipped.values():
-        write_json(Path(path), {"published": {"scored": True}})
-    before = {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in shipped.values()}
-    asked = stand_ins(study)
-    monkeypatch.setattr(study, "METHODS", {"safemax": (500, "")})
-    monkeypatch.setattr(study, "CLASSES", ("bird",))
-    monkeypatch.setattr(study, "THREE_SEEDS", ())
-    assert call(study, monkeypatch, "classifier", "base", "table") == 0
-    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the judge is shared
-    base, unlearned = (cfg for kind, cfg in asked if kind == "fit")
-    assert unlearned.model.path == "runs/cifar/weights/cifar10"
-    assert base.classifier == unlearned.classifier == str(PROJECT / "weights/cifar10/classifier")
-    assert {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in before} == before
-
-
-def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
-    asked = stand_ins(study)
-    assert call(study, monkeypatch, "classifier", "judges", "base") == 0
-    assert [kind for kind, _ in asked].count("fit_classifier") == 3
-    (cfg,) = (cfg for kind, cfg in asked if kind == "fit")
-    assert cfg.classifier == str(PROJECT / "runs/cifar/weights/cifar10/classifier")
-    assert cfg.second_classifier == str(PROJECT / "runs/cifar/weights/cifar10/second_classifier")
-
-
-def test_base_models_alone_are_compiled(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMPILE", "true")
-    study = load(monkeypatch, tmp_path, "study")
-    asked: list[list[str]] = []
-    monkeypatch.setattr(study, "fit", lambda *_: None)
-    monkeypatch.setattr(study, "compose", lambda kind, words: asked.append(words))
-    study.fitted(tmp_path / "a", "cifar10_pretrain_medium", *study.from_random_weights("unet_medium", 330))
-    study.unlearn("table/a", "safemax").work()
-    assert [("compile=true" in words) for words in asked] == [True, False]
-
-
 def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stand_ins, monkeypatch):
     asked = stand_ins(study)
     monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + 200)
