@@ -91,7 +91,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
 
     quiet()
     with clear_errors():
-        check_command_line(config_name, overrides)
+        check_command_line(config_name, overrides, several=bool({"-m", "--multirun"} & set(flags)))
     sys.argv[1:] = [*overrides, *flags]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
     if failed:
@@ -145,11 +145,17 @@ def _list_choices() -> str:
     return "\n".join(lines)
 
 
-def check_command_line(config_name: str, overrides: list[str]) -> None:
-    """Compose what the overrides ask for, every value of a sweep included, and raise `UserError` if they are wrong."""
+def check_command_line(config_name: str, overrides: list[str], several: bool = True) -> None:
+    """Compose what the overrides ask for, every value of a sweep included, and raise `UserError` if they are wrong.
+
+    `several` says whether sweeps are legal, as with -m.
+    """
     alternatives = [
         _values_of(override) for override in parse(overrides) if not str(override.input_line).startswith("hydra")
     ]
+    if not several:
+        for override in parse(overrides):
+            _check_single(override, "; for a run of each add -m")
     first = [values[0] for values in alternatives]
     compose(config_name, first)
     for place, values in enumerate(alternatives):
@@ -210,6 +216,15 @@ def _quote_if_needed(text: str) -> str:
     except HydraException:
         return _quote(text.strip())
     return text
+
+
+def _check_single(override: Override, more: str = "") -> None:
+    if override.is_sweep_override():
+        key = override.get_key_element()
+        raise UserError(
+            f"{override.input_line} are several values, and one is legal: write a list as {key}=[a,b], and text with a "
+            f"comma as '{key}=\"a,b\"'{more}"
+        )
 
 
 def _values_of(override: Override) -> list[str]:
@@ -307,6 +322,10 @@ def build(node: Any, **arguments: Any) -> Any:
         if error.__cause__ is None or isinstance(error.__cause__, OF_BAD_SETTINGS):
             raise UserError(" ".join(str(error).split())) from error
         raise
+    except MissingMandatoryValue as error:
+        raise UserError(f"the setting {error.full_key} is missing: give {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:
@@ -367,11 +386,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         item, key = change.input_line, change.key_or_group
         if change.type != OverrideType.CHANGE:
             raise UserError(f"{item}: keys are neither added nor removed here; change one with key=value")
-        if change.is_sweep_override():
-            raise UserError(
-                f"{item} are several values, and one is legal: write a list as {key}=[a,b], and text with a comma as "
-                f"'{key}=\"a,b\"'"
-            )
+        _check_single(change)
         if key == "experiment":
             raise UserError(
                 f"{item}: a run keeps its experiment; change single settings or groups such as sampler=ddpm"

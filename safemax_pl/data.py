@@ -65,8 +65,8 @@ class ForgetRetainDataModule(LightningDataModule):
 
     Args:
         name: short name, used in messages and for the names of experiments.
-        path: `sklearn/digits`, a folder (parquet files in the hub's layout, or one folder of images per class),
-            or a Hugging Face hub id.
+        path: `sklearn/digits`, a folder (parquet files in the hub's layout, or one folder of images per class, see
+            configs/data/imagefolder.yaml), or a Hugging Face hub id.
         image_size: height and width of the images, in pixels.
         channels: 1 (grey) or 3 (RGB).
         forget_classes: indices, class names or superclass names, or one of them; empty to forget nothing.
@@ -80,7 +80,8 @@ class ForgetRetainDataModule(LightningDataModule):
         cache_dir: where decoded images are kept.
 
     Raises:
-        UserError: for a class that does not exist, for all classes forgotten, and for unreadable images.
+        UserError: for a class that does not exist or has no training or test images, for all classes forgotten, and
+            for unreadable images.
     """
 
     def __init__(

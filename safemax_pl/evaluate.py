@@ -22,11 +22,12 @@ from torch import Tensor
 from safemax_pl import figures, identity, networks, ranks, tables, untrusted
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
+from safemax_pl.config_keys import check_values
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import printable
-from safemax_pl.evaluation import Evaluator, NoiseImages, check_trainer
+from safemax_pl.evaluation import Evaluator, NoiseImages
 from safemax_pl.files import atomic, check_writable, digest, write_json
 from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
@@ -46,7 +47,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     Raises:
         UserError: when a classifier is missing, damaged, made for other data or no better than chance on it.
     """
-    check_trainer(cfg.trainer)
+    check_values(cfg)  # a saved configuration has not been looked at
     classifier = Classifier.load(cfg.classifier, data)
     second = cfg.get("second_classifier")  # runs of 0.2.0 have none
 
@@ -238,7 +239,7 @@ def check_identity(
         for key, value in now.items()
         if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
     }
-    identity.check(str(folder), recorded, kept)
+    identity.check(str(folder), recorded, kept, again=True)
 
 
 def saved_config(path: Path, overrides: list[str]) -> DictConfig:

@@ -26,7 +26,6 @@ from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import printable
-from safemax_pl.evaluation import check_trainer
 from safemax_pl.files import check_writable
 from safemax_pl.loggers import ForgivingWandb, ending_wandb
 from safemax_pl.needs import check_needs
@@ -52,7 +51,6 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder
     check_settings(cfg)
-    check_trainer(cfg.trainer)
     check_needs(cfg)
     check_writable(run.folder, "set runs_dir to another folder")
     check_writable(data.cache_dir, "set data.cache_dir to another folder")

@@ -159,18 +159,19 @@ def splits_of(tree: Folder, skipped: Skipped) -> dict[str, dict[str, list[Path]]
 def tables_of(tree: Folder, skipped: Skipped) -> dict[str, list[Path]]:
     """Parquet files by split, in the hub's layouts: train-00000-of-00002.parquet, or train/0000.parquet.
 
-    Without any name of a split, all files are the training split, as for `datasets`.
+    Without any name of a split, all files are the training split, as for `datasets`; beside images they are metadata.
 
     Raises:
         UserError: when a split has files in several folders, as repositories with several configurations have.
     """
     found: dict[str, list[Path]] = {}
     none: list[Path] = []
-    for file in [file for file in tree.files() if file.suffix.lower() == ".parquet"]:
+    files = tree.files()
+    for file in [file for file in files if file.suffix.lower() == ".parquet"]:
         above = reversed(file.relative_to(tree.path).parent.parts)
         role = next((role for name in (file.stem, *above) if (role := role_of(name))), None)
         (none if role is None else found.setdefault(role, [])).append(file)
-    if not found and none:
+    if none and len(none) == len(files):
         found, none = {"train": none}, []
     skipped["parquet files of no split"] += _relative(none, tree.path)
     for split, files in found.items():

@@ -100,13 +100,14 @@ def of_config_judges(cfg: DictConfig) -> Identity:
     return found
 
 
-def check(where: str, recorded: Identity, now: Identity) -> None:
+def check(where: str, recorded: Identity, now: Identity, again: bool = False) -> None:
     """Compare what is known of both.
 
     Args:
         where: the run, for the error.
         recorded: when the run began.
         now: by the present command.
+        again: whether a run is scored again, for which another judge or base model may be named.
 
     Raises:
         UserError: for other data, another base model or another judge.
@@ -114,13 +115,13 @@ def check(where: str, recorded: Identity, now: Identity) -> None:
     if "data" in recorded and "data" in now and not same_data(recorded["data"], now["data"]):
         raise UserError(
             f"{where} was made from other data (fingerprint {recorded['data']['fingerprint']}; data.path now has "
-            f"{now['data']['fingerprint']}): give another name=, or the data.path of then"
+            f"{now['data']['fingerprint']}): give {'' if again else 'another name=, or '}the data.path of then"
         )
     for key, setting in SETTINGS.items():
         if key in recorded and key in now and recorded[key] != now[key]:
             raise UserError(
                 f"{where} was made with another {key} (digest {recorded[key]}; {setting} now has {now[key]}): give "
-                f"another name=, or put the {key} of then back"
+                f"{f'{setting}=... to take another' if again else 'another name='}, or put the {key} of then back"
             )
 
 

@@ -326,7 +326,8 @@ def _left_out(skipped: Mapping[str, list[str]]) -> list[str]:
 def _by_class(names: list[str], counts: list[int]) -> str:
     if len(names) <= SHOWN_CLASSES:
         return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
-    return f"{min(counts)} to {max(counts)} of {some(names)}"
+    low, high = min(counts), max(counts)
+    return f"{some(names)}, {low if low == high else f'{low} to {high}'} each"
 
 
 def some(names: list[str]) -> str:

@@ -27,6 +27,7 @@ from safemax_pl import networks
 from safemax_pl.config import compose, override
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.files import PROJECT
+from safemax_pl.group_norm import GroupNorm
 from safemax_pl.publish import FILES, LIMITS
 from safemax_pl.reports.reading import read
 from safemax_pl.sampler import Sampler
@@ -256,15 +257,13 @@ def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monk
     assert cfg.second_classifier == str(PROJECT / "runs/cifar/weights/cifar10/second_classifier")
 
 
-def test_base_models_alone_are_compiled(monkeypatch, tmp_path):
+def test_base_models_alone_are_compiled(stand_ins, monkeypatch, tmp_path):
     monkeypatch.setenv("COMPILE", "true")
     study = load(monkeypatch, tmp_path, "study")
-    asked: list[list[str]] = []
-    monkeypatch.setattr(study, "fit", lambda *_: None)
-    monkeypatch.setattr(study, "compose", lambda kind, words: asked.append(words))
-    study.fitted(tmp_path / "a", "cifar10_pretrain_medium", *study.from_random_weights("unet_medium", 330))
+    asked = stand_ins(study)
+    study.base("cifar10")[0].work()
     study.unlearn("table/a", "safemax").work()
-    assert [("compile=true" in words) for words in asked] == [True, False]
+    assert [cfg.compile for kind, cfg in asked if kind == "fit"] == [True, False]
 
 
 def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stand_ins, monkeypatch):
@@ -535,7 +534,9 @@ def test_the_probe_measures_what_there_is_time_for_and_outlives_what_fails(monke
     for norm in ("plain_norm", "bf16_norm"):
         largest, whole = found[f"{norm}_gradient_error"]
         assert 1e-3 < whole <= largest < 0.2 and found[f"{norm}_ms"] > 0
-    assert found["plain_norm_gradient_error"] != found["bf16_norm_gradient_error"]
+    for plain, kind in ((True, nn.GroupNorm), (False, GroupNorm)):
+        norms = [module for module in probe.base_model(plain).modules() if isinstance(module, nn.GroupNorm)]
+        assert norms and {type(norm) for norm in norms} == {kind}
 
 
 def test_base_models_are_compiled_if_that_is_right_and_clearly_faster(monkeypatch, tmp_path):
@@ -580,6 +581,14 @@ def test_a_better_base_model_is_promoted_and_the_compact_one_stays(promotion):
     assert (compact / "unet/w").read_bytes() == before["unet/w"] and not (compact / "classifier").exists()
     assert (compact / "metrics.json").read_bytes() == before["metrics.json"]
     assert (shipped / "config.yaml").read_text() == "classifier: ${project:weights}/cifar10/classifier\n"
+
+
+def test_where_none_is_shipped_the_base_model_is_promoted_with_its_judge(promotion):
+    set_fid(promotion.WEIGHTS / "cifar10", 4)
+    shutil.rmtree(promotion.SHIPPED)
+    promotion.promote("cifar10")
+    assert (promotion.SHIPPED / "cifar10/unet/w").exists() and not (promotion.SHIPPED / "cifar10_compact").exists()
+    assert (promotion.SHIPPED / "cifar10/classifier/config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -451,6 +451,13 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_1(run_command, capsys):
     assert out == "" and err.startswith("error: unknown unlearner 'safemx'") and err.count("\n") == 1
 
 
+def test_several_values_without_a_flag_are_one_line(run_command, capsys):
+    with pytest.raises(SystemExit):
+        run_command("data.path=/a,b")
+    err = capsys.readouterr().err
+    assert err.startswith("error: data.path=/a,b are several values") and err.count("\n") == 1 and "add -m" in err
+
+
 def test_the_configuration_can_be_shown(run_command, capsys):
     assert run_command("seed=3", "--cfg", "job") == []
     assert "seed: 3" in capsys.readouterr().out
@@ -473,6 +480,19 @@ def test_an_argument_that_a_constructor_cannot_use_is_one_line():
     with pytest.raises(UserError) as caught:
         build({"_target_": "safemax_pl.sampler.Sampler", "steps": "many"})
     assert "safemax_pl.sampler.Sampler" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=imagefolder"], r"the setting data\.path is missing: give data\.path="),
+        (["data.forget_classes=['${nowhere}']"], "nowhere"),
+    ],
+)
+def test_a_setting_without_a_value_is_named(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(compose("fit", overrides).data)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_node_builds_nothing():

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,11 @@ from torch import nn
 from safemax_pl import networks
 from safemax_pl.architectures import ResNet
 from safemax_pl.classifier import Classifier
-from safemax_pl.config import compose
+from safemax_pl.config import build
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import doubts, make_evaluator
-from safemax_pl.evaluation import PARTIAL, check_trainer
 from safemax_pl.files import PROJECT, write_json
-from safemax_pl.fit import fit
 from safemax_pl.metrics.finite import KINDS, Finite
 from safemax_pl.plans import Rows
 from safemax_pl.sampler import Sampler
@@ -33,13 +30,11 @@ broken = pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
     cfg = tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]", "evaluation.guidance=[0]")
-    data = networks_data(cfg)
+    data = data_of(cfg)
     return make_evaluator(cfg, data)
 
 
-def networks_data(cfg):
-    from safemax_pl.config import build
-
+def data_of(cfg):
     data = build(cfg.data)
     data.setup("fit")
     return data
@@ -177,23 +172,13 @@ def test_no_json_holds_a_number_that_is_not_finite(tmp_path, value):
 # -- parts of a plan -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PARTIAL)
-def test_settings_of_the_trainer_that_skip_batches_are_refused(name):
-    value = 0.5 if name.startswith("limit") else True
-    with pytest.raises(UserError, match=rf"trainer.{name}={value} leaves out batches"):
-        check_trainer(OmegaConf.create({name: value}))
-
-
-@pytest.mark.parametrize("node", [{}, {"fast_dev_run": False}, {"limit_test_batches": 1.0}, {"overfit_batches": 0.0}])
-def test_settings_that_skip_nothing_are_legal(node):
-    check_trainer(OmegaConf.create(node))
-
-
-@pytest.mark.parametrize("setting", ["fast_dev_run=true", "limit_test_batches=1", "limit_val_batches=0"])
-def test_a_fit_that_would_skip_batches_keeps_nothing(tmp_path, setting):
-    with pytest.raises(UserError, match="leaves out batches"):
-        fit(tiny(tmp_path, f"+trainer.{setting}"), "smoke")
-    assert not (tmp_path / "smoke").exists()
+@pytest.mark.parametrize("setting", ["fast_dev_run=true", "limit_test_batches=1", "limit_val_batches=0.5"])
+def test_a_saved_configuration_that_skips_batches_scores_nothing(evaluator, tmp_path, setting):
+    cfg = tiny(tmp_path)
+    name, _, value = setting.partition("=")
+    OmegaConf.update(cfg, f"trainer.{name}", OmegaConf.create(f"value: {value}").value, force_add=True)
+    with pytest.raises(UserError, match=f"trainer.{name} is decided by the program"):
+        make_evaluator(cfg, evaluator.data)
 
 
 def test_images_that_are_missing_are_no_score_and_are_not_kept(evaluator, tmp_path, monkeypatch):
@@ -244,9 +229,3 @@ def test_the_accuracy_of_the_judges_is_measured_and_stands_in_the_results(evalua
 def test_what_the_original_says_against_the_experiment_is_said(original, words):
     found = doubts(original, num_classes=10)
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
-
-
-def test_the_configurations_of_this_project_skip_nothing():
-    for path in sorted((PROJECT / "configs/trainer").glob("*.yaml")):
-        check_trainer(compose("fit", [f"trainer={path.stem}"]).trainer)
-    assert Path(path).exists()

@@ -267,13 +267,13 @@ def servers() -> Iterator[dict[str, str]]:
 
 
 TROUBLE = {
-    "unreachable": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, {}, "connection refused"),
+    "unreachable": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, {}, "CommError"),
     "401": ({"WANDB_BASE_URL": "http://{401}"}, {}, "401"),
     "403": ({"WANDB_BASE_URL": "http://{403}"}, {}, "403"),
     "404": ({"WANDB_BASE_URL": "http://{404}"}, {}, "404"),
-    "500": ({"WANDB_BASE_URL": "http://{500}"}, {}, "500"),
-    "a server that never answers": ({"WANDB_BASE_URL": "http://{hang}"}, {}, "deadline exceeded"),
-    "no TLS": ({"WANDB_BASE_URL": "https://user:secret@{500}"}, {}, "TLS handshake"),
+    "500": ({"WANDB_BASE_URL": "http://{500}"}, {}, "CommError"),
+    "a server that never answers": ({"WANDB_BASE_URL": "http://{hang}"}, {}, "CommError"),
+    "no TLS": ({"WANDB_BASE_URL": "https://user:secret@{500}"}, {}, "CommError"),
     "no URL": ({"WANDB_BASE_URL": "nonsense"}, {}, "nonsense"),
     "a short key": ({"WANDB_API_KEY": "abc"}, {}, "must have 40+ characters, has 3"),
     "no key of letters": ({"WANDB_API_KEY": "!" * 40}, {}, "may only contain"),
@@ -293,7 +293,8 @@ def test_whatever_stands_in_the_way_the_run_is_logged_offline(
     without_account, servers, tmp_path, monkeypatch, capfd, trouble
 ):
     environment, names, words = TROUBLE[trouble]
-    monkeypatch.setattr(loggers, "INIT_TIMEOUT", 1)
+    if words == "CommError":  # it is tried again until then
+        monkeypatch.setattr(loggers, "INIT_TIMEOUT", 1)
     address = re.compile(r"\{(.*)\}")
     for name, value in {"WANDB_API_KEY": KEY, **environment}.items():
         monkeypatch.setenv(name, address.sub(lambda found: servers[found[1]], value))

@@ -1,4 +1,5 @@
 import errno
+import io
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from safemax_pl import sources
+from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.sources import DIGITS, Source, held_out_mask
@@ -703,6 +705,171 @@ def test_a_parquet_file_that_is_none_is_refused(tmp_path, folder):
     (folder / "train.parquet").write_bytes(b"half a download")
     with pytest.raises(UserError, match=str(folder)):
         load(folder, tmp_path)
+
+
+def write_table(path: Path, labels: list[Any], label: Any = ("cat", "dog"), image: Any = None, seed: int = 0) -> None:
+    """A table of `image` and `label`, the latter a ClassLabel of these names or a type; labels are not checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import ClassLabel, Features
+    from datasets import Image as ImageFeature
+
+    kind = ClassLabel(names=list(label)) if isinstance(label, tuple) else label
+    cells: list[Any] = []
+    for picture in pictures(len(labels), 100 * seed):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        cell = {"bytes": file.getvalue(), "path": None}
+        cells.append(cell if image is None else [cell])
+    schema = Features({"image": image or ImageFeature(), "label": kind}).arrow_schema
+    rows = [{"image": cell, "label": value} for cell, value in zip(cells, labels, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ([0, 1] * 5, [-1] * 4, HELD_OUT),
+        ([0, 1] * 5, [None] * 4, HELD_OUT),
+        ([0, 1] * 5, None, HELD_OUT),
+        ([0, 1, -1, 0, None, 1], [0, -1, 1], TRAIN_AND_TEST),
+    ],
+    ids=["unlabelled test", "empty test labels", "no test", "some unlabelled"],
+)
+@pytest.mark.parametrize("text", [False, True])
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path, capsys, train, test, expected, text):
+    from datasets import Value
+
+    kind = Value("string") if text else ("cat", "dog")
+    for split, labels in (("train", train), ("test", test)):
+        if labels is not None:
+            named = [["cat", "dog", None][-1 if label is None else label] for label in labels]
+            write_table(tmp_path / f"table/{split}.parquet", named if text else labels, kind)
+    source = load(tmp_path / "table", tmp_path / "cache")
+    assert counts(source) == expected
+    assert ("without a label" in capsys.readouterr().out) == any(
+        label in (None, -1) for label in [*train, *(test or [])]
+    )
+    if expected is TRAIN_AND_TEST:
+        for image, row in zip(source.train.images, (0, 1, 3, 5), strict=True):
+            assert torch.equal(image, torch.from_numpy(pixels(row)).permute(2, 0, 1))
+
+
+def test_pixels_stay_with_their_labels_over_shards_and_folders(tmp_path):
+    root = tmp_path / "set [1] *"
+    for shard in range(3):
+        write_table(root / f"default/train/{shard:04d}.parquet", [0, 1, 0, 1], seed=shard)
+    write_table(root / "default/validation/0000.parquet", [1, 0], seed=9)
+    source = load(root, tmp_path / "cache")
+    assert source.train.labels.tolist() == [0, 1] * 6 and source.test.labels.tolist() == [1, 0]
+    for row in range(12):
+        assert torch.equal(
+            source.train.images[row], torch.from_numpy(pixels(100 * (row // 4) + row % 4)).permute(2, 0, 1)
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["Train.parquet", "training-0.parquet", "my_train.PARQUET", "data.parquet", "0000.parquet"]
+)
+def test_a_training_table_is_found_by_its_usual_names(tmp_path, name):
+    write_table(tmp_path / "table" / name, [0, 1] * 5)
+    assert counts(load(tmp_path / "table", tmp_path / "cache")) == HELD_OUT
+
+
+def test_images_beside_metadata_as_a_table_are_read(tmp_path, folder):
+    lay_out(folder, {"cat": 5, "dog": 5})
+    write_table(folder / "metadata.parquet", [0, 1])
+    assert counts(load(folder, tmp_path / "cache")) == HELD_OUT
+
+
+def test_tables_and_what_they_hold_must_be_clear(tmp_path):
+    from datasets import Image as ImageFeature
+    from datasets import List, Value
+
+    cases: list[tuple[dict[str, tuple], str]] = [
+        ({"train": ([-1] * 4,)}, "no row of train at .* has a label"),
+        ({"train": ([0, 1], ("cat", "dog")), "test": ([0, 1], ("dog", "cat"))}, "test split has other class names"),
+        ({"train-0": ([0, 1], ("cat", "dog")), "train-1": ([0, 1], ("dog", "cat"))}, "other class names than the rest"),
+        ({"a/train": ([0, 1],), "b/train": ([0, 1],)}, "train split has parquet files in 2 folders"),
+        (
+            {"train": ([0, 1] * 3, ("cat", "dog", "owl")), "test": ([2], ("cat", "dog", "owl"))},
+            "no training images of owl",
+        ),
+        ({"train": ([0, 1] * 3,), "test": ([0],)}, "no images of dog in the test split"),
+        ({"train": ([0, 0, 0], ("cat",))}, "has one class"),
+        ({"train": ([0, 1], Value("int64"))}, r"must be of type ClassLabel.*cast_column\('label', ClassLabel"),
+        ({"train": ([0.0, 1.0], Value("float32"))}, "must be of type ClassLabel"),
+        (
+            {"train": ([0, 1], ("cat", "dog"), List(ImageFeature()))},
+            r"must be of type Image.*cast_column\('image', Image",
+        ),
+        ({"train": ([0, 1, 2],)}, "row 2 of train at .* has the label 2: legal are 0 to 1, and -1 for none"),
+        ({"train": ([0, 1, 1, 0], ("cat", "dog")), "test": ([0, -2],)}, "row 1 of test at .* has the label -2"),
+    ]
+    for i, (files, message) in enumerate(cases):
+        for name, content in files.items():
+            write_table(
+                tmp_path / str(i) / f"{name}.parquet", *content[:2], image=content[2] if len(content) > 2 else None
+            )
+        with pytest.raises(UserError, match=message) as caught:
+            load(tmp_path / str(i), tmp_path / "cache")
+        assert str(tmp_path / str(i)) in str(caught.value)
+
+
+def test_a_class_label_with_names_that_no_image_has_is_refused_for_unlearning(tmp_path):
+    write_table(tmp_path / "table/train.parquet", [0, 2] * 5, ("cat", "dog", "owl"))
+    data = ForgetRetainDataModule("mine", str(tmp_path / "table"), 8, 3, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"no training images of dog.*the names of its ClassLabel"):
+        data.prepare_data()
+
+
+def test_parquet_is_not_copied_into_another_cache(tmp_path):
+    write_table(tmp_path / "table/train.parquet", [0, 1] * 5)
+    before = {path.name for path in tmp_path.iterdir()}
+    load(tmp_path / "table", tmp_path / "cache")
+    assert {path.name for path in tmp_path.iterdir()} == before | {"cache"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train", "test"], TRAIN_AND_TEST),
+        (["train", "valid"], TRAIN_AND_TEST),
+        (["train"], HELD_OUT),
+    ],
+)
+def test_a_data_set_of_the_hub_has_splits_by_their_names(tmp_path, monkeypatch, names, expected):
+    from datasets import Dataset, DatasetDict
+
+    for name in names:
+        labels = [0, 1] if name != "train" else [0, 1] * (5 if len(names) == 1 else 2)
+        write_table(tmp_path / f"{name}.parquet", labels)
+    splits = DatasetDict({name: Dataset.from_parquet(str(tmp_path / f"{name}.parquet")) for name in names})
+    monkeypatch.setattr("datasets.load_dataset", lambda _: splits)
+    source = load("team/pets", tmp_path / "cache")
+    assert counts(source) == expected
+    assert torch.equal(source.train.images[0], torch.from_numpy(pixels(0)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/cache/hub"), "/cache/hub can't be written .*set HF_HOME"),
+        (OSError(errno.EROFS, "Read-only file system", "/cache/hub"), "/cache/hub can't be written .*set HF_HOME"),
+        (
+            ConnectionError("no network"),
+            r"is no folder here, and can't be read as a data set \(ConnectionError: no network",
+        ),
+    ],
+)
+def test_a_hub_that_can_not_be_used_is_one_line(tmp_path, monkeypatch, error, message):
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(UserError, match=message):
+        load("team/pets", tmp_path)
 
 
 # -- the real thing ----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from safemax_pl.config import build, compose
 from safemax_pl.data import LabelledImages
 from safemax_pl.energy import joules
 from safemax_pl.networks import Model
+from safemax_pl.precision import full_precision
 
 CUDA = torch.cuda.is_available()
 DEVICE = default_device()
@@ -56,29 +57,18 @@ class CIFAR:
     image_shape, num_classes = (3, 32, 32), 10
 
 
-class Bfloat16GroupNorm(nn.GroupNorm):
-    """Writes bfloat16 under autocast, which would have it write float32; its statistics are float32 either way."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype is not torch.bfloat16 or not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
 def base_model(plain_norm: bool) -> Model:
-    """The base model of the study: with torch's GroupNorm, or the network's own, which computes in bfloat16."""
+    """The base model of the study: with torch's GroupNorm, or ours, which stays in bfloat16 on CUDA."""
     tiny = [] if CUDA else TINY["model=unet_medium"]
     cfg = compose("fit", ["experiment=cifar10_pretrain_medium", *tiny])
     torch.manual_seed(0)
     model: Model = build(cfg.model, data=CIFAR())
-    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-    own = next((type(norm) for norm in norms if type(norm) is not nn.GroupNorm), Bfloat16GroupNorm)
-    for norm in norms:
-        norm.__class__ = nn.GroupNorm if plain_norm else own
+    for module in model.modules():
+        if plain_norm and isinstance(module, nn.GroupNorm):
+            module.__class__ = nn.GroupNorm
     return model.to(DEVICE).train()
 
 
@@ -109,7 +99,7 @@ def gradients(model: Model, batch: Inputs) -> list[Tensor]:
 def exact_gradients() -> list[Tensor]:
     """In float32, without TensorFloat-32."""
     model = base_model(plain_norm=True)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with full_precision():
         loss(model, inputs(BATCH)).backward()
     return [weight.grad for weight in model.parameters() if weight.grad is not None]
 

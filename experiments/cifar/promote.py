@@ -38,6 +38,7 @@ def promote(data: str) -> None:
         for path in shipped.iterdir():
             if "classifier" not in path.name:
                 path.rename(compact / path.name)
+    shipped.mkdir(parents=True, exist_ok=True)
     for path in new.iterdir():
         place = shipped / path.name
         if path.is_dir() and path.name != "evaluations" and not place.exists():
