@@ -314,8 +314,6 @@ def build(node: Any, **arguments: Any) -> Any:
     """Call a node's `_target_` with its keys and `arguments`; a constructor's complaint becomes a `UserError`."""
     try:
         return hydra.utils.instantiate(node, **arguments)
-    except MissingMandatoryValue as error:
-        raise UserError(f"a setting is missing ({str(error).splitlines()[0]}): give it as key=value") from error
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
