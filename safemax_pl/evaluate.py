@@ -21,6 +21,7 @@ from torch import Tensor
 from safemax_pl import figures, networks, ranks, tables, untrusted
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
+from safemax_pl.config_keys import check_keys
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import printable
@@ -31,6 +32,24 @@ from safemax_pl.noise import CONTROLS
 from safemax_pl.progress import progress_bars
 from safemax_pl.runs import comparable, provenance, read_metrics, training
 
+# What a configuration of a folder has to be for its model to be scored
+SAVED = {
+    "classifier": str,
+    "second_classifier?": str | None,
+    "data": {"_target_": str, "name": str, "path": str, "image_size": int},
+    "evaluation": {
+        "guidance": [int | float],
+        "batch_size": int,
+        "plans": {"*": {"forget_per_class": int, "retain_total": int}},
+        "final": str,
+        "inception?": str | None,
+    },
+    "model": {"_target_": str, "path?": str},
+    "sampler": {"_target_": str},
+    "trainer": {"_target_": str, "precision": str, "enable_progress_bar": bool},
+}
+MOST = {"data.image_size": 4096, "evaluation.batch_size": 100_000}
+MOST_IMAGES = 10**7  # of a plan
 KEPT_SEEDS = 8  # of every class, whose images a run keeps for the report
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
 
@@ -182,7 +201,21 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
                 print(printable(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it"))
             saved.data.cache_dir = usual
         cfg = override(saved, overrides)
-        OmegaConf.to_container(cfg, resolve=True)
+        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        untrusted.check_shape(plain, SAVED)
+        built = {key: cfg[key] for key in ("data", "model", "sampler", "trainer")}
+        check_keys(OmegaConf.create(built), dict.fromkeys(built))
+        sizes = {
+            "data.image_size": plain["data"]["image_size"],
+            "evaluation.batch_size": plain["evaluation"]["batch_size"],
+        }
+        sizes |= {f"evaluation.plans.{name}": sum(plan.values()) for name, plan in plain["evaluation"]["plans"].items()}
+        for name, size in sizes.items():
+            given = any(item.startswith(name) for item in overrides)
+            if size > (most := MOST.get(name, MOST_IMAGES)) and not given:
+                raise ValueError(
+                    f"{name} has {size}, at most {most} are legal in a folder: give it on the command line"
+                )
     return cfg
 
 
