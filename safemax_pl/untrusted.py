@@ -38,6 +38,7 @@ from safemax_pl.files import PROJECT
 MOST_JSON, MOST_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
 MOST_DEPTH, MOST_NODES = 20, 10_000  # of a YAML file
 MOST_TEXT, MOST_INTERPOLATIONS = 4096, 5  # letters of a value of a YAML file, and references in it
+MOST_LETTERS = 10_000  # of a text or a key of a JSON file
 LARGEST = 2**53  # of a whole number: every float64 up to it is exact
 MOST_PARAMETERS = 2 * 10**9  # of a network, 8 GB in float32
 MOST_WIDTH, MOST_BLOCKS, MOST_LEVELS = 2**16, 64, 16  # of a network: any number, blocks of a level, levels
@@ -162,6 +163,36 @@ def _whole(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) > LARGEST:
         raise ValueError(f"the number {digits[:30]} is too large")
     return int(digits)
+
+
+def check_shape(value: Any, shape: Any, where: str = "") -> None:
+    """Compare JSON with a shape: a type, [shape] for a list, or a mapping of keys to shapes.
+
+    The key "*" stands for all others, and one that ends in ? may be missing. Keys and texts have a limited length.
+
+    Raises:
+        TypeError: for the first part of another kind.
+        ValueError: for a text that is too long.
+    """
+    if isinstance(shape, dict):
+        check_shape(value, dict, where)
+        for key in [key for key in shape if key != "*" and not (key.endswith("?") and key[:-1] not in value)]:
+            if key.rstrip("?") not in value:
+                raise TypeError(f"{where} has no {key}")
+        for key, part in value.items():
+            if len(key) > MOST_LETTERS:
+                raise ValueError(f"a key of {where} has {len(key)} letters")
+            wanted = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
+            check_shape(part, wanted, f"{where}.{key}".lstrip("."))
+    elif isinstance(shape, list):
+        check_shape(value, list, where)
+        for part in value:
+            check_shape(part, shape[0], where)
+    elif not isinstance(value, shape) or (isinstance(value, bool) and shape not in (bool, object)):
+        wanted = getattr(shape, "__name__", str(shape))
+        raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {wanted}")
+    elif isinstance(value, str) and len(value) > MOST_LETTERS:
+        raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

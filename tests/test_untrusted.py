@@ -97,6 +97,19 @@ HOSTILE = {
     "broken interpolations": ("data.name", "${oc.env"),
     "many interpolations": ("data.name", "${seed}" * 50),
     "long text": ("name", "x" * 5000),
+    "a number in the place of a node": ("data", 5),
+    "a list in the place of a node": ("model", [1]),
+    "no node": ("sampler", None),
+    "no target": ("sampler", {"name": "ddim"}),
+    "a list in the place of a path": ("classifier", ["a"]),
+    "a word for a number": ("sampler.steps", "many"),
+    "a value that is missing": ("data.path", "???"),
+    "an argument that none has": ("sampler.theirs", 1),
+    "huge images": ("data.image_size", 10**6),
+    "huge batches": ("evaluation.batch_size", 10**9),
+    "huge plans": ("evaluation.plans.standard.retain_total", 10**12),
+    "plans that are none": ("evaluation.plans", [1]),
+    "guidance that is none": ("evaluation.guidance", "0"),
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safemax_pl import untrusted
 from safemax_pl.errors import UserError
-from safemax_pl.reports.reading import NUMBER, FinishedRun, check_shape, flat, lacking, quoted, what_must_agree
+from safemax_pl.reports.reading import NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
 
 # Without one of these the number of an attack can't be placed.
 REQUIRED = (
@@ -102,7 +102,7 @@ def _refusal(run: FinishedRun, block: dict[str, Any]) -> str | None:
     """Why the numbers of a block can't stand for the run; raises TypeError or ValueError for a damaged one."""
     if key := lacking(flat(block), REQUIRED):
         return f"has no {key}, and a number without it is refused"
-    check_shape(block, SHAPE)
+    untrusted.check_shape(block, SHAPE)
     attacked, forgotten = block["weights"]["unlearned"], "+".join(block["protocol"]["forget_classes"])
     if attacked != (scored := run.metrics["weights"].get("unlearned")):
         return f"was run on other weights ({attacked}) than those that were scored ({scored})"

@@ -36,7 +36,6 @@ REQUIRED = (
 )
 
 # What the parts of a metrics.json are that a report reads; a key that ends in ? may be missing
-MOST_LETTERS = 10_000  # of a text
 NUMBER = int | float
 SCORES = {"per_class": {"*": {"*": NUMBER}}, "*": NUMBER}
 SHAPE = {
@@ -197,7 +196,7 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
             "out"
         )
     with untrusted.damaged(path):
-        check_shape(metrics, SHAPE)
+        untrusted.check_shape(metrics, SHAPE)
         for guidance in metrics["scores"]:
             if not re.fullmatch(r"w=-?[0-9.]{1,12}(e[+-]?[0-9]{1,3})?", guidance):
                 raise ValueError(f"scores has {guidance!r}, expected a guidance weight such as w=0")
@@ -216,36 +215,6 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     return FinishedRun(
         folder, metrics, {key: value for key, value in flat(plain).items() if value is not None}, class_names
     )
-
-
-def check_shape(value: Any, shape: Any, where: str = "") -> None:
-    """Compare JSON with a shape: a type, [shape] for a list, or a mapping of keys to shapes.
-
-    The key "*" stands for all others, and one that ends in ? may be missing. Keys and texts have a limited length.
-
-    Raises:
-        TypeError: for the first part of another kind.
-        ValueError: for a text that is too long.
-    """
-    if isinstance(shape, dict):
-        check_shape(value, dict, where)
-        for key in [key for key in shape if key != "*" and not (key.endswith("?") and key[:-1] not in value)]:
-            if key.rstrip("?") not in value:
-                raise TypeError(f"{where} has no {key}")
-        for key, part in value.items():
-            if len(key) > MOST_LETTERS:
-                raise ValueError(f"a key of {where} has {len(key)} letters")
-            wanted = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
-            check_shape(part, wanted, f"{where}.{key}".lstrip("."))
-    elif isinstance(shape, list):
-        check_shape(value, list, where)
-        for part in value:
-            check_shape(part, shape[0], where)
-    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not object):
-        wanted = getattr(shape, "__name__", str(shape))
-        raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {wanted}")
-    elif isinstance(value, str) and len(value) > MOST_LETTERS:
-        raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
 def quoted(command: str) -> str:
