@@ -104,7 +104,7 @@ def test_texts_of_a_run_are_texts(theirs, tmp_path, capsys):
             for row in csv.reader(file):
                 assert not any(cell.startswith(("=", "@", "\t")) for cell in row), path
     with (out / "results.csv").open(newline="") as file:
-        assert next(csv.DictReader(file))["command"].startswith("python -m x';' rm")
+        assert next(csv.DictReader(file))["command"].startswith("python -m 'x;' rm")
 
 
 def test_a_browser_runs_our_script_alone(write_run, tmp_path):
