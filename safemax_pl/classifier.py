@@ -126,8 +126,11 @@ class Classifier(nn.Module):
             settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
             architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
             untrusted.check_sizes(folder / "config.json", settings)
-            with torch.device("meta"):
-                network = cls(config["class_names"], tuple(config["image_shape"]), architecture)
+            try:
+                with torch.device("meta"):
+                    network = cls(config["class_names"], tuple(config["image_shape"]), architecture)
+            except UserError as error:
+                raise UserError(f"{folder}/config.json: {error}") from error
             untrusted.check_count(folder / "config.json", network)
             untrusted.check_weights(folder / "model.safetensors")
             classifier = cls(config["class_names"], tuple(config["image_shape"]), architecture)

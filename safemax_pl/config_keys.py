@@ -24,7 +24,7 @@ WHOLE_NUMBERS = {  # setting -> the least and the most; those of constructors th
     "data.channels": (1, 3),
     "data.forget_batch_size": (0, MANY),
     "data.retain_batch_size": (0, MANY),
-    "evaluation.batch_size": (1, MANY),
+    "evaluation.batch_size": (1, 10**5),
     "trainer.max_steps": (1, MANY),
     "trainer.max_epochs": (1, MANY),
     "trainer.val_check_interval": (1, MANY),

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
+from safemax_pl.errors import first_line
 from safemax_pl.escaping import printable
 from safemax_pl.files import atomic
 
@@ -31,7 +32,7 @@ def drawing(what: object, undrawn: list[str] | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         plt.close("all")
-        line = f"{what} was not drawn ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        line = f"{what} was not drawn ({type(error).__name__}: {first_line(error)[:300]})"
         print(printable(f"warning: {line}"), file=sys.stderr)
         if undrawn is not None:
             undrawn.append(line)

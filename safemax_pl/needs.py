@@ -66,12 +66,10 @@ def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_
 def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> str:
     """The command that trains what `setting` names, and what to give then."""
     kind, inside = MADE_BY[setting]
-    known = (PROJECT / "configs/experiment" / f"{data_name}_{kind}.yaml").exists()
+    known = f"{data_name}_{kind}" in [file.stem for file in (PROJECT / "configs/experiment").glob("*.yaml")]
     experiment = f"{data_name if known else 'imagefolder'}_{kind}"
-    usual = PROJECT / "configs/data" / f"{data_name}.yaml"
-    differs = data_path is not None and not (
-        usual.exists() and OmegaConf.select(OmegaConf.load(usual), "path") == data_path
-    )
+    usual = [file for file in (PROJECT / "configs/data").glob("*.yaml") if file.stem == data_name]
+    differs = data_path is not None and not (usual and OmegaConf.select(OmegaConf.load(usual[0]), "path") == data_path)
     data = f" {shlex.quote(f'data.path={data_path}')}" if differs else ""
     module = "fit" if kind == "pretrain" else "fit_classifier"
     return (

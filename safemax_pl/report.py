@@ -68,7 +68,7 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
         groups,
         summaries,
         {guidance: {name: found for name, found in by.items() if found} for guidance, by in pictures.items()},
-        [*notes(groups, summaries), *attack_notes, *undrawn, *left_out],
+        [*notes(groups, summaries), *attack_notes, *(f"Pictures are missing: {line}" for line in undrawn), *left_out],
         attacked,
         attack_pictures,
     )

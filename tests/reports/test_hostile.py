@@ -89,7 +89,7 @@ def test_texts_of_a_run_are_texts(theirs, tmp_path, capsys):
     out = report([theirs])
     assert {path for path in tmp_path.rglob("*") if theirs not in path.parents} == before
     assert all(re.fullmatch(r"[\w.-]+", path.name) for path in out.rglob("*"))
-    assert "Pictures are missing" not in capsys.readouterr().err
+    assert "was not drawn" not in capsys.readouterr().err
     page = Tags((out / "report.html").read_text())
     assert [tag for tag, _ in page.tags].count("script") == 1 and "alert" not in page.content["script"]
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -104,7 +104,7 @@ def test_texts_of_a_run_are_texts(theirs, tmp_path, capsys):
             for row in csv.reader(file):
                 assert not any(cell.startswith(("=", "@", "\t")) for cell in row), path
     with (out / "results.csv").open(newline="") as file:
-        assert next(csv.DictReader(file))["command"].startswith("python -m x';' rm")
+        assert next(csv.DictReader(file))["command"].startswith("python -m 'x;' rm")
 
 
 def test_a_browser_runs_our_script_alone(write_run, tmp_path):
@@ -189,7 +189,7 @@ def test_pictures_that_fail_are_a_note(write_run, tmp_path, name, content):
     else:
         path.write_bytes(content)
     out = report([tmp_path])
-    assert re.search(rf"Pictures are missing, .*{name}", (out / "report.html").read_text())
+    assert re.search(rf"Pictures are missing: .*{name}", (out / "report.html").read_text())
 
 
 def test_links_are_not_followed_out_of_the_report(write_run, tmp_path):
