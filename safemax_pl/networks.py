@@ -125,17 +125,18 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
     local = (folder / "config.json").exists()
+    part = "" if local and folder == root else "unet/"
     hint = f"train one with `python -m safemax_pl.fit experiment={data.name}_pretrain`"
     if not local and (root.exists() or root.parent.exists() or root.is_absolute() or path.count("/") != 1):
         raise UserError(
             f"no base model at {path} (expected unet/config.json): {hint}, or set model.path to a folder or hub id"
         )
     try:
-        settings = _file(path, "unet/config.json" if folder != root else "config.json", local)
+        settings = _file(path, f"{part}config.json", local)
         config = untrusted.read_json(settings)
         _check(config, data, path)
         _check_network(config, settings)
-        weights = _file(path, str(Path("unet" if folder != root else "", WEIGHTS)), local)
+        weights = _file(path, f"{part}{WEIGHTS}", local)
         untrusted.check_weights(weights)
         unet, loading = UNet2DModel.from_pretrained(
             str(weights.parent), low_cpu_mem_usage=False, output_loading_info=True, use_safetensors=True

@@ -30,11 +30,13 @@ class Run:
     def __init__(self, folder: Path, cfg: DictConfig):
         self.folder, self.cfg = folder, cfg
         if (folder / "config.yaml").exists():
-            saved, new = (comparable(cfg) for cfg in (load_config(folder / "config.yaml"), cfg))
-            if differences := differing_keys(saved, new):
+            with untrusted.damaged(folder / "config.yaml", "give another name=, or delete the folder"):
+                saved = comparable(load_config(folder / "config.yaml"))
+            if differences := differing_keys(saved, comparable(cfg)):
+                said = "; ".join(differences)[:2000]
                 raise UserError(
-                    f"{folder} holds a run with another configuration ({'; '.join(differences)}): give another name=, "
-                    "or delete the folder"
+                    f"{folder} holds a run with another configuration ({said}): give another name=, or delete the "
+                    "folder"
                 )
 
     def begin(self) -> None:
