@@ -437,8 +437,10 @@ def main() -> None:
                 jobs = [job for job in PARTS[part]()[: DRY_JOBS if DRY else None] if not job.done]
                 for job in sorted(jobs, key=lambda job: (job.folder / "failed.txt").exists()):
                     failed += not do(job)
+                    if failed and part == "base":
+                        break
                 if failed and part == "base":
-                    break  # the other parts need it
+                    break  # all that follows needs it
         except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former while it scores
             print(f"the time is over in {part}: the same call goes on from here")
             sys.exit(75)
