@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDENING = ("cuda",)  # devices whose autocast computes group_norm in float32; that of CPUs leaves it in bfloat16
+# Devices whose autocast computes group_norm in float32; that of CPUs leaves it in bfloat16
+WIDENING: tuple[str, ...] = ("cuda",)
 
 
 class GroupNorm(nn.GroupNorm):

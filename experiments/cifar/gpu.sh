@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The study on a GPU machine that is lent for some minutes and has no network; README.md says when to make which call.
-#   bash experiments/cifar/gpu.sh 1       install the delivered wheels, test a short fit, measure (200 seconds)
+#   bash experiments/cifar/gpu.sh 1       install the delivered wheels, test a short fit, measure (300 seconds at most)
 #   bash experiments/cifar/gpu.sh data    only take delivered data, where they come in more than two calls
 #   bash experiments/cifar/gpu.sh 2       judge, if none is shipped, base model, table (LEG and half a minute)
 # deliver.py makes what is delivered, .gpu/. What must come home is in OUT (out): at most 8 files of 16 MiB.
 # LEG (560): seconds of the study. BASE_SECONDS (46 % of LEG): of training the base model. COMPILE=true|false: of it;
 # otherwise the probe decides. PROBE_SECONDS (110).
-# SMOKE_SECONDS (60). SCRATCH (/tmp/safemax): folder for what outlasts a call. DRY=1: tiny networks and few steps.
+# SMOKE_SECONDS (120). SCRATCH (/tmp/safemax): folder for what outlasts a call. DRY=1: tiny networks and few steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON="${PYTHON:-python3}" OUT="${OUT:-out}" PROBE_SECONDS="${PROBE_SECONDS:-110}"
@@ -20,7 +20,7 @@ stop() { say "$*"; exit 1; }
 
 take_data() {
   say "take the delivered data"
-  find .gpu -name 'data.*' -exec cp {} "$scratch/pieces" \;
+  find .gpu -name 'data.*' -exec cp -t "$scratch/pieces" {} +
   ls -l "$scratch/pieces"
 }
 
@@ -30,14 +30,14 @@ prepare() {
   say "install the delivered wheels"
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$scratch/site" .gpu/whl/*.whl
   say "smoke test: SalUn on digits in bfloat16"
-  timeout "${SMOKE_SECONDS:-60}" "$PYTHON" -m safemax_pl.fit experiment=digits_forget1 unlearner=salun logger=csv name=smoke \
+  timeout "${SMOKE_SECONDS:-120}" "$PYTHON" -m safemax_pl.fit experiment=digits_forget1 unlearner=salun logger=csv name=smoke \
     trainer=auto trainer.precision=bf16-mixed trainer.max_steps=12 trainer.val_check_interval=6 \
     trainer.enable_progress_bar=false sampler.steps=10 \
     'evaluation.plans.standard={forget_per_class: 20, retain_total: 90}' 2>&1 | tee "$OUT/smoke.log" \
     || stop "the smoke test failed: give the machine back and mend it"
   touch "$scratch/ready"
   say "probe"
-  timeout $((PROBE_SECONDS + 20)) "$PYTHON" experiments/cifar/probe.py 2>&1 | tee "$OUT/probe.log" \
+  timeout $((PROBE_SECONDS + 60)) "$PYTHON" experiments/cifar/probe.py 2>&1 | tee "$OUT/probe.log" \
     || say "the probe ended early: nothing will be compiled"
   cp "$OUT/probe.json" "$scratch" || true
 }
@@ -47,11 +47,19 @@ study() {
   take_data
   cat "$scratch"/pieces/data.* | tar -x -C "$CIFAR_PATH/cifar10" || stop "a piece of the data is missing: make the calls in order"
   cp "$scratch/probe.json" "$OUT" || true
+  if grep -qE '"(integers|uniform)_equal": false' "$OUT/probe.json"; then
+    stop "the GPU draws other random numbers than a CPU: give the machine back"
+  fi
   grep -q '"compile": true' "$OUT/probe.json" && worth=true || worth=false
+  grep -q '"bf16_norm_is_right": false' "$OUT/probe.json" && export PLAIN_NORM=true
   export LEG="${LEG:-560}" KEEP="$OUT" COMPILE="${COMPILE:-$worth}"
-  [ "${DRY:-}" = 1 ] || export BASE_SECONDS="${BASE_SECONDS:-$((LEG * 46 / 100))}"
+  [ -f "$scratch/base_seconds" ] || echo $((LEG * 46 / 100)) > "$scratch/base_seconds"  # the same when a call goes on
+  [ "${DRY:-}" = 1 ] || export BASE_SECONDS="${BASE_SECONDS:-$(cat "$scratch/base_seconds")}"
   say "study: LEG=$LEG BASE_SECONDS=${BASE_SECONDS:-} COMPILE=$COMPILE"
-  bash experiments/cifar/run.sh classifier base table 2>&1 | tee "$OUT/log.txt"
+  status=0
+  bash experiments/cifar/run.sh classifier base table 2>&1 | tee "$OUT/log.txt" || status=$?
+  rm -rf "$OUT"/.call_*.part  # half written when the time was over
+  [ "$status" = 0 ] || exit "$status"
 }
 
 case "${1:-}" in

@@ -193,8 +193,9 @@ def plain_norm(found: Findings) -> None:
 
 def bf16_norm(found: Findings) -> None:
     measure_norm(found, "bf16_norm", base_model(plain_norm=False))
-    errors = zip(found["bf16_norm_gradient_error"], found["plain_norm_gradient_error"], strict=True)
-    found.say(bf16_norm_is_right=all(mine <= 1.5 * plain for mine, plain in errors))
+    # of all tensors together: that of the worst is noisy
+    ours, plain = (found[f"{norm}_gradient_error"][1] for norm in ("bf16_norm", "plain_norm"))
+    found.say(bf16_norm_is_right=ours <= 1.5 * plain)
 
 
 def measure_norm(found: Findings, name: str, model: Model) -> None:
@@ -237,9 +238,10 @@ def compiled(found: Findings) -> None:
     seconds = stopwatch(lambda: gradients(model, inputs(BATCH)))
     found.say(compile_s=round(seconds, 1), compiled_gradient_error=gradient_error(model))
     found.say(compiled_ms=milliseconds(training_step(model, inputs(BATCH))))
+    found.say(compile=CUDA and worth_compiling(found))
 
 
-SECTIONS = {machine: 5, draws: 3, plain_norm: 10, bf16_norm: 8, judge: 8, compiled: 60}  # seconds that each needs
+SECTIONS = {machine: 5, draws: 3, plain_norm: 10, bf16_norm: 8, compiled: 60, judge: 8}  # seconds that each needs
 
 
 def worth_compiling(found: dict[str, Any]) -> bool:
@@ -247,8 +249,8 @@ def worth_compiling(found: dict[str, Any]) -> bool:
     needed = ("plain_norm_gradient_error", "compiled_gradient_error", "bf16_norm_ms", "compiled_ms")
     if not all(name in found for name in needed):
         return False
-    errors = zip(found["compiled_gradient_error"], found["plain_norm_gradient_error"], strict=True)
-    return all(mine <= 2 * eager for mine, eager in errors) and found["compiled_ms"] <= 0.75 * found["bf16_norm_ms"]
+    right = found["compiled_gradient_error"][1] <= 2 * found["plain_norm_gradient_error"][1]  # of all tensors together
+    return right and found["compiled_ms"] <= 0.75 * found["bf16_norm_ms"]
 
 
 def run(sections: Iterable[tuple[Callable[[Findings], None], float]], found: Findings, limit: float) -> None:
@@ -261,7 +263,8 @@ def run(sections: Iterable[tuple[Callable[[Findings], None], float]], found: Fin
             section(found)
         except Exception as error:  # of one section: the others go on
             found.say(**{f"{name}_failed": f"{type(error).__name__}: {error}"[:400]})
-    found.say(compile=CUDA and worth_compiling(found))
+    if "compile" not in found:
+        found.say(compile=False)
 
 
 def main() -> None:

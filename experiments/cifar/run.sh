@@ -12,5 +12,5 @@
 # for call in FOLDER/call_*; do cat $call/kept.* | tar x; done
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" LEG="${LEG:-500}"
+export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" LEG="${LEG:-500}" LEG_STARTED="$(date +%s)"
 exec timeout --preserve-status -s TERM -k 15 "$LEG" "${PYTHON:-python}" experiments/cifar/study.py "$@"

@@ -78,10 +78,11 @@ class SelectiveAmnesia(Unlearner):
 
         settings = [images.per_class, self.fisher_timesteps, task.sampler.settings(), list(task.weights)]
         self.fisher = priors.fold("fisher", settings, parts, squares)
+        self.roots = torch._foreach_sqrt(self.fisher)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        distances = torch._foreach_mul(torch._foreach_sqrt(self.fisher), self.moved(task))
+        distances = torch._foreach_mul(self.roots, self.moved(task))
         kept = denoising_loss(task, self.replay.like(retain), self.drop_labels(task, retain))
         return Losses(
             denoising_loss(task, noise_images(forget), forget.labels),
