@@ -299,7 +299,8 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     evaluator = make_evaluator(subject.cfg, subject.data)
     ranks.start(evaluator.make_trainer())
     metrics, images = score(evaluator, subject.model, subject.original)
-    made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
+    with untrusted.damaged(subject.folder / "config.yaml"):
+        made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
     metrics |= {"training": made, "provenance": provenance(command_line)}
     same = subject.is_run and comparable(load_config(subject.folder / "config.yaml")) == comparable(subject.cfg)
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))

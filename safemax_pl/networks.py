@@ -167,15 +167,16 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
     local = (folder / "config.json").exists()
+    part = "" if local and folder == root else "unet/"
     if not is_base_model(path):
         raise UserError(no_base_model(path, data.name, data.path))
     hint = how_to_make("model.path", data.name, data.path)
     try:
-        settings = _file(path, "unet/config.json" if folder != root else "config.json", local)
+        settings = _file(path, f"{part}config.json", local)
         config = untrusted.read_json(settings)
         _check(config, data, path)
         _check_network(config, settings)
-        weights = _file(path, str(Path("unet" if folder != root else "", WEIGHTS)), local)
+        weights = _file(path, f"{part}{WEIGHTS}", local)
         untrusted.check_weights(weights)
         unet, loading = UNet2DModel.from_pretrained(
             str(weights.parent), low_cpu_mem_usage=False, output_loading_info=True, use_safetensors=True

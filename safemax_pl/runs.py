@@ -53,12 +53,11 @@ class Run:
 
     def _check(self) -> None:
         if (self.folder / "config.yaml").exists():
-            saved, new = (comparable(cfg) for cfg in (load_config(self.folder / "config.yaml"), self.cfg))
+            with untrusted.damaged(self.folder / "config.yaml", "give another name="):
+                saved, new = (comparable(cfg) for cfg in (load_config(self.folder / "config.yaml"), self.cfg))
             if differences := differing_keys(saved, new):
-                raise UserError(
-                    f"{self.folder} holds a run with another configuration ({'; '.join(differences)}): give another "
-                    "name="
-                )
+                said = "; ".join(differences)[:2000]
+                raise UserError(f"{self.folder} holds a run with another configuration ({said}): give another name=")
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file, and a run needs a folder: give another name=")

@@ -283,6 +283,25 @@ def test_weights_that_are_no_floats_are_refused(run, digits, tmp_path, dtype):
         Classifier.load(tmp_path / "classifier", digits)
 
 
+def test_a_model_of_the_hub_is_read_by_the_same_rules(run, digits, monkeypatch):
+    asked = []
+
+    def fetch(hub_id, name):
+        asked.append((hub_id, name))
+        return str(run / name)
+
+    monkeypatch.setattr(networks, "hf_hub_download", fetch)
+    assert (
+        networks.pretrained(digits, "theirs/model").weights_digest
+        == networks.pretrained(digits, str(run)).weights_digest
+    )
+    names = ["unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"]
+    assert asked == [("theirs/model", name) for name in names]
+    (run / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    with pytest.raises(UserError, match="is of a FlowMatchEulerDiscreteScheduler"):
+        networks.pretrained(digits, "theirs/model")
+
+
 SIZES = {
     "layers_per_block": [10**6, 0, -1, True, "many", 1e400],
     "block_out_channels": [[10**9, 10**9], [60_000, 60_000], [0, 0], [-32, 64], [32] * 10**4, "32", [[32]], [32, None]],
