@@ -278,9 +278,9 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
         cfg = override(saved, overrides)
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         untrusted.check_shape(plain, SAVED)
-        built = {key: cfg[key] for key in ("data", "model", "sampler", "trainer")}
-        check_keys(OmegaConf.create(built), dict.fromkeys(built))
+        built = {key: plain[key] for key in ("data", "model", "sampler", "trainer")}
     try:
+        check_keys(OmegaConf.create(built), dict.fromkeys(built))
         check_values(cfg)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
