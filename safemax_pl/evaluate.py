@@ -272,7 +272,7 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
         if OmegaConf.select(saved, "data.cache_dir") is not None:
             usual = load_config(CONFIGS / "data/digits.yaml").cache_dir
             kept = saved.data.cache_dir
-            if kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
+            if ranks.is_first() and kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
                 print(printable(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it"))
             saved.data.cache_dir = usual
         cfg = override(saved, overrides)
