@@ -1,6 +1,7 @@
-"""Does a classifier recognise real images? One that does not can judge nothing."""
+"""Check that a classifier beats chance on real test images."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,17 +35,23 @@ def recognition(
     """
     key = digest(classifier.digest, data.source.fingerprint)
     path = data.cache_dir / "recognition" / f"{key}.json"
-    found = None
-    if ranks.is_first():
-        found = json.loads(path.read_text()) if path.exists() else None
-        if found is None:
-            plain, aware = accuracies(classifier.to(device), data.source.test)
-            found = {"accuracy": plain, "accuracy_noise_aware": aware, "n": len(data.source.test.labels)}
+    found = _kept(path)
+    if found is None:  # every rank for itself: this comes before they can talk to each other
+        plain, aware = accuracies(classifier.to(device), data.source.test)
+        found = {"accuracy": plain, "accuracy_noise_aware": aware, "n": len(data.source.test.labels)}
+        if ranks.is_first():
             write_json(path, found)
-    found = ranks.broadcast(found)
-    assert found is not None
     _check(found, data, role)
     return found
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What is in the cache; None if that is nothing, or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if all(found[key] >= 0 for key in ("accuracy", "accuracy_noise_aware", "n")) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> None:
