@@ -33,8 +33,6 @@ from safemax_pl.tables import plain_console
 def judge(target: str, overrides: list[str]) -> Path:
     """Measure the classifier in the folder `target`; returns the folder with the figures."""
     cfg = compose("judge", overrides)
-    if cfg.images < 1:
-        raise UserError(f"images={cfg.images}: give at least 1 image of each kind of noise")
     if not (Path(target) / "config.json").exists():
         raise UserError(no_classifier("classifier", target, cfg.data.name, cfg.data.path))
     check_writable(run_folder(cfg, "judge"), "set runs_dir to another folder")

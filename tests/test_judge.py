@@ -88,7 +88,7 @@ def test_another_number_of_images_gets_a_folder_of_its_own(written, cache):
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_images_are_refused(count, tmp_path):
-    with pytest.raises(UserError, match=f"images={count}: give at least 1"):
+    with pytest.raises(UserError, match=f"images={count}: give a whole number from 1"):
         judge.judge(str(SHIPPED), [f"images={count}", f"runs_dir={tmp_path}"])
 
 
