@@ -104,7 +104,7 @@ def test_texts_of_a_run_are_texts(theirs, tmp_path, capsys):
             for row in csv.reader(file):
                 assert not any(cell.startswith(("=", "@", "\t")) for cell in row), path
     with (out / "results.csv").open(newline="") as file:
-        assert next(csv.DictReader(file))["command"].startswith("python -m x';' rm")
+        assert next(csv.DictReader(file))["command"].startswith("python -m 'x;' rm")
 
 
 def test_a_browser_runs_our_script_alone(write_run, tmp_path):
@@ -146,7 +146,6 @@ DAMAGES = {
     "a plan that is none": lambda m: m["protocol"].update(plan="standard"),
     "torch that is none": lambda m: m["protocol"].update(torch=2),
     "forgotten classes that are none": lambda m: m["protocol"].update(forget_classes="3"),
-    "forgotten classes of others": lambda m: m["protocol"].update(forget_classes=["../x"]),
     "no forgotten classes": lambda m: m["protocol"].update(forget_classes=[]),
     "a long text": lambda m: m["training"].update(method="x" * 10**6),
     "a long key": lambda m: m["cost"].update({"x" * 10**6: 1.0}),
