@@ -44,12 +44,15 @@ LOCATION_KEYS = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items()
 
 # ${project:weights} is a path inside the repository, from whatever directory a command runs
 def _project(path: str = "") -> str:
-    return str(untrusted.inside(PROJECT, PROJECT / path))
+    """A path inside the repository, where weights/ and others may be links."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UserError(f"${{project:{path}}} leads out of the repository: give the path itself")
+    return str(PROJECT / path)
 
 
 def _shipped(path: str) -> str | None:
     """A path inside weights/ if it is there; otherwise null."""
-    found = untrusted.inside(PROJECT / "weights", PROJECT / "weights" / path)
+    found = Path(_project("weights")) / Path(_project(path)).relative_to(PROJECT)
     return str(found) if found.exists() else None
 
 

@@ -21,6 +21,7 @@ from safemax_pl.attack import load_retrain, remember
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import compose
 from safemax_pl.data import ForgetRetainDataModule
+from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import load_subject
 from safemax_pl.files import PROJECT
@@ -39,12 +40,17 @@ def digits(tmp_path_factory) -> ForgetRetainDataModule:
     return data
 
 
+@pytest.fixture(scope="module")
+def config() -> str:
+    return OmegaConf.to_yaml(compose("fit", ["experiment=digits_forget1", f"model.path={DIGITS}"]))
+
+
 @pytest.fixture
-def run(tmp_path) -> Path:
+def run(tmp_path, config) -> Path:
     """What a stranger sends: a run that forgot the 3."""
     folder = tmp_path / "run"
     shutil.copytree(DIGITS / "without_3", folder)
-    OmegaConf.save(compose("fit", ["experiment=digits_forget1", f"model.path={DIGITS}"]), folder / "config.yaml")
+    (folder / "config.yaml").write_text(config)
     return folder
 
 
@@ -357,28 +363,24 @@ OTHERS -= {name for name in OTHERS if type(getattr(schedulers, name)).__name__ =
 
 
 @pytest.mark.parametrize("kind", sorted(OTHERS | {"", "os.system", "DDPM"}))
-def test_other_processes_are_refused_by_their_class(run, digits, kind):
+def test_other_processes_are_refused_by_their_class(run, kind):
     path = run / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": kind}))
     with pytest.raises(UserError, match=rf"is of a {kind}, .*legal: DDPMScheduler"):
-        networks.pretrained(digits, str(run))
+        Diffusion.from_scheduler(networks.process(path))
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
 @pytest.mark.parametrize("kind", networks.PROCESSES)
-def test_samplers_of_one_process_are_read_as_that(run, digits, kind):
+def test_samplers_of_one_process_are_read_as_that(run, kind):
     """Also by the defaults of their own class, which are not all DDPM's."""
     path = run / "scheduler"
     for settings in ({}, {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2"}):
         theirs = getattr(schedulers, kind)(**settings)
         theirs.save_pretrained(path)
-        assert torch.equal(
-            networks.pretrained(digits, str(run)).diffusion.scheduler.alphas_cumprod, theirs.alphas_cumprod
-        )
+        assert torch.equal(networks.process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
         (path / "scheduler_config.json").write_text(json.dumps({"_class_name": kind} | settings))
-        assert torch.equal(
-            networks.pretrained(digits, str(run)).diffusion.scheduler.alphas_cumprod, theirs.alphas_cumprod
-        )
+        assert torch.equal(networks.process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
 
 
 @pytest.mark.parametrize(
@@ -399,11 +401,11 @@ def test_samplers_of_one_process_are_read_as_that(run, digits, kind):
         {"_class_name": None},
     ],
 )
-def test_processes_that_none_is_are_one_line(run, digits, settings):
+def test_processes_that_none_is_are_one_line(run, settings):
     path = run / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(UserError) as said:
-        networks.pretrained(digits, str(run))
+        Diffusion.from_scheduler(networks.process(path))
     assert "\n" not in str(said.value)
 
 

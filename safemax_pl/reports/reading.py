@@ -206,12 +206,8 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
             for key in keys:
                 (plain.get(node, {}) if node else plain).pop(key, None)
     class_names = networks.class_names(folder / "data.json")
-    forgotten = metrics["protocol"]["forget_classes"]
-    if not forgotten or not set(forgotten) <= set(class_names):
-        raise UserError(
-            f"{path} has forgotten {', '.join(forgotten) or 'nothing'}, which {folder}/data.json does not know: "
-            f"{untrusted.ADVICE}"
-        )
+    if not metrics["protocol"]["forget_classes"]:
+        raise UserError(f"{path} is damaged, protocol.forget_classes is empty: {untrusted.ADVICE}")
     return FinishedRun(
         folder, metrics, {key: value for key, value in flat(plain).items() if value is not None}, class_names
     )

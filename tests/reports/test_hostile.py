@@ -146,7 +146,6 @@ DAMAGES = {
     "a plan that is none": lambda m: m["protocol"].update(plan="standard"),
     "torch that is none": lambda m: m["protocol"].update(torch=2),
     "forgotten classes that are none": lambda m: m["protocol"].update(forget_classes="3"),
-    "forgotten classes of others": lambda m: m["protocol"].update(forget_classes=["../x"]),
     "no forgotten classes": lambda m: m["protocol"].update(forget_classes=[]),
     "a long text": lambda m: m["training"].update(method="x" * 10**6),
     "a long key": lambda m: m["cost"].update({"x" * 10**6: 1.0}),
