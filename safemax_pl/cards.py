@@ -1,7 +1,6 @@
 """Model cards: what a published folder holds, how it was made and what it scores, as Markdown."""
 
 import re
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -153,4 +152,4 @@ def _parameters(tensors: dict[str, Tensor]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or isnan(value) else f"{value:.4g}"
+    return "" if value is None else f"{value:.4g}"

@@ -138,11 +138,11 @@ def read_json(path: Path, advice: str = ADVICE) -> dict[str, Any]:
     """The mapping that a JSON file holds; `advice` ends the error.
 
     Raises:
-        UserError: if it is missing, damaged, holds no mapping, or a whole number beyond ±2⁵³.
+        UserError: if it is missing, damaged, holds no mapping, a number that is not finite or one beyond ±2⁵³.
     """
     with damaged(path, advice):
         text = regular(path, MOST_JSON).read_text(encoding="utf-8")
-        content = json.loads(text, parse_int=_whole)
+        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, expected a mapping")
         _check_depth(content)
@@ -163,6 +163,12 @@ def _whole(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) > LARGEST:
         raise ValueError(f"the number {digits[:30]} is too large")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"it holds {digits[:30]}: a result that is not finite is no result")
+    return value
 
 
 def check_shape(value: Any, shape: Any, where: str = "") -> None:

@@ -209,6 +209,9 @@ JSONS = {
     "a large number": b'{"a": ' + b"9" * 5000 + b"}",
     "a number beyond float64": b'{"a": 9007199254740993}',
     "no UTF-8": b'{"a": "\xff"}',
+    "NaN": b'{"a": [{"b": NaN}]}',
+    "Infinity": b'{"a": -Infinity}',
+    "a float beyond float64": b'{"a": 1e999}',
     "cut": b'{"a": ',
 }
 

@@ -53,13 +53,9 @@ def style(index: int) -> dict[str, Any]:
 
 
 def undominated(points: dict[str, tuple[float, float]], x: str, y: str) -> list[str]:
-    """Labels of the finite points that no other equals or betters in both coordinates and beats in one."""
+    """Labels of the points that no other equals or betters in both coordinates and beats in one."""
     signs = [-1 if key == "ua_noise_aware" else 1 for key in (x, y)]
-    costs = {
-        label: tuple(sign * value for sign, value in zip(signs, at, strict=True))
-        for label, at in points.items()
-        if all(map(isfinite, at))
-    }
+    costs = {label: tuple(sign * value for sign, value in zip(signs, at, strict=True)) for label, at in points.items()}
     return [
         label
         for label, (a, b) in costs.items()
@@ -83,19 +79,17 @@ def _trade_off(path: Path, rows: list[Row], guidance: str, pair: tuple[str, str]
     methods = [row for row in rows if row.kind == "method"]
     references = [row for row in rows if row.kind == "reference" and {x, y} <= set(row.cells)]
     points = {row.label: (row.cells[x].mean, row.cells[y].mean) for row in [*methods, *references]}
-    drawn = {label: at for label, at in points.items() if all(map(isfinite, at))}
     compete = [row.label for row in methods if "ua_noise_aware" in pair or forgets(row)]
     has_front = "total_seconds" not in pair or same_hardware(rows)
     front = undominated({label: points[label] for label in compete}, x, y) if has_front else []
-    figure = _scatter(rows, drawn, front, guidance, pair)
+    figure = _scatter(rows, points, front, guidance, pair)
     best = f"Not dominated{{}}: {', '.join(front) or 'none'}."
     best = best if has_front else "No front: seconds on different hardware can't be compared."
     alt = f"Scatter plot at {guidance}: {label_of(y)} against {label_of(x)}, one point per method. {best.format('')}"
     caption = f"{y} against {x}. {best.format(' (filled)')} Small dots are single runs."
     caption += " Methods that did not forget (†) do not compete." * (has_front and len(compete) < len(methods))
     caption += f" Grey star: {', '.join(row.label for row in references)}, a reference." * bool(references)
-    missing = ", ".join(label for label in points if label not in drawn)
-    return save(figure, path, alt, caption + f" Not finite, so not drawn: {missing}." * bool(missing))
+    return save(figure, path, alt, caption)
 
 
 def _scatter(
@@ -115,7 +109,7 @@ def _scatter(
             look, filled = looks.get(row.label, REFERENCE), row.label in front or row.kind == "reference"
             _mark(axis, row, guidance, pair, look, filled)
     original = next(row for row in rows if row.kind == "original").cells.get("fid_retain/classifier")
-    if original is not None and isfinite(original.mean) and "fid_retain/classifier" in pair:
+    if original is not None and "fid_retain/classifier" in pair:
         draw = axis.axvline if x == "fid_retain/classifier" else axis.axhline
         draw(original.mean, color=ORIGINAL, ls="--", lw=1, label="Original", zorder=0)
     for key, which in ((x, "x"), (y, "y")):

@@ -114,9 +114,7 @@ def per_class(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str)
         alt = f"Heat map at {guidance}: {metric} (higher is better), rows are models, columns {kind} classes."
         caption = f"{metric} per {kind} class, mean over runs; every run is in per_class.csv."
         methods = [label for label, runs in groups.items() if not runs[0].reference]
-        scores = [
-            (value, label, name) for label in methods for name, value in table[label].items() if np.isfinite(value)
-        ]
+        scores = [(value, label, name) for label in methods for name, value in table[label].items()]
         if scores:
             value, label, name = min(scores)
             alt += f" Lowest: {value:.2f}, {label} on class {name}."

@@ -2,25 +2,15 @@
 
 from collections import Counter
 from itertools import chain
-from math import isfinite
 
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import COLUMNS, MOST_DISAGREEMENT, Row, same_hardware
+from safemax_pl.reports.statistics import MOST_DISAGREEMENT, Row, same_hardware
 
 
 def notes(groups: dict[str, list[FinishedRun]], summaries: dict[str, list[Row]]) -> list[str]:
     """All that apply, the gravest first."""
     mixtures = _mixtures(groups, next(iter(summaries.values())))
-    return [*_not_finite(summaries), *_disagreements(summaries), *mixtures, *_gaps(groups)]
-
-
-def _not_finite(summaries: dict[str, list[Row]]) -> list[str]:
-    found: dict[str, dict[str, None]] = {}
-    for row in chain.from_iterable(summaries.values()):
-        for column in COLUMNS:
-            if column.key in row.cells and not isfinite(row.cells[column.key].mean):
-                found.setdefault(row.label, {})[column.key] = None
-    return [f"{label} has values that are not finite: {', '.join(keys)}." for label, keys in found.items()]
+    return [*_disagreements(summaries), *mixtures, *_gaps(groups)]
 
 
 def _disagreements(summaries: dict[str, list[Row]]) -> list[str]:

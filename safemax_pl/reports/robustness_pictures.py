@@ -1,6 +1,5 @@
 """Pictures of attacks: headline numbers as bars, scores along every attack, and images at its strongest point."""
 
-from math import isfinite
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -81,19 +80,18 @@ def _bars(axis: Any, attacked: Attacked, methods: list[Row], rows: list[Row]) ->
         colour, cell = looked[row.label]["color"], attacked.cell(row.label)
         if cell.spread is None:
             axis.barh(place, attacked.limit, 0.7, color="white", ec=colour, hatch="////", lw=0.8)
-        elif isfinite(cell.spread.mean):
+        else:
             axis.barh(
                 place, cell.spread.mean, 0.7, color=colour, alpha=0.55, xerr=cell.spread.seeds, error_kw={"lw": 1}
             )
         values = [outcome.values[model] for outcome, model in attacked.members[row.label]]
-        for value in filter(isfinite, values):
+        for value in values:
             axis.plot(value, place, ">" if value == attacked.limit else ".", color=colour, ms=4, mec="black", mew=0.4)
     for label, line in lines_of(rows).items():
         if label in attacked.members:
             among = attacked.cell(label).spread
             value = among.mean if among else attacked.limit or 0.0
-            if isfinite(value):
-                axis.axvline(value, color=ORIGINAL, ls=line, lw=1.2)
+            axis.axvline(value, color=ORIGINAL, ls=line, lw=1.2)
     whole = attacked.limit or 1
     axis.set_xlim(-0.03 * whole, 1.05 * whole)  # a line at 0 is seen
     axis.set_title(f"{fill(attacked.title, 26)} {attacked.column.arrow}", fontsize=8.5, pad=3)

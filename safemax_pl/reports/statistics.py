@@ -1,7 +1,7 @@
 """Rows of the summary: means over runs, their spread over seeds and over classes, and who is best."""
 
 from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import inf
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ FORGETTING = (*JUDGES, "ua")  # the columns in which every method may be best
 class Spread(NamedTuple):
     """Mean over classes of the means over seeds; standard deviations (n − 1).
 
-    An sd is None where n is 1 and nan where a value is not finite.
+    An sd is None where n is 1.
 
     Attributes:
         mean: every forget set has the same weight.
@@ -123,13 +123,9 @@ class Row:
 def spread(values: dict[str, list[float]]) -> Spread:
     """The spread of forget set -> one value per seed."""
     means = [mean(by_seed) for by_seed in values.values()]
-    deviations = [_sd(by_seed) for by_seed in values.values() if len(by_seed) > 1]
-    least = min(means) if all(map(isfinite, means)) else nan
-    return Spread(mean(means), mean(deviations) if deviations else None, _sd(means) if len(means) > 1 else None, least)
-
-
-def _sd(values: list[float]) -> float:
-    return stdev(values) if all(map(isfinite, values)) else nan
+    deviations = [stdev(by_seed) for by_seed in values.values() if len(by_seed) > 1]
+    seeds, classes = mean(deviations) if deviations else None, stdev(means) if len(means) > 1 else None
+    return Spread(mean(means), seeds, classes, min(means))
 
 
 def summarise(groups: dict[str, list[FinishedRun]], guidance: str) -> list[Row]:
@@ -153,7 +149,7 @@ def ordered(groups: dict[str, list[FinishedRun]], guidance: str) -> dict[str, li
     def place(row: Row) -> tuple[bool, bool, float, str]:
         harm = row.cells[HARM].mean if HARM in row.cells else inf
         rank = harm if forgets(row) else -row.cells["ua_noise_aware"].mean
-        return row.kind != "reference", not forgets(row), rank if isfinite(rank) else inf, row.label
+        return row.kind != "reference", not forgets(row), rank, row.label
 
     rows = [row for row in summarise(groups, guidance) if row.kind in ("reference", "method")]
     return {row.label: groups[row.label] for row in sorted(rows, key=place)}
@@ -191,7 +187,6 @@ def best(rows: list[Row], column: Column) -> list[str]:
         for row in rows
         if row.kind == "method" and column.key in row.cells and (column.key in FORGETTING or forgets(row))
     }
-    values = {label: value for label, value in values.items() if isfinite(value)}
     if len(values) < 2:
         return []
     target = max(values.values()) if column.better == "higher" else min(values.values())

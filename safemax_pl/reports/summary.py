@@ -1,6 +1,5 @@
 """The summary as text, as HTML and as CSV, and one CSV line per run."""
 
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +118,7 @@ def html(content: Table, caption: str) -> str:
                 continue
             tag = "strong" if cell.best else "span"
             text = f"<{tag}>{escaping.html(cell.text)}</{tag}> <small>{escaping.html(cell.aside)}</small>"
-            value = f' data-value="{cell.value!r}"' if isfinite(cell.value) else ""
-            cells.append(f"<td{value}>{text}</td>")
+            cells.append(f'<td data-value="{cell.value!r}">{text}</td>')
         body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
     return framed(caption, f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>", "sortable")
 

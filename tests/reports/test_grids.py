@@ -75,11 +75,3 @@ def test_heat_maps_have_models_against_classes(write_run, tmp_path, drawn):
     assert "0.25, a on class 8" in forgotten.caption and "0.50, a on class 3" in retained.caption
     assert "per_class.csv" in forgotten.caption and "per_class.csv" in retained.caption
     assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == ["Original", "a"]
-
-
-def test_heat_maps_of_values_that_are_not_finite_or_of_a_reference_name_no_lowest(write_run, tmp_path):
-    write_run("retrain", scores={"retain_accuracy": 0.1}, from_scratch=True)
-    write_run("a", scores={"ua_noise_aware": float("nan"), "retain_accuracy": 0.5})
-    forgotten, retained = grids.per_class(tmp_path, groups_of(tmp_path), "w=0")
-    assert "lowest" not in forgotten.caption
-    assert "0.50, a on class" in retained.caption

@@ -47,12 +47,6 @@ def test_different_weights_are_named(write_run, noted):
     assert "Different weights are scored (raw: a; averaged, decay 0.999: b)" in noted()
 
 
-def test_values_that_are_not_finite_are_named_once(write_run, noted):
-    write_run("a", scores={"drift": float("inf"), "ua": float("nan")})
-    assert "a has values that are not finite: ua, delta/ua" not in noted()  # delta/ua is no column
-    assert noted().startswith("a has values that are not finite: ua, drift.")
-
-
 @pytest.mark.parametrize("reference", [False, True])
 def test_different_hardware_costs_the_bold_only_where_methods_differ_in_it(write_run, noted, reference):
     write_run("a")

@@ -255,11 +255,11 @@ def test_pictures_show_means_bands_and_images(write_run, write_attack, compared,
     )
     for seed, value in ((0, 0.8), (1, 0.6)):
         write_attack(write_run("a", seed), value=value, controls=NOISE)
-        write_attack(write_run("b", seed), value=float("nan") if seed else 0.4, controls=NOISE)
+        write_attack(write_run("b", seed), value=0.4, controls=NOISE)
     found, _ = compared()
     pictures = [one for group in robustness_pictures.draw(tmp_path / "out", found).values() for one in group]
     bars, curves, images = kept
-    assert [patch.get_width() for patch in bars.axes[0].patches] == [pytest.approx(0.7)]  # nan has no bar
+    assert [patch.get_width() for patch in bars.axes[0].patches] == [pytest.approx(0.7), pytest.approx(0.4)]
     assert sum(line.get_linestyle() != "None" and len(line.get_xdata()) == 2 for line in bars.axes[0].get_lines()) >= 3
     panel = curves.axes[0]
     assert list(panel.get_lines()[1].get_ydata()) == [pytest.approx(0.7)] * 3
