@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from safemax_pl import ranks
 from safemax_pl.errors import UserError
 from safemax_pl.files import check_size
-
-MOST_WIDTH, MOST_BLOCKS = 16_384, 256
+from safemax_pl.untrusted import MOST_BLOCKS, MOST_LEVELS, MOST_WIDTH
 
 
 def _check_widths(widths: list[int]) -> None:
     if not widths:
         raise UserError("architecture.widths=[]: give the channels of every stage, such as [16, 32]")
+    if len(widths) > MOST_LEVELS:
+        raise UserError(f"architecture.widths has {len(widths)} stages, at most {MOST_LEVELS} are legal")
     for width in widths:
         check_size("architecture.widths", width, MOST_WIDTH)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from safemax_pl import tables
 from safemax_pl.config import load_config
 from safemax_pl.escaping import markdown, printable
-from safemax_pl.untrusted import read_json, read_tensors
+from safemax_pl.untrusted import check_config, read_json, read_tensors
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")
@@ -24,7 +24,7 @@ SCORED = {True: "Scores of these very weights", False: "Scores of the weights be
 def model_card(folder: Path) -> str:
     """The card of the diffusion model in `folder`."""
     tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors")
-    cfg, metrics = load_config(folder / "config.yaml"), read_json(folder / "metrics.json")
+    cfg, metrics = _config(folder), read_json(folder / "metrics.json")
     scores = {guidance: models.get("unlearned") or models["model"] for guidance, models in metrics["scores"].items()}
     first = next(iter(scores.values()))
     names = [name for name in first if name != "per_class"]
@@ -75,7 +75,7 @@ def model_card(folder: Path) -> str:
 
 def classifier_card(folder: Path) -> str:
     """The card of the classifier in `folder`."""
-    cfg, tensors = load_config(folder / "config.yaml"), read_tensors(folder / "model.safetensors")
+    cfg, tensors = _config(folder), read_tensors(folder / "model.safetensors")
     config = read_json(folder / "config.json")
     info, scores = config["info"], config["info"]["scores"]
     facts = {
@@ -135,6 +135,14 @@ def _command(metrics: dict[str, Any]) -> str:
     command = printable(metrics["provenance"]["command"])
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
     return f"Made, and made again, by\n\n{fence}bash\n{command}\n{fence}"
+
+
+def _config(folder: Path) -> DictConfig:
+    """The configuration that a folder holds, which may be resolved."""
+    path = folder / "config.yaml"
+    cfg = load_config(path)
+    check_config(cfg, path, instantiate=False)
+    return cfg
 
 
 def _table(rows: list[list[Any]]) -> str:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safemax_pl import ranks, untrusted
 from safemax_pl.config_keys import arguments_of, check_keys, check_values, flat_keys, resolved
 from safemax_pl.errors import UserError, clear_errors, unknown
 from safemax_pl.escaping import printable
-from safemax_pl.files import PROJECT, check_name, digest
+from safemax_pl.files import PROJECT, check_name, digest, dotted, leaves
 from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
@@ -356,24 +356,15 @@ def without_locations(command_line: str) -> str:
 
 
 def without_folders(cfg: DictConfig) -> DictConfig:
-    """A run's configuration in which every setting that is an absolute path is the data set's default again."""
+    """A run's configuration in which every absolute path, and every one from the environment, is the default again."""
     known = cfg.data.name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
     command = "fit" if "unlearner" in cfg else "fit_classifier"
     usual: Any = OmegaConf.to_container(compose(command, [f"data={cfg.data.name if known else 'imagefolder'}"]))
-    defaults, cfg, written = dict(_leaves(usual)), cfg.copy(), OmegaConf.to_container(cfg)
-    for key, value in _leaves(written):
-        if isinstance(value, str) and value.startswith("/"):
-            OmegaConf.update(cfg, key, defaults.get(key))
+    defaults, cfg = dict(leaves(usual)), cfg.copy()
+    for where, value in leaves(OmegaConf.to_container(cfg)):
+        if isinstance(value, str) and (value.startswith("/") or "${oc.env:" in value):
+            OmegaConf.update(cfg, dotted(where), defaults.get(where))
     return cfg
-
-
-def _leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf, interpolations as they are written."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:

@@ -32,6 +32,7 @@ WHOLE_NUMBERS = {  # setting -> the least and the most; those of constructors th
     "trainer.num_nodes": (1, MANY),
     "trainer.num_sanity_val_steps": (0, 0),  # scores of a few images would be logged as the plan's
 }
+MAY_BE_NULL = ("trainer.max_epochs",)
 PLAN = {"forget_per_class": (0, 10**7), "retain_total": (0, 10**7)}
 PLAN_EXAMPLE = "{forget_per_class: 100, retain_total: 100}"
 FOLDERS = ("runs_dir", "data.path", "data.cache_dir", "model.path", "classifier")  # not null, not empty
@@ -74,7 +75,8 @@ def check_values(cfg: DictConfig) -> None:
     """
     values = resolved(cfg)
     for key, (least, most) in WHOLE_NUMBERS.items():
-        if (value := _at(values, key)) is not ABSENT:
+        value = _at(values, key)
+        if value is not ABSENT and not (value is None and key in MAY_BE_NULL):
             _check_whole(key, value, least, most)
     if _at(values, "data.channels") not in (ABSENT, 1, 3):
         raise UserError(f"data.channels={values['data']['channels']}: give 1 (grey) or 3 (RGB)")

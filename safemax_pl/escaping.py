@@ -10,7 +10,8 @@ from typing import Any
 
 # Read by spreadsheets as a formula; also the full-width forms
 FORMULA = tuple("=+-@＝＋－＠")
-# Characters that GitHub's Markdown gives a meaning inside a line, but _ which it leaves alone within words
+BLANK = " \u00a0\u200b\ufeff"  # what spreadsheets skip before a formula
+# Characters that GitHub's Markdown gives a meaning inside a line; but _, which it leaves alone within words
 MARKDOWN = re.compile(r"([\\`*|\[\]~])")
 DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the text after them
 
@@ -29,7 +30,7 @@ def html(text: object) -> str:
 
 def markdown(text: object) -> str:
     """The text for one line of Markdown, or one cell of a table."""
-    return MARKDOWN.sub(r"\\\1", escape(printable(text), quote=False))
+    return MARKDOWN.sub(r"\\\1", escape(printable(text), quote=False)).replace("$", "&#36;")  # it has no escape
 
 
 def cell(value: Any) -> Any:
@@ -37,7 +38,7 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = printable(value)
-    if not text.lstrip().startswith(FORMULA) and not value.startswith(("\t", "\r")):
+    if not text.lstrip(BLANK).startswith(FORMULA) and not value.startswith(("\t", "\r")):
         return text
     try:
         float(text)

@@ -10,6 +10,7 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 `model.path` as the original.
 """
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import printable
 from safemax_pl.evaluation import Evaluator, NoiseImages
-from safemax_pl.files import atomic, check_writable, digest, write_json
+from safemax_pl.files import atomic, check_writable, digest, leaves, write_json
 from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
@@ -259,24 +260,21 @@ def check_identity(
 
 
 def saved_config(path: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of a run, from anybody, with `overrides`.
+    """Read the configuration of a run, from anybody, with `overrides`.
 
-    Where decoded images and scores are kept is the user's affair: a folder's own `data.cache_dir` is not used.
+    The folder's own `data.cache_dir` and `trainer.num_nodes` are not used, nor more `trainer.devices` than there are.
 
     Raises:
         UserError: for what `untrusted.check_config` refuses, and for what can't be resolved.
     """
     saved = load_config(path)
+    with untrusted.damaged(path):
+        _forget_machine(saved, path, overrides)
     untrusted.check_config(saved, path, overrides)
     with untrusted.damaged(path):
-        if OmegaConf.select(saved, "data.cache_dir") is not None:
-            usual = load_config(CONFIGS / "data/digits.yaml").cache_dir
-            kept = saved.data.cache_dir
-            if ranks.is_first() and kept != usual and not any(item.startswith("data.cache_dir=") for item in overrides):
-                print(printable(f"{path} has data.cache_dir={kept}, {usual} is used: give it again to use it"))
-            saved.data.cache_dir = usual
         cfg = override(saved, overrides)
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        untrusted.check_resolved(plain, path)
         untrusted.check_shape(plain, SAVED)
         built = {key: plain[key] for key in ("data", "model", "sampler", "trainer")}
     try:
@@ -285,6 +283,26 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return cfg
+
+
+def _forget_machine(saved: DictConfig, path: Path, overrides: list[str]) -> None:
+    """Replace what a configuration says of the machine that made the run, with a line for each setting."""
+    there = torch.cuda.device_count() or os.cpu_count() or 1
+    devices = OmegaConf.select(saved, "trainer.devices")
+    fits = devices == "auto" or (isinstance(devices, int) and devices <= there)
+    machine = {
+        "data.cache_dir": load_config(CONFIGS / "data/digits.yaml").cache_dir,
+        "trainer.num_nodes": 1,
+        "trainer.devices": devices if fits else 1,
+    }
+    given = [item.partition("=")[0] for item in overrides]
+    plain = dict(leaves(OmegaConf.to_container(saved)))
+    for key, value in machine.items():
+        kept = plain.get(tuple(key.split(".")), value)
+        if kept != value:
+            OmegaConf.update(saved, key, value)
+            if ranks.is_first() and key not in given:
+                print(printable(f"{path} has {key}={kept}, {value} is used: give it again to use it"))
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:

@@ -28,7 +28,7 @@ NOT_IN_NAMES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, fo
 
 
 def check_name(setting: str, name: object) -> str:
-    """Return `name` as text if it can name one file or folder, on any system and inside any folder.
+    """Return `name` as text if it can name one file or folder on Linux and macOS, inside any folder.
 
     Raises:
         UserError: when it is empty, longer than 200 bytes, starts with a dot, starts or ends with a space, or holds a
@@ -137,7 +137,8 @@ def to_json(content: Any, name: str, indent: int | None = None) -> str:
     try:
         return json.dumps(content, indent=indent, allow_nan=False)
     except ValueError as error:
-        if not (wrong := [f"{key} is {value}" for key, value in _leaves(content) if _not_finite(value)]):
+        wrong = [f"{dotted(where)} is {value}" for where, value in leaves(content) if _not_finite(value)]
+        if not wrong:
             raise
         raise UserError(f"{name}: {', '.join(wrong[:3])}: a result that is not finite is no result") from error
 
@@ -146,13 +147,18 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _leaves(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf of nested mappings and lists."""
-    if isinstance(content, dict | list | tuple):
+def leaves(content: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Keys and value of every leaf of nested mappings and lists; an empty one is a leaf."""
+    if isinstance(content, dict | list | tuple) and content:
         for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _leaves(value, f"{above}.{key}".lstrip("."))
+            yield from leaves(value, (*where, key))
     else:
-        yield above, content
+        yield where, content
+
+
+def dotted(where: tuple[Any, ...]) -> str:
+    """Keys of nested mappings as one text, such as data.path."""
+    return ".".join(map(str, where))
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:

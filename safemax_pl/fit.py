@@ -92,6 +92,9 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if parameters is not None:
         check_parameters(parameters, unlearner, original)
         parameters.choose(student, cfg.seed)
+    for part, used in {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}.items():
+        if not used:
+            data.batch_sizes[part] = 0
     check(run, data, unlearner, student, evaluator)
     made_from = identity.of_fit(data, original, evaluator)
     identity.check(str(run.folder), run.identity, made_from)
@@ -101,9 +104,6 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
     student.weights_digest = None  # it is about to change
-    for part, used in {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}.items():
-        if not used:
-            data.batch_sizes[part] = 0
     before = original or copy.deepcopy(student)
     teacher = Frozen(before)
     module = UnlearningModule(
@@ -154,8 +154,8 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
 def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:
     """Draw samples.png and curves.png of a finished run from its files, where they are missing."""
     if not (folder / "samples.png").exists() and (folder / "samples.safetensors").exists():
-        class_names = networks.class_names(folder / "data.json")
-        draw_samples(folder, metrics, class_names, title)
+        with drawing(folder / "samples.png"):
+            draw_samples(folder, metrics, networks.class_names(folder / "data.json"), title)
     if not (folder / "curves.png").exists():
         with drawing(folder / "curves.png"):
             rows = CSVHistory(folder / "metrics.csv").rows

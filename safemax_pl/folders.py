@@ -97,7 +97,7 @@ def walk(root: Path) -> tuple[Folder, Skipped]:
 
     try:
         return visit(root, ()), skipped
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         raise UserError(f"data.path {root} can't be read ({error}): make its files and folders readable") from error
 
 

@@ -18,9 +18,13 @@ from safemax_pl.errors import UserError
 from safemax_pl.files import atomic, check_size, digest, not_finite, write_json
 from safemax_pl.group_norm import keep_bfloat16
 from safemax_pl.needs import how_to_make, is_base_model, no_base_model
+from safemax_pl.untrusted import MOST_BLOCKS, MOST_WIDTH
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MOST_WIDTH, MOST_TIMESTEPS = 16_384, 100_000
+MOST_TIMESTEPS = 100_000
+SOLVER_ORDERS = (1, 2, 3)
+LARGE = ("num_train_timesteps", "trained_betas", "lambda_min_clipped")  # of a scheduler: beyond a network's numbers
+WHOLE = "save it again with unet.save_pretrained(folder, max_shard_size='100GB')"
 # Schedulers that hold β_1 … β_T of x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε and read the network as its denoiser: samplers of one
 # process. Consistency models (CM, LCM, TCD) store such a process too, but their network is no denoiser.
 PROCESSES = (
@@ -133,7 +137,7 @@ def _check_sizes(
 ) -> None:
     """Refuse what diffusers would build and not run, or what no memory could hold."""
     for key, value, most in (
-        ("blocks", blocks, untrusted.MOST_BLOCKS),
+        ("blocks", blocks, MOST_BLOCKS),
         ("head_dim", head_dim, MOST_WIDTH),
         ("norm_groups", norm_groups, MOST_WIDTH),
         ("num_timesteps", num_timesteps, MOST_TIMESTEPS),
@@ -177,6 +181,8 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         _check(config, data, path)
         _check_network(config, settings)
         weights = _file(path, f"{part}{WEIGHTS}", local)
+        if (weights.parent / f"{WEIGHTS}.index.json").exists():  # diffusers would read the files that it names instead
+            raise UserError(f"{weights.parent} has split weights, which are not read: {WHOLE}")
         untrusted.check_weights(weights)
         unet, loading = UNet2DModel.from_pretrained(
             str(weights.parent), low_cpu_mem_usage=False, output_loading_info=True, use_safetensors=True
@@ -227,7 +233,7 @@ def _file(path: str, name: str, local: bool) -> Path:
         others = sorted(file.name for file in (Path(path) / name).parent.iterdir() if file.name != "config.json")
         raise UserError(
             f"the base model at {path} can't be loaded, it has no {name} (there: {', '.join(others) or 'nothing'}), "
-            "and pickled or split weights are not read: save it again with unet.save_pretrained(folder)"
+            f"and pickled or split weights are not read: {WHOLE}"
         )
     return Path(path) / name
 
@@ -247,7 +253,7 @@ def process(path: Path) -> DDPMScheduler:
     Raises:
         UserError: for a scheduler of another kind, such as flow matching, EDM, consistency models or score SDEs.
     """
-    settings = untrusted.read_json(path)
+    settings = untrusted.read_json(path, finite=False)  # lambda_min_clipped is −∞ in diffusers' own
     kind, steps = settings.get("_class_name"), settings.get("num_train_timesteps", 1000)
     if kind not in PROCESSES:
         raise UserError(
@@ -258,7 +264,12 @@ def process(path: Path) -> DDPMScheduler:
         raise UserError(f"{path} is of a {kind} with a continuous process: a discrete one is needed")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_TIMESTEPS:
         raise UserError(f"{path}: num_train_timesteps={steps}: expected a whole number from 1 to {MOST_TIMESTEPS}")
+    untrusted.check_sizes(path, {key: value for key, value in settings.items() if key not in LARGE})
     with untrusted.damaged(path, "copy it again, or save it with scheduler.save_pretrained"), warnings.catch_warnings():
+        if len(settings.get("trained_betas") or []) > MOST_TIMESTEPS:
+            raise ValueError(f"it has more than {MOST_TIMESTEPS} trained_betas")
+        if (order := settings.get("solver_order", 2)) not in SOLVER_ORDERS:
+            raise ValueError(f"solver_order={order}, legal: {', '.join(map(str, SOLVER_ORDERS))}")
         warnings.simplefilter("ignore")  # of diffusers with new versions of NumPy
         theirs = getattr(diffusers, kind).from_config(settings)
         if kind == DDPMScheduler.__name__:

@@ -11,7 +11,8 @@ from torch import nn
 
 from safemax_pl.errors import UserError, unknown
 from safemax_pl.files import check_size
-from safemax_pl.networks import MOST_WIDTH, Model
+from safemax_pl.networks import Model
+from safemax_pl.untrusted import MOST_WIDTH
 
 if TYPE_CHECKING:
     from peft import LoraModel

@@ -80,7 +80,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
         metrics = _on_any_machine(metrics)
     config = untrusted.read_json(run / part / "config.json")
     card = folder / "README.md"
-    by_hand = card.exists() and not card.read_text(encoding="utf-8").startswith(MARK)
+    by_hand = card.exists() and not _is_ours(card)
     if not by_hand:
         card.unlink(missing_ok=True)  # until all is there
     mark: dict[str, Any] = {"published": {}}  # so that the same command goes on after an interruption
@@ -170,13 +170,20 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
     metrics |= {key: found[key] for key in ("protocol", "scores")}
     metrics["published"]["scored"] = True
-    with atomic(folder / "samples.png") as part:
-        _copy(evaluation, "samples.png", part)
     write_json(folder / "metrics.json", metrics)
-    if (folder / "README.md").read_text(encoding="utf-8").startswith(MARK):
+    if (evaluation / "samples.png").exists():
+        with atomic(folder / "samples.png") as part:
+            _copy(evaluation, "samples.png", part)
+    if _is_ours(folder / "README.md"):
         _write_card(folder, model_card)
     print(f"written: {folder}/README.md, scores of {evaluation}")
     return folder
+
+
+def _is_ours(card: Path) -> bool:
+    """Whether a README.md was written by this command."""
+    with untrusted.damaged(card, "move it away"):
+        return untrusted.regular(card, untrusted.MOST_JSON).read_text(encoding="utf-8").startswith(MARK)
 
 
 def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -208,10 +215,10 @@ def _copy(run: Path, name: str, to: Path) -> None:
 
 
 def _write_config(run: Path, folder: Path) -> None:
-    cfg = load_config(run / "config.yaml")
+    cfg = without_folders(load_config(run / "config.yaml"))
     untrusted.check_config(cfg, run / "config.yaml", instantiate=False)
     with atomic(folder / "config.yaml") as part:
-        OmegaConf.save(without_folders(cfg), part)
+        OmegaConf.save(cfg, part)
 
 
 def _write_card(folder: Path, card: Callable[[Path], str]) -> None:

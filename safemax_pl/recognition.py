@@ -8,12 +8,15 @@ import torch
 
 from safemax_pl import ranks
 from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import accuracies
+from safemax_pl.classifier_training import logits_of
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError
 from safemax_pl.files import digest, write_json
+from safemax_pl.needs import how_to_make
+from safemax_pl.sources import Split
 
 SIGNIFICANCE = 0.05  # of the test against chance
+NETWORKS = {"plain": ("accuracy", "chance"), "noise-aware": ("accuracy_noise_aware", "chance_noise_aware")}
 
 
 def recognition(
@@ -28,20 +31,31 @@ def recognition(
         role: "classifier" or "second_classifier", for errors.
 
     Returns:
-        `accuracy` and `accuracy_noise_aware` in [0, 1], and `n`, the number of images.
+        `accuracy` and `accuracy_noise_aware` in [0, 1]; `chance` and `chance_noise_aware`, what the same answers in
+        random order would reach, Σ_c P(class c) P(answer c); and `n`, the number of images.
 
     Raises:
         UserError: when a network is no better than chance, by an exact binomial test.
     """
-    key = digest(classifier.digest, data.source.fingerprint)
+    key = digest("chance", classifier.digest, data.source.fingerprint)
     path = data.cache_dir / "recognition" / f"{key}.json"
     found = _kept(path)
     if found is None:  # every rank for itself: this comes before they can talk to each other
-        plain, aware = accuracies(classifier.to(device), data.source.test)
-        found = {"accuracy": plain, "accuracy_noise_aware": aware, "n": len(data.source.test.labels)}
+        found = _measure(classifier.to(device), data.source.test)
         if ranks.is_first():
             write_json(path, found)
     _check(found, data, role)
+    return found
+
+
+def _measure(classifier: Classifier, test: Split) -> dict[str, Any]:
+    found: dict[str, Any] = {"n": len(test.labels)}
+    classes = len(classifier.class_names) + 1  # and noise
+    for logits, (accuracy, chance) in zip(logits_of(classifier, test.images), NETWORKS.values(), strict=True):
+        answers = logits.argmax(1)
+        shares = [part.bincount(minlength=classes).double() / len(answers) for part in (answers, test.labels)]
+        found[accuracy] = (answers == test.labels).double().mean().item()
+        found[chance] = (shares[0] @ shares[1]).item()
     return found
 
 
@@ -49,7 +63,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
     """What is in the cache; None if that is nothing, or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if all(found[key] >= 0 for key in ("accuracy", "accuracy_noise_aware", "n")) else None
+        return found if all(found[key] >= 0 for pair in NETWORKS.values() for key in (*pair, "n")) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -57,14 +71,14 @@ def _kept(path: Path) -> dict[str, Any] | None:
 def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> None:
     from scipy.stats import binomtest  # a second to import
 
-    n, chance = found["n"], 1 / data.num_classes
-    for name, network in (("accuracy", "plain"), ("accuracy_noise_aware", "noise-aware")):
-        right = round(found[name] * n)
-        if binomtest(right, n, chance, alternative="greater").pvalue > SIGNIFICANCE:
+    n = found["n"]
+    for network, (accuracy, chance) in NETWORKS.items():
+        right, usual = round(found[accuracy] * n), found[chance]
+        if right < n and binomtest(right, n, usual, alternative="greater").pvalue > SIGNIFICANCE:
             raise UserError(
                 f"{role}: its {network} network recognises {right} of the {n} real test images of {data.name}, which "
-                f"is no better than chance (1 in {data.num_classes}), so it can't judge: train one with "
-                f"`python -m safemax_pl.fit_classifier experiment={data.name}_{role}` and give its folder as {role}="
+                f"is no better than chance ({usual * n:.0f}), so it can't judge: "
+                f"{how_to_make(role, data.name, data.path)}"
             )
 
 

@@ -88,15 +88,13 @@ class Run:
         if not ranks.is_first():
             return
         untrusted.inside(self.folder, self.folder / "wandb")
-        if (self.folder / "config.yaml").exists():
-            self._check()
-            identity.check(str(self.folder), self.identity, made_from or {})
+        self._check()
+        if not (self.folder / "config.yaml").exists():
+            with atomic(self.folder / "config.yaml") as part:
+                OmegaConf.save(self.cfg, part)
         if made_from and not (self.folder / identity.FILE).exists():
             write_json(self.folder / identity.FILE, made_from)
-        if (self.folder / "config.yaml").exists():
-            return
-        with atomic(self.folder / "config.yaml") as part:
-            OmegaConf.save(self.cfg, part)
+        identity.check(str(self.folder), self.identity, made_from or {})
 
     @property
     def checkpoint(self) -> Path:

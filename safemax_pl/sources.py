@@ -240,9 +240,10 @@ def _images(splits: dict[str, dict[str, list[Path]]], skipped: Skipped) -> Encod
     if "test" in splits and "validation" in splits:
         skipped[UNUSED] += [str(file) for files in splits.pop("validation").values() for file in files]
     names = sorted({name for classes in splits.values() for name in classes})
+    label_of = {name: label for label, name in enumerate(names)}
     encoded = {}
     for split, classes in splits.items():
-        rows = sorted((str(file), names.index(name)) for name, files in classes.items() for file in files)
+        rows = sorted((str(file), label_of[name]) for name, files in classes.items() for file in files)
         files = [Path(file) for file, _ in rows]
         encoded[split] = EncodedSplit([label for _, label in rows], [-1] * len(rows), partial(_named, files))
     return Encoded(encoded, names, [], skipped)

@@ -32,8 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from safemax_pl import config_keys
 from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT
+from safemax_pl.files import PROJECT, dotted, leaves
 
 MOST_JSON, MOST_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
 MOST_DEPTH, MOST_NODES = 20, 10_000  # of a YAML file
@@ -50,7 +51,7 @@ COUNTS = (  # settings of networks that are whole numbers from 1
 FLOATS = ("F16", "BF16", "F32", "F64")  # what weights may be, as safetensors calls them
 
 RESOLVERS = ("project", "shipped", "fast_precision")  # of a saved configuration: those of config.py
-OPTIMIZERS = "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD NAdam RAdam RMSprop Rprop SGD"
+OPTIMIZERS = "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam"
 SCHEDULERS = (
     "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR "
     "PolynomialLR StepLR"
@@ -68,12 +69,9 @@ NODES = {
     "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
     "unlearner": ("safemax_pl.gates.*", "safemax_pl.targets.*", "safemax_pl.unlearners.*"),
 }
+FACTORIES = ("architecture", "lr_scheduler", "optimizer")  # nodes that are _partial_: called later, with weights
 # Arguments of the Trainer that a saved configuration may have: others add code, write files or skip data
-TRAINER = (
-    *("_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "deterministic", "benchmark"),
-    *("max_steps", "max_epochs", "max_time", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"),
-    *("num_sanity_val_steps", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"),
-)
+TRAINER = {"_target_", *config_keys.TRAINER} - {"profiler"}
 STRATEGY = r"auto|single_device|ddp(_\w+)?"
 ADVICE = "make the run again, or leave it out"
 AGAIN = "give it on the command line again if it is yours"
@@ -134,15 +132,21 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_json(path: Path, advice: str = ADVICE) -> dict[str, Any]:
-    """The mapping that a JSON file holds; `advice` ends the error.
+def read_json(path: Path, advice: str = ADVICE, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Args:
+        path: of the file.
+        advice: the last clause of the error.
+        finite: whether NaN and infinite numbers are damage.
 
     Raises:
         UserError: if it is missing, damaged, holds no mapping, a number that is not finite or one beyond ±2⁵³.
     """
     with damaged(path, advice):
         text = regular(path, MOST_JSON).read_text(encoding="utf-8")
-        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        number = _finite if finite else float
+        content = json.loads(text, parse_int=_whole, parse_float=number, parse_constant=number)
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, expected a mapping")
         _check_depth(content)
@@ -306,8 +310,8 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
     """
     plain: Any = OmegaConf.to_container(cfg)
     given = {item.lstrip("+~").partition("=")[0] for item in overrides}
-    for where, value in _leaves(plain, ()):
-        key = ".".join(map(str, where))
+    for where, value in leaves(plain):
+        key = dotted(where)
         if any(key == mine or key.startswith(f"{mine}.") for mine in given):
             continue
         try:
@@ -319,12 +323,19 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
             raise UserError(f"{path}: {key}={str(value)[:200]} is not taken from a folder ({said}): {AGAIN}") from error
 
 
-def _leaves(node: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if isinstance(node, dict | list) and node:
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _leaves(value, (*where, key))
-    else:
-        yield where, node
+def check_resolved(plain: Any, path: Path) -> None:
+    """Refuse interpolations that are left, or arise, when a configuration is resolved: Hydra resolves it once more.
+
+    Args:
+        plain: the resolved configuration, as a mapping.
+        path: named in errors.
+
+    Raises:
+        UserError: for a value such as `${oc.env:NAME}` that was written with a backslash or in parts.
+    """
+    for where, value in leaves(plain):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{path}: {dotted(where)} holds an interpolation in disguise, which is not taken: {AGAIN}")
 
 
 def _check_interpolations(plain: Any, where: tuple[Any, ...], value: Any, given: set[str]) -> None:
@@ -371,10 +382,11 @@ def _check_node(where: tuple[Any, ...], value: Any) -> None:
         raise ValueError("a key is no text")
     if "_target_" in where and not (last == "_target_" and _is_allowed(top, value)):
         raise ValueError(f"legal at {top}: {', '.join(NODES[top])}" if top in NODES else f"{top} has no target")
-    if any(str(part).startswith("_") and part not in ("_target_", "_partial_") for part in where):
-        raise ValueError("legal keys of Hydra: _target_, _partial_")
+    ours = ("_target_", "_partial_") if top in FACTORIES else ("_target_",)
+    if any(str(part).startswith("_") and part not in ours for part in where):
+        raise ValueError(f"legal keys of Hydra at {top}: {', '.join(ours)}")
     if top == "trainer" and (where[1:2] and where[1] not in TRAINER):
-        raise ValueError(f"legal in trainer: {', '.join(TRAINER)}")
+        raise ValueError(f"legal in trainer: {', '.join(sorted(TRAINER))}")
     if where[:2] == ("trainer", "strategy") and not re.fullmatch(STRATEGY, str(value)):
         raise ValueError("legal: auto, single_device, ddp and its variants")
 

@@ -1,7 +1,9 @@
 """NaN and infinite values are errors wherever they come from: images, weights, features, scores, JSON."""
 
 import json
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 
 from safemax_pl import networks
 from safemax_pl.architectures import ResNet
-from safemax_pl.classifier import Classifier
+from safemax_pl.classifier import Classifier, Verdict
 from safemax_pl.config import build
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
@@ -21,7 +23,9 @@ from safemax_pl.evaluate import doubts, make_evaluator
 from safemax_pl.files import PROJECT, write_json
 from safemax_pl.metrics.finite import KINDS, Finite
 from safemax_pl.plans import Rows
+from safemax_pl.recognition import recognition
 from safemax_pl.sampler import Sampler
+from safemax_pl.sources import Split
 
 NAN, INF = float("nan"), float("inf")
 broken = pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
@@ -212,10 +216,46 @@ def test_a_classifier_no_better_than_chance_judges_nothing(evaluator, tmp_path, 
         make_evaluator(cfg, data)
 
 
+class Fixed(nn.Module):
+    """A judge whose both networks give the answers that it was made with."""
+
+    def __init__(self, answers: list[int]):
+        super().__init__()
+        self.digest, self.class_names = str(answers), ["a", "b"]
+        self.logits = nn.Parameter(nn.functional.one_hot(torch.tensor(answers), 2).double())
+
+    def forward(self, images: torch.Tensor) -> Verdict:
+        return Verdict(self.logits, self.logits, self.logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "judges"),
+    [
+        ([0] * 90 + [1] * 10, [0] * 100, False),  # accuracy 0.9 by the frequent class
+        ([0] * 90 + [1] * 10, [0] * 90 + [1] * 10, True),
+        ([0] * 90 + [1] * 10, [1] * 100, False),
+        ([0] * 50 + [1] * 50, [0] * 25 + [1] * 50 + [0] * 25, False),  # every other
+        ([0] * 50 + [1] * 50, [1] * 50 + [0] * 50, False),  # worse than chance
+        ([0, 1], [0, 1], True),  # as good as can be told
+        ([0, 1], [0, 0], False),
+    ],
+)
+def test_chance_is_what_the_same_answers_in_random_order_would_reach(tmp_path, labels, answers, judges):
+    split = Split(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), torch.tensor(labels), torch.tensor(labels))
+    source = SimpleNamespace(test=split, fingerprint=str(labels))
+    data = SimpleNamespace(source=source, cache_dir=tmp_path, name="toy", path="toy")
+    with nullcontext() if judges else pytest.raises(UserError, match="no better than chance"):
+        found = recognition(Fixed(answers), data, torch.device("cpu"))
+        assert found["n"] == len(labels)
+
+
 def test_the_accuracy_of_the_judges_is_measured_and_stands_in_the_results(evaluator):
     found = evaluator.judges["classifier"]
     assert found["n"] == 359 and found["accuracy"] > 0.95 and found["accuracy_noise_aware"] > 0.95
-    assert found == pytest.approx({key: evaluator.classifier.info["scores"].get(key, 359) for key in found}, abs=1e-3)
+    recorded = evaluator.classifier.info["scores"]
+    for key in ("accuracy", "accuracy_noise_aware"):
+        assert found[key] == pytest.approx(recorded[key], abs=1e-3)
+    assert found["chance"] == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize(

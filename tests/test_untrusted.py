@@ -95,6 +95,13 @@ HOSTILE = {
     "the environment, hidden": ("data.path", "${project:'${oc.env:SECRET}'}"),
     "a resolver by its name": ("data.name", "${${name}:SECRET}"),
     "decoding": ("seed", "${oc.decode:'1'}"),
+    "creating, escaped": ("data.superclass_column", "\\${oc.create:{_target_: os.mkdir, path: MARK}}"),
+    "touching, escaped": ("data.superclass_column", "\\${oc.create:{_target_: pathlib.Path.touch, self: MARK}}"),
+    "the environment, escaped": ("data.path", "\\${oc.env:SECRET}"),
+    "the environment for a number, escaped": ("data.retain_batch_size", "\\${oc.env:SECRET}"),
+    "the environment after our resolver": ("data.path", "${project:$}{oc.env:SECRET}"),
+    "the environment in two parts": ("extra", {"a": "{oc.env:SECRET}", "b": "$${extra.a}"}),
+    "a node that is called later": ("sampler._partial_", True),
     "creating": ("sampler", "${oc.create:{_target_: os.mkdir, path: MARK}}"),
     "out of the project": ("classifier", "${project:../../etc}"),
     "absolute": ("classifier", "${shipped:/etc}"),
@@ -129,16 +136,20 @@ def test_a_configuration_of_a_stranger_runs_and_reads_nothing(run, digits, tmp_p
         load_subject(str(run), [], {"attacks": {}} if kind != "an attack" else None)
     assert "hunter2" not in str(said.value) and "\n" not in str(said.value) and len(str(said.value)) < 1500
     assert not mark.exists()
-    if "${oc." in str(value):  # what is not instantiated is not resolved either
-        with pytest.raises(UserError):
-            load_retrain(str(run), digits)
+    with pytest.raises(UserError) as said:  # which reads, but instantiates and resolves nothing
+        load_retrain(str(run), digits)
+    assert "hunter2" not in str(said.value) and not mark.exists()
 
 
 def test_environment_values_are_not_published(run, tmp_path, monkeypatch):
+    """Settings of one's own runs that come from there are the default again; what is hidden there is refused."""
     monkeypatch.setenv("SECRET", "hunter2")
     shutil.copy(DIGITS / "metrics.json", run)
-    change(run, "optimizer._target_", "a.${oc.env:SECRET}")
-    with pytest.raises(UserError, match=r"oc\.env is off"):
+    change(run, "runs_dir", "${oc.env:SECRET}/runs")
+    publish(run, tmp_path / "out")
+    assert OmegaConf.load(tmp_path / "out/config.yaml").runs_dir == "runs"
+    change(run, "seed", "${oc.decode:'${oc.select:seed}'}")
+    with pytest.raises(UserError, match=r"oc\.decode is off"):
         publish(run, tmp_path / "out")
     assert not any("hunter2" in file.read_text(errors="ignore") for file in tmp_path.rglob("*") if file.is_file())
 

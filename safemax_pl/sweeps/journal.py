@@ -8,6 +8,7 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 
 from safemax_pl.files import atomic, digest
+from safemax_pl.untrusted import regular
 
 
 def repair(path: Path) -> None:
@@ -22,7 +23,7 @@ def repair(path: Path) -> None:
     """
     if not path.exists():
         return
-    content = path.read_bytes()
+    content = regular(path).read_bytes()
     records = [record for line in content.split(b"\n") for record in _records(line)]
     whole = b"".join(record + b"\n" for record in records)
     if whole == content:
