@@ -156,7 +156,7 @@ class OnePass(Sampler):
     ) -> Tensor:
         """`[B, C, H, W]`, of which nothing but the shape is right."""
         with torch.no_grad():
-            return denoiser(torch.empty(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
+            return denoiser(torch.zeros(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
 
 
 def accelerator() -> str:

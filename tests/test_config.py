@@ -563,7 +563,6 @@ def test_a_key_can_be_changed_afterwards(fit_config, change, key, value):
         ("/a: b", "/a: b"),
         ("'~/x'", "~/x"),
         ('"/x#1"', "/x#1"),
-        ("", ""),
         ("- a", "- a"),
         ("@a", "@a"),
         ("a\\b", "a\\b"),

@@ -1,3 +1,4 @@
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,9 +207,10 @@ def test_results_per_class_name_the_classes_that_were_sampled(evaluator, digits)
 
 def test_scalars_are_the_means_over_classes_and_not_over_images(evaluator_of, digits_without):
     evaluator = evaluator_of(digits_without(3, 8))
-    plan = evaluator.plan("quick")
-    scores = evaluator.scores(plan)
-    rows = plan_rows(plan, torch.tensor([0, 1, 2, 3, 20, 40, 41, 60]))  # four of 3, one of 8, two of 0, one of 2
+    plan = copy.copy(evaluator.plan("quick"))
+    chosen = torch.tensor([0, 1, 2, 3, 20, 40, 41, 60])  # four of 3, one of 8, two of 0, one of 2
+    plan.labels, plan.seeds = plan.labels[chosen], plan.seeds[chosen]
+    scores, rows = evaluator.scores(plan), plan_rows(plan)
     scores.update(noise_images()(rows), rows)
     result = scores.compute()
     for name in (*FORGETTING, "retain_accuracy"):

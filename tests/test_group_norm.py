@@ -10,6 +10,7 @@ from test_networks import toy_data
 from torch import Tensor, nn
 
 from safemax_pl import group_norm, networks
+from safemax_pl.config import build, compose
 from safemax_pl.files import PROJECT
 from safemax_pl.group_norm import GroupNorm
 
@@ -24,7 +25,7 @@ def attentive() -> networks.Model:
 
 def digits() -> networks.Model:
     """Trained weights, which bfloat16 has to round: those of a fresh network are 0 and 1."""
-    data = toy_data(class_names="0123456789", name="digits")
+    data = build(compose("fit", ["data=digits"]).data)
     return networks.pretrained(data, str(PROJECT / "weights/digits")).requires_grad_(True)
 
 

@@ -210,7 +210,7 @@ MISTAKES = {
     ("parameters=embeddings", "parameters.names=[]"): "parameters.names=[] moves nothing",
     ("parameters=embeddings", "parameters.names=conv"): "expected a list",
     ("parameters=embeddings", "parameters.names=[cnv1]"): "did you mean 'conv1'?",
-    ("parameters=lora", "parameters.rank=0"): "parameters.rank=0: give at least 1",
+    ("parameters=lora", "parameters.rank=0"): "parameters.rank=0: give a whole number from 1 to 65536",
     ("parameters=lora", "unlearner=salun"): "SalUn weighs the base model's weights",
     ("parameters=lora", "unlearner=sfr_on"): "SFROn weighs the base model's weights",
     ("parameters=lora", "unlearner=selective_amnesia"): "SelectiveAmnesia weighs the base model's weights",

@@ -1,5 +1,7 @@
 """Images that the base model generates, where a method must do without real ones."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,14 +31,17 @@ class Replay:
 
         def generate(i: int) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
-            how = task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape
-            images = task.sampler.sample(*how)
-            if not images.isfinite().all():
-                raise UserError(f"the base model's images are not finite: {task.sampler.explain(*how)}")
-            return [to_uint8(images)]
+            images = task.sampler.sample(*how(rows))
+            return [to_uint8(images), (~images.isfinite()).flatten(1).any(dim=1).byte()]
 
-        settings = [labels.tolist(), per_class, task.sampler.settings()]
-        (self.images,) = priors.fold("replay", settings, parts, generate, concatenate=True)
+        def how(rows: slice | Tensor) -> Any:
+            return task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape
+
+        settings = [labels.tolist(), per_class, task.sampler.settings(), "finite"]
+        self.images, broken = priors.fold("replay", settings, parts, generate, concatenate=True)
+        if broken.any():
+            said = task.sampler.explain(*how(broken.nonzero()[:250, 0]))
+            raise UserError(f"the base model's images are not finite: {said}")
 
     def like(self, batch: LabelledImages) -> LabelledImages:
         """The batch with every image replaced by a generated one of its label."""
