@@ -52,6 +52,10 @@ def attack(target: str, overrides: list[str]) -> Path:
         raise UserError(
             f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
         )
+    untrusted.inside(subject.folder, subject.folder / "attacks")
+    for name in names:
+        if not OmegaConf.select(subject.cfg, f"attacks.{name}._target_"):
+            raise UserError(f"attacks.{name} is no attack: change single settings, see configs/attack/{name}.yaml")
     show_progress = subject.cfg.trainer.enable_progress_bar
     subject.cfg.trainer.enable_progress_bar = False  # one bar for an attack, not one for each point
     evaluator = make_evaluator(subject.cfg, subject.data)

@@ -10,6 +10,7 @@ from torch import Tensor
 from safemax_pl import tables
 from safemax_pl.config import load_config
 from safemax_pl.escaping import markdown, printable
+from safemax_pl.recognition import sentence
 from safemax_pl.untrusted import check_config, read_json, read_tensors
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
@@ -62,8 +63,7 @@ def model_card(folder: Path) -> str:
         markdown(
             f"{SCORED[published['scored']]}: {sampler['name']}, {sampler['steps']} steps, η = {sampler['eta']}, "
             f"clip_sample = {sampler['clip_sample']}, {plan['rows']} images, classifier "
-            f"{protocol['classifier']['hash']} (test accuracy {_number(protocol['classifier']['accuracy'])}). All of "
-            "the protocol: metrics.json."
+            f"{protocol['classifier']['hash']}{_judged(metrics)}. All of the protocol: metrics.json."
         ),
         _table(table),
         "Accuracy of the images of each class, by the classifier:",
@@ -157,6 +157,11 @@ def _licence(name: str) -> str:
 def _parameters(tensors: dict[str, Tensor]) -> str:
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     return f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.2f} M numbers, {size:.1f} MB"
+
+
+def _judged(metrics: dict[str, Any]) -> str:
+    """How well the judges recognise real images; runs before 0.5.0 don't say."""
+    return f" ({sentence(metrics['judges'])})" if metrics.get("judges") else ""
 
 
 def _number(value: float | None) -> str:

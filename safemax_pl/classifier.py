@@ -1,5 +1,6 @@
 """The judge: two small networks of one architecture, one of C classes and one whose class C is "noise"."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ class Verdict(NamedTuple):
     def of(self, rows: Tensor) -> "Verdict":
         """The same of some rows, by a mask `[B]`."""
         return Verdict(*(part[rows] for part in self))
+
+
+TEMPERATURES = (0.1, 10.0)  # the least and the most
 
 
 class Classifier(nn.Module):
@@ -68,11 +72,22 @@ class Classifier(nn.Module):
         return Verdict(logits / self.temperature, self.noise_aware(x)[0], features)
 
     def summary(self) -> dict[str, Any]:
-        """What a protocol says of a judge: its hash, its accuracies on real test images, its temperature."""
-        scores = self.info.get("scores", {})
-        return {"hash": self.digest} | {
-            name: scores.get(name) for name in ("accuracy", "accuracy_noise_aware", "temperature")
-        }
+        """Identify a judge in a protocol, by the hash of its weights and its temperature."""
+        return {"hash": self.digest, "temperature": self.temperature.item()}
+
+    @classmethod
+    def described_by(cls, config: dict[str, Any], path: Path) -> Callable[[], "Classifier"]:
+        """How to make the networks that a config.json at `path` describes; sizes that none has are refused."""
+        settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
+        architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
+        untrusted.check_sizes(path, settings)
+        make = partial(cls, config["class_names"], tuple(config["image_shape"]), architecture)
+        try:
+            with torch.device("meta"):
+                untrusted.check_count(path, make())
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return make
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, atomically."""
@@ -123,23 +138,16 @@ class Classifier(nn.Module):
                     f"{data.name} at data.path={data.path} has {data.source.fingerprint}), though the classes have the "
                     f"same names: {hint}"
                 )
-            settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
-            architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
-            untrusted.check_sizes(folder / "config.json", settings)
-            try:
-                with torch.device("meta"):
-                    network = cls(config["class_names"], tuple(config["image_shape"]), architecture)
-            except UserError as error:
-                raise UserError(f"{folder}/config.json: {error}") from error
-            untrusted.check_count(folder / "config.json", network)
+            make = cls.described_by(config, folder / "config.json")
             untrusted.check_weights(folder / "model.safetensors")
-            classifier = cls(config["class_names"], tuple(config["image_shape"]), architecture)
+            classifier = make()
             state = load_file(folder / "model.safetensors")
             if (wrong := not_finite(state)) is not None:
                 raise UserError(f"the classifier at {folder} has weights that are not finite ({wrong}): {hint}")
             classifier.load_state_dict(state)
-            classifier.info = config["info"]
-            classifier.summary()
+            classifier.info = dict(config["info"])
+            if not TEMPERATURES[0] <= classifier.temperature.item() <= TEMPERATURES[1]:
+                raise ValueError("its temperature is out of range")
         except (
             OSError,
             KeyError,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from safemax_pl import noise, ranks, streams
-from safemax_pl.classifier import Classifier
+from safemax_pl.classifier import TEMPERATURES, Classifier
 from safemax_pl.data import LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
@@ -138,7 +138,7 @@ def calibrate(classifier: Classifier, split: Split) -> None:
         return loss
 
     optimizer.step(closure)
-    classifier.temperature.fill_(log_temperature.detach().exp().clamp(0.1, 10).item())
+    classifier.temperature.fill_(log_temperature.detach().exp().clamp(*TEMPERATURES).item())
 
 
 def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:

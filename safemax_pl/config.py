@@ -30,7 +30,10 @@ from safemax_pl.files import PROJECT, check_name, digest, dotted, leaves
 from safemax_pl.preemption import ASKS_TO_STOP
 
 CONFIGS = PROJECT / "configs"
-OF_BAD_SETTINGS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, MisconfigurationException)
+OF_BAD_SETTINGS = (
+    *(TypeError, ValueError, ArithmeticError, AttributeError, ImportError, LookupError),
+    MisconfigurationException,
+)
 
 # What may differ when a run is resumed or shown: what it is called, where things are, who listens, what they run on and
 # whether they are compiled for it: like the number of devices that changes rounding, and dropout's draws.
@@ -96,7 +99,11 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
     with clear_errors():
         check_command_line(config_name, overrides, several=bool({"-m", "--multirun"} & set(flags)))
     sys.argv[1:] = [*overrides, *flags]
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
+    with clear_errors():
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
+        except ConfigCompositionException as error:  # of Hydra's own groups, such as hydra/launcher
+            raise UserError(" ".join(str(error).split())) from error
     if failed:
         print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
         sys.exit(1)
@@ -302,7 +309,11 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
     if not match:
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
-    cfg, got = hydra.compose(config_name, choices), match[1]
+    got = match[1]
+    try:
+        cfg = hydra.compose(config_name, choices)
+    except (HydraException, OmegaConfBaseException):
+        return UserError(text)
     above, _, key = got.rpartition(".")
     parent = OmegaConf.select(cfg, above) if above else None
     if isinstance(parent, DictConfig) and key in arguments_of(parent.get("_target_")):
@@ -383,7 +394,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{item}: a run keeps its experiment; change single settings or groups such as sampler=ddpm"
             )
-        if (CONFIGS / key).is_dir():
+        if (CONFIGS / key).is_dir() and key in cfg:
             OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)
         elif key not in flat_keys(cfg):
             raise unknown("key", key, flat_keys(cfg))

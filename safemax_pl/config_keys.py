@@ -32,6 +32,11 @@ WHOLE_NUMBERS = {  # setting -> the least and the most; those of constructors th
     "trainer.num_nodes": (1, MANY),
     "trainer.num_sanity_val_steps": (0, 0),  # scores of a few images would be logged as the plan's
 }
+NEEDED = {  # of groups, what the program reads itself
+    "data": {"cache_dir", "forget_classes", "name", "path"},
+    "evaluation": {"batch_size", "final", "guidance", "plans"},
+    "trainer": {"enable_progress_bar", "log_every_n_steps", "max_steps", "precision", "val_check_interval"},
+}
 MAY_BE_NULL = ("trainer.max_epochs",)
 PLAN = {"forget_per_class": (0, 10**7), "retain_total": (0, 10**7)}
 PLAN_EXAMPLE = "{forget_per_class: 100, retain_total: 100}"
@@ -74,6 +79,11 @@ def check_values(cfg: DictConfig) -> None:
             program itself decides, and an interpolation that can't be resolved.
     """
     values = resolved(cfg)
+    for group, names in NEEDED.items():
+        if isinstance(there := _at(values, group), dict) and (gone := sorted(names - there.keys())):
+            raise UserError(
+                f"the setting {group}.{gone[0]} was removed, and it is needed: leave it, or give it a value"
+            )
     for key, (least, most) in WHOLE_NUMBERS.items():
         value = _at(values, key)
         if value is not ABSENT and not (value is None and key in MAY_BE_NULL):
@@ -96,7 +106,8 @@ def check_values(cfg: DictConfig) -> None:
     for key in trainer if isinstance(trainer, dict) and "_target_" in trainer else ():
         if key not in TRAINER and not key.startswith("_"):
             raise UserError(f"trainer.{key} is decided by the program: {INSTEAD.get(key, 'leave it out')}")
-        if key in TRAINER_CHOICES and trainer[key] not in TRAINER_CHOICES[key]:
+        legal_values = [(one, type(one)) for one in TRAINER_CHOICES.get(key, ())]  # as 1 == True
+        if legal_values and (trainer[key], type(trainer[key])) not in legal_values:
             legal = ", ".join("null" if one is None else str(one).lower() for one in TRAINER_CHOICES[key])
             raise UserError(f"trainer.{key}={trainer[key]!r}: legal: {legal}")
 

@@ -1,5 +1,6 @@
 """Files and folders that are either whole or absent, and hashes that name them."""
 
+import argparse
 import csv
 import hashlib
 import json
@@ -44,6 +45,13 @@ def check_name(setting: str, name: object) -> str:
             "/ and \\, no dot at the start, no space at either end"
         )
     return text
+
+
+def folder_argument(text: str) -> Path:
+    """Read an argument of argparse that names a folder; an unset shell variable is no name for the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a folder")
+    return Path(text)
 
 
 def existing(folder: Path) -> Path:

@@ -197,6 +197,12 @@ def _relative(files: list[Path], root: Path) -> list[str]:
     return [str(file.relative_to(root)) for file in files]
 
 
+def check_class_name(name: str, what: str) -> None:
+    """Raise `UserError` for a name of a class that is empty or can't be printed; `what` says whose name it is."""
+    if not name.strip() or any(unicodedata.category(letter) in UNPRINTABLE for letter in name):
+        raise UserError(f"{what} is empty or has characters that can't be printed: rename it")
+
+
 def _classes(split: Folder, root: Path, skipped: Skipped) -> dict[str, list[Path]]:
     """Images by class. Names are put into Unicode's composed form: macOS writes é as e and an accent."""
     skipped["images outside of class folders"] += _relative(split.images, root)
@@ -209,8 +215,7 @@ def _classes(split: Folder, root: Path, skipped: Skipped) -> dict[str, list[Path
                 f"folders ({LAYOUT}), or give the folder above the classes as data.path"
             )
         name = unicodedata.normalize("NFC", folder.path.name)
-        if any(unicodedata.category(letter) in UNPRINTABLE for letter in name):
-            raise UserError(f"the class folder {str(folder.path)!r} has characters that can't be printed: rename it")
+        check_class_name(name, f"the class folder {str(folder.path)!r}")
         if name in classes:
             raise UserError(f"{folder.path.parent} has two folders that read {name}: rename one")
         classes[name] = folder.images

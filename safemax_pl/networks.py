@@ -179,7 +179,7 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         settings = _file(path, f"{part}config.json", local)
         config = untrusted.read_json(settings)
         _check(config, data, path)
-        _check_network(config, settings)
+        check_network(config, settings)
         weights = _file(path, f"{part}{WEIGHTS}", local)
         if (weights.parent / f"{WEIGHTS}.index.json").exists():  # diffusers would read the files that it names instead
             raise UserError(f"{weights.parent} has split weights, which are not read: {WHOLE}")
@@ -210,7 +210,7 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
         ArithmeticError,
         RuntimeError,
         EOFError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         SafetensorError,
@@ -238,13 +238,15 @@ def _file(path: str, name: str, local: bool) -> Path:
     return Path(path) / name
 
 
-def _check_network(config: dict[str, Any], path: Path) -> None:
-    """Refuse another kind of network, and one that is too large, before any of it is built."""
+def check_network(config: dict[str, Any], path: Path) -> UNet2DModel:
+    """The network that a config.json describes, without values; other kinds and too large ones are refused."""
     if (kind := config.get("_class_name", UNet2DModel.__name__)) != UNet2DModel.__name__:
         raise UserError(f"{path} is of a {kind}: give a folder or hub id of a diffusers {UNet2DModel.__name__}")
     untrusted.check_sizes(path, config)
-    with torch.device("meta"):
-        untrusted.check_count(path, UNet2DModel.from_config(config))
+    with untrusted.damaged(path, "copy it again, or save it with unet.save_pretrained"), torch.device("meta"):
+        network = UNet2DModel.from_config(config)
+        untrusted.check_count(path, network)
+    return network
 
 
 def process(path: Path) -> DDPMScheduler:
@@ -260,6 +262,8 @@ def process(path: Path) -> DDPMScheduler:
             f"{path} is of a {kind}, whose process is none of T discrete steps with a β each: legal: "
             f"{', '.join(PROCESSES)}"
         )
+    if not isinstance(settings.get("prediction_type", ""), str):
+        raise UserError(f"{path}: prediction_type={settings['prediction_type']}: expected a text such as epsilon")
     if settings.get("timestep_type", "discrete") != "discrete" or settings.get("use_flow_sigmas"):
         raise UserError(f"{path} is of a {kind} with a continuous process: a discrete one is needed")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_TIMESTEPS:

@@ -28,16 +28,19 @@ from torch import Tensor
 
 from safemax_pl import untrusted
 from safemax_pl.cards import MARK, PICTURES, classifier_card, model_card
+from safemax_pl.classifier import Classifier
 from safemax_pl.config import load_config, without_folders, without_locations
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.files import PROJECT, atomic, file_digest, write_json
-from safemax_pl.networks import Model, class_names, process, weights_digest
+from safemax_pl.files import PROJECT, atomic, file_digest, folder_argument, not_finite, write_json
+from safemax_pl.networks import Model, check_network, class_names, process, weights_digest
 from safemax_pl.runs import read_metrics
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LIMITS = {"unet": 45.0, "classifier": 15.0}  # MB of weights that a repository should hold, 10⁶ bytes each
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "classifier": "model.safetensors"}
+# What weights/ holds from before this command
+SHIPPED = {"unet": ("digits",), "classifier": ("digits/classifier", "digits/second_classifier")}
 WRITTEN = {  # names inside the folder, by what is published
     "unet": ("unet", "scheduler", "config.yaml", "data.json", "metrics.json", "README.md", *PICTURES),
     "classifier": ("model.safetensors", "config.yaml", "config.json", "README.md"),
@@ -67,18 +70,21 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             "of one, or run its command again to finish it"
         )
     check_folder(folder, run, part)
-    untrusted.check_weights(run / part / FILES[part])
-    tensors = rounded(untrusted.read_tensors(run / part / FILES[part]), precision)
+    weights = run / part / FILES[part]
+    with untrusted.damaged(weights):
+        untrusted.check_weights(weights)
+    tensors = rounded(untrusted.read_tensors(weights), precision)
+    config = untrusted.read_json(run / part / "config.json")
+    check_fit(weights, config, tensors)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     limit = LIMITS[part] if most is None else most
-    if size > limit:
+    if not size <= limit:  # not a number is no limit
         raise UserError(
             f"the weights of {run} have {size:.1f} MB in {precision}, and {limit:g} MB are legal: train a smaller "
             "network, or give a higher --most"
         )
     with untrusted.damaged(run / "metrics.json"):
         metrics = _on_any_machine(metrics)
-    config = untrusted.read_json(run / part / "config.json")
     card = folder / "README.md"
     by_hand = card.exists() and not _is_ours(card)
     if not by_hand:
@@ -102,6 +108,24 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     if by_hand:
         print(f"{card} was written by hand and is left as it is: see that its numbers are those of the new weights")
     return folder
+
+
+def check_fit(weights: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that are not those of the network that the config.json beside them describes."""
+    path = weights.with_name("config.json")
+    with untrusted.damaged(path), torch.device("meta"):
+        network = (
+            check_network(config, path) if weights.name == FILES["unet"] else Classifier.described_by(config, path)()
+        )
+    expected, found = (
+        {name: tuple(one.shape) for name, one in each.items()} for each in (network.state_dict(), tensors)
+    )
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        name = wrong[0]
+        raise UserError(
+            f"{weights} does not fit {path}: {name} is {found.get(name, 'missing')} there, expected "
+            f"{expected.get(name, 'none')}: make the run again"
+        )
 
 
 def check_folder(folder: Path, run: Path, part: str) -> None:
@@ -129,11 +153,11 @@ def check_folder(folder: Path, run: Path, part: str) -> None:
 
 
 def _is_publication(folder: Path, part: str) -> bool:
-    """Whether an earlier publication of this kind has made the folder; weights/ of the project holds nothing else."""
+    """Whether an earlier publication of this kind has made the folder, or it is one that the project ships."""
     if (folder / "last.ckpt").exists():
         return False
-    if (PROJECT / "weights") in folder.resolve().parents:
-        return (folder / ("unet" if part == "unet" else FILES[part])).exists()
+    if folder.resolve() in [PROJECT / "weights" / name for name in SHIPPED[part]]:
+        return True
     path = folder / ("metrics.json" if part == "unet" else "config.json")
     try:
         content = untrusted.read_json(path) if path.exists() else {}
@@ -151,13 +175,15 @@ def _others(folder: Path) -> list[Path]:
 
 def rounded(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Matrices and convolutions in `precision`; biases, norms and their statistics, which are few, as they are."""
+    if (broken := not_finite(tensors)) is not None:
+        raise UserError(f"{broken} holds NaN or infinite values: there is nothing to publish")
     dtype = PRECISIONS[precision]
     found = {
         name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in tensors.items()
     }
-    if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
-        raise UserError(f"{broken[0]} is not finite in {precision}: give --precision bfloat16 or float32")
+    if (broken := not_finite(found)) is not None:
+        raise UserError(f"{broken} is not finite in {precision}: give --precision bfloat16 or float32")
     return found
 
 
@@ -166,9 +192,11 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
     metrics = read_metrics(folder) or {}
     with untrusted.damaged(evaluation / "metrics.json"):
         scored = found["weights"].get("unlearned") or found["weights"]["model"]
-    if scored != metrics.get("published", {}).get("weights"):
+    with untrusted.damaged(folder / "metrics.json"):
+        published = metrics["published"]["weights"]
+    if scored is None or scored != published:
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
-    metrics |= {key: found[key] for key in ("protocol", "scores")}
+    metrics |= {key: found[key] for key in ("protocol", "judges", "scores") if key in found}
     metrics["published"]["scored"] = True
     write_json(folder / "metrics.json", metrics)
     if (evaluation / "samples.png").exists():
@@ -215,7 +243,8 @@ def _copy(run: Path, name: str, to: Path) -> None:
 
 
 def _write_config(run: Path, folder: Path) -> None:
-    cfg = without_folders(load_config(run / "config.yaml"))
+    with untrusted.damaged(run / "config.yaml"):
+        cfg = without_folders(load_config(run / "config.yaml"))
     untrusted.check_config(cfg, run / "config.yaml", instantiate=False)
     with atomic(folder / "config.yaml") as part:
         OmegaConf.save(cfg, part)
@@ -240,8 +269,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m safemax_pl.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run, or of an evaluation of the second folder")
-    parser.add_argument("folder", type=Path, help="where to, such as weights/cifar10")
+    parser.add_argument("run", type=folder_argument, help="a finished run, or an evaluation of the second folder")
+    parser.add_argument("folder", type=folder_argument, help="where to, such as weights/cifar10")
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="of the matrices (float16)")
     parser.add_argument("--most", type=float, metavar="MB", help="limit of the weights (a model 45, a classifier 15)")
     arguments = parser.parse_args()

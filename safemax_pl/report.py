@@ -24,7 +24,7 @@ from safemax_pl import untrusted
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError, clear_errors
 from safemax_pl.escaping import cell, printable
-from safemax_pl.files import atomic
+from safemax_pl.files import atomic, folder_argument
 from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.notes import notes
@@ -50,6 +50,11 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
     out = folder_of(runs, paths, out)
     untrusted.inside(out, out / "figures")
+    if not (out / "report.html").exists():  # so that the same command goes on after an interruption
+        with atomic(out / "report.html") as part:
+            part.write_text(
+                f"<p>This report was interrupted: run its command again. {page.FILES}</p>", encoding="utf-8"
+            )
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
     figures, undrawn = out / "figures", list[str]()
     pictures = {
@@ -106,9 +111,9 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
         raise UserError(f"{folder} is a file: {other}")
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is a run, in which a report would be lost: {other}")
-    page = folder / "report.html"
-    ours = page.is_file() and "safemax_pl" in page.read_text(encoding="utf-8", errors="replace")
-    if not ours and (taken := [name for name in WRITTEN if (folder / name).exists()]):
+    written = folder / "report.html"
+    ours = written.is_file() and page.FILES in written.read_text(encoding="utf-8", errors="replace")
+    if not ours and (taken := [name for name in (*WRITTEN, "figures") if (folder / name).exists()]):
         raise UserError(
             f"{folder} holds {', '.join(taken)}, which no report has written and one would replace: {other}"
         )
@@ -134,8 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m safemax_pl.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
-    parser.add_argument("--out", type=Path, help="folder for the report")
+    parser.add_argument("runs", nargs="+", type=folder_argument, help="run folders, or folders that hold runs")
+    parser.add_argument("--out", type=folder_argument, help="folder for the report")
     parser.add_argument("--title", default="Class unlearning, compared", help="heading")
     arguments = parser.parse_args()
     with clear_errors():

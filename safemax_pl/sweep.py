@@ -17,6 +17,7 @@ the command for every point of the Pareto front, pareto.png and importance.png. 
 import gc
 import shlex
 import sys
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def sweep(overrides: list[str]) -> Path:
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
     settings: Sweep = build(compose("sweep", own).sweep)
+    if settings.prune is not None and not isinstance(settings.prune, Mapping):
+        raise UserError(f"sweep.prune={settings.prune!r}: give its settings, see configs/sweep.yaml, or null for none")
     pruning = (
         [build({"_target_": f"{QuickPruning.__module__}.QuickPruning", **settings.prune})] if settings.prune else []
     )

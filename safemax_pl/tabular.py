@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from safemax_pl.decoding import Encoded, EncodedSplit
 from safemax_pl.errors import UserError, first_line
-from safemax_pl.folders import Skipped, role_of
+from safemax_pl.folders import Skipped, check_class_name, role_of
 
 BATCH = 256  # rows that are read at once
 Columns = dict[str, str | None]  # "image", "label" and "superclass" -> name
@@ -128,6 +128,8 @@ def _encoded(path: str, tables: dict[str, Table], columns: Columns, skipped: Ski
         _names(features[name], [value for both in values.values() for value in both[i]]) if name is not None else []
         for i, name in enumerate((label, superclass))
     )
+    for name in (*class_names, *superclass_names):
+        check_class_name(name, f"the class {name!r} at {path}")
     splits = {}
     for split, table in tables.items():
         labels, coarse = (

@@ -28,6 +28,8 @@ from safemax_pl.runs import PREVIOUS, Run
 from safemax_pl.stop_when import StopWhen
 from safemax_pl.untrusted import regular
 
+OF_BAD_CONTENT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 def train(
     cfg: DictConfig,
@@ -57,19 +59,24 @@ def train(
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         if isinstance(logger, CSVHistory):
             logger.resume_from(checkpoint["global_step"] if checkpoint else 0)
-    if checkpoint is not None and is_complete(checkpoint, cfg.trainer.max_steps):
-        module.load_state_dict(checkpoint["state_dict"])
-        for callback in callbacks:
-            if callback.state_key in checkpoint["callbacks"]:
-                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-        return
+    if path is not None and checkpoint is not None:
+        try:
+            if is_complete(checkpoint, cfg.trainer.max_steps):
+                module.load_state_dict(checkpoint["state_dict"])
+                for callback in callbacks:
+                    if callback.state_key in checkpoint["callbacks"]:
+                        callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+                return
+        except OF_BAD_CONTENT as error:
+            raise UserError(does_not_fit(path, error)) from error
     keeper = ModelCheckpoint(
         run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
     )
+    beginning = Beginning(run, made_from)
     bars = progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)
     trainer: Trainer = build(
         cfg.trainer,
-        callbacks=[Beginning(run, made_from), *callbacks, keeper, *bars],
+        callbacks=[beginning, *callbacks, keeper, *bars],
         logger=loggers,
         plugins=[WholeCheckpoints(loggers)],
         default_root_dir=run.folder,
@@ -85,6 +92,10 @@ def train(
             ckpt_path=path,
             weights_only=True if checkpoint else None,
         )
+    except OF_BAD_CONTENT as error:
+        if path is None or beginning.restored:
+            raise
+        raise UserError(does_not_fit(path, error)) from error
     except SystemExit as exit_of_lightning:  # after Ctrl-C or pre-emption, about which it says nothing here
         if not trainer.interrupted:
             raise
@@ -99,12 +110,23 @@ class Beginning(Callback):
     """Claims the run's folder after the first step, before any checkpoint: a fit that can't take one leaves no run."""
 
     def __init__(self, run: Run, made_from: Identity):
-        self.run, self.made_from, self.begun = run, made_from, False
+        self.run, self.made_from, self.begun, self.restored = run, made_from, False, False
+
+    def on_train_start(self, *args: Any) -> None:
+        self.restored = True  # from a checkpoint, if there is one
 
     def on_train_batch_end(self, *args: Any) -> None:
         if not self.begun:
             self.run.begin(self.made_from)
             self.begun = True
+
+
+def does_not_fit(path: Path, error: Exception) -> str:
+    """The line about a checkpoint whose content is not that of this fit."""
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"{path} does not fit this run ({type(error).__name__}: {said}): delete it and run again, or give another name="
+    )
 
 
 def is_complete(checkpoint: dict[str, Any], max_steps: int) -> bool:
@@ -172,7 +194,8 @@ def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+            step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
+            if not isinstance(step, int) or isinstance(step, bool) or step < 0:
                 raise pickle.UnpicklingError("it is no checkpoint of a fit")
             return path, checkpoint
         except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:

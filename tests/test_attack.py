@@ -160,7 +160,7 @@ def test_mistakes_are_named(run, arguments, message):
 
 
 def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match=r"\(safemax\) has seen images of \[3\]"):
+    with pytest.raises(UserError, match=r"has seen images of \[3\]"):
         attack.attack(str(run), ["attack=null_leak", f"retrain={run}"])
     shutil.copytree(run, tmp_path / "other")
     config = tmp_path / "other" / "config.yaml"

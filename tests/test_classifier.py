@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from safemax_pl import noise, streams
@@ -139,10 +140,17 @@ def test_an_architecture_that_could_not_be_read_again_is_refused():
         Classifier(["a", "b"], (1, 8, 8), partial(Perceptron, out_features=3))
 
 
-def test_the_summary_names_the_weights_and_their_scores(digits, saved):
+def test_the_summary_names_the_weights_and_repeats_no_claim(digits, saved):
     loaded = Classifier.load(saved, digits)
-    expected = {"hash": loaded.digest, "accuracy": 0.5, "accuracy_noise_aware": None, "temperature": None}
-    assert loaded.summary() == expected
+    assert loaded.summary() == {"hash": loaded.digest, "temperature": loaded.temperature.item()}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e38, -1.0])
+def test_a_temperature_that_no_calibration_gives_is_refused(digits, saved, temperature):
+    weights = load_file(saved / "model.safetensors")
+    save_file(weights | {"temperature": torch.tensor(temperature)}, saved / "model.safetensors")
+    with pytest.raises(UserError, match="can't be read"):
+        Classifier.load(saved, digits)
 
 
 def test_a_loaded_classifier_knows_its_record_and_the_hash_of_its_weights(digits, saved):

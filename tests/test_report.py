@@ -62,12 +62,27 @@ def test_a_report_replaces_no_report_of_more_runs_and_no_other_files(write_run, 
         report([first, write_run("c")])
     assert (every / "report.html").read_bytes() == before
     report([first, second], every)  # named, so wanted
-    for name, line in {"config.yaml": "is a run", "results.csv": "no report has written"}.items():
-        (tmp_path / name.partition(".")[0]).mkdir()
-        (tmp_path / name.partition(".")[0] / name).write_text("mine")
+    taken = "no report has written"
+    files = {"config.yaml": "is a run", "results.csv": taken, "figures/w0-samples.png": taken, "report.html": taken}
+    for number, (name, line) in enumerate(files.items()):
+        file = tmp_path / str(number) / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine, about safemax_pl")
         with pytest.raises(UserError, match=line):
-            report([first], tmp_path / name.partition(".")[0])
-        assert (tmp_path / name.partition(".")[0] / name).read_text() == "mine"
+            report([first], tmp_path / str(number))
+        assert file.read_text() == "mine, about safemax_pl"
+
+
+def test_an_interrupted_report_is_written_by_the_same_command(write_run, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write_run()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grids, "per_class", killed)
+        report([tmp_path / "runs"])
+    assert "was interrupted" in (tmp_path / "runs/report/report.html").read_text()
+    assert "<h1>" in (report([tmp_path / "runs"]) / "report.html").read_text()
 
 
 def test_a_picture_that_fails_is_left_out_of_the_page(write_run, tmp_path, monkeypatch, capsys):
@@ -101,18 +116,21 @@ def test_mixed_protocols_end_in_one_line(write_run, tmp_path, monkeypatch, capsy
     assert not (tmp_path / "runs" / "report").exists()
 
 
-@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_noted_and_break_nothing(write_run, tmp_path, odd):
-    for seed in (0, 1):
-        write_run("a", seed)
-        write_run("b", seed, scores={"fid_retain/classifier": 50.0})
-        lost = write_run("c", seed, scores={"fid_retain/classifier": odd, "retain_accuracy": odd})
-        (lost / "metrics.csv").write_text((lost / "metrics.csv").read_text().replace("3.0", str(odd)))
-    text = (report([tmp_path / "runs"]) / "report.md").read_text()
-    keys = "retain_accuracy, delta/retain_accuracy, fid_retain/classifier, delta/fid_retain/classifier"
-    assert f"**Note:** c has values that are not finite: {keys}." in text
-    assert "fid_retain/classifier against total_seconds. Not dominated (filled): a." in text
-    assert "Not finite, so not drawn: c." in text
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fid_retain/classifier", float("nan")),
+        ("drift", float("-inf")),
+        ("ua_noise_aware", 1.01),
+        ("retain_accuracy", -0.1),
+        ("ua_noise_aware/second", 2.0),
+    ],
+)
+def test_what_is_no_score_is_refused_and_names_the_run(write_run, tmp_path, name, value):
+    write_run("a")
+    write_run("lost", scores={name: value})
+    with pytest.raises(UserError, match=r"lost-0-3/metrics\.json is damaged .*(not finite|expected a number in)"):
+        report([tmp_path / "runs"])
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -59,7 +59,7 @@ VALUES: list[tuple[str, list]] = [
     ("trainer.check_val_every_n_epoch", [1]),
     ("trainer.use_distributed_sampler", [True]),
     ("trainer.enable_progress_bar", ["3", None]),
-    ("trainer.benchmark", ["yes"]),
+    ("trainer.benchmark", ["yes", 1]),
     ("trainer.deterministic", ["foo"]),
     ("trainer.num_nodes", [0]),
     *((f"trainer.{name}", [2]) for name in ("gradient_clip_val", "accumulate_grad_batches", "min_steps", "callbacks")),
@@ -96,12 +96,14 @@ def test_legal_values_pass(configs):
         check_values(cfg)
     cfg = configs["fit"].copy()
     changes = {"second_classifier": None, "gradient_clip": None, "trainer.max_time": "00:01:00:00", "seed": 2**32 - 1}
-    for key, value in (changes | {"trainer.deterministic": "warn", "trainer.benchmark": True}).items():
+    changes |= {"trainer.deterministic": "warn", "trainer.benchmark": True, "trainer.max_epochs": None}
+    for key, value in changes.items():
         OmegaConf.update(cfg, key, value, force_add=True)
     check_values(cfg)
 
 
 HYDRA = ["data=null", "model=null", "trainer=null", "unlearner=null", "experiment=null", "logger=null", "=3", "~data"]
+HYDRA += ["~trainer.max_steps", "~evaluation.plans", "~data.path", "unlearner={a: 1}", "attack=x"]
 HYDRA += ["~model", "~sampler", "~trainer", "~seed", "~evaluation", "seed=${seed}", "evaluation=null"]
 
 
@@ -109,6 +111,14 @@ HYDRA += ["~model", "~sampler", "~trainer", "~seed", "~evaluation", "seed=${seed
 def test_what_hydra_can_not_compose_is_one_line(mistake):
     with pytest.raises(UserError) as caught:
         compose("fit", [*TINY, mistake])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["trainer.accelerator=tpu", "unlearner.gate=null", "unlearner.target=5"])
+def test_what_no_constructor_takes_is_one_line(change):
+    cfg = compose("fit", [*TINY, change])
+    with pytest.raises(UserError) as caught:
+        build(cfg[change.partition(".")[0]])
     assert "\n" not in str(caught.value)
 
 

@@ -15,6 +15,7 @@ import yaml
 from diffusers import schedulers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from test_fit import tiny
 
 from safemax_pl import networks, untrusted
 from safemax_pl.attack import load_retrain, remember
@@ -25,6 +26,8 @@ from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.evaluate import load_subject
 from safemax_pl.files import PROJECT
+from safemax_pl.fit import fit
+from safemax_pl.module import UnlearningModule
 from safemax_pl.publish import publish
 from safemax_pl.runs import Run
 from safemax_pl.train import WholeCheckpoints, load_checkpoint
@@ -144,11 +147,12 @@ def test_a_configuration_of_a_stranger_runs_and_reads_nothing(run, digits, tmp_p
 def test_environment_values_are_not_published(run, tmp_path, monkeypatch):
     """Settings of one's own runs that come from there are the default again; what is hidden there is refused."""
     monkeypatch.setenv("SECRET", "hunter2")
-    shutil.copy(DIGITS / "metrics.json", run)
+    metrics = json.loads((DIGITS / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"training": {"seed": 0, "steps": 1}}))
     change(run, "runs_dir", "${oc.env:SECRET}/runs")
     publish(run, tmp_path / "out")
     assert OmegaConf.load(tmp_path / "out/config.yaml").runs_dir == "runs"
-    change(run, "seed", "${oc.decode:'${oc.select:seed}'}")
+    change(run, "evaluation.final", "${oc.decode:standard}")
     with pytest.raises(UserError, match=r"oc\.decode is off"):
         publish(run, tmp_path / "out")
     assert not any("hunter2" in file.read_text(errors="ignore") for file in tmp_path.rglob("*") if file.is_file())
@@ -264,6 +268,62 @@ def test_a_checkpoint_with_code_is_not_run(tmp_path):
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="delete it and run again"):
         load_checkpoint(run)
     assert not (tmp_path / "mark").exists()
+
+
+def test_split_weights_are_not_read(run, digits, tmp_path):
+    """diffusers reads the files that an index names, which may be pickles, in the place of the one that was checked."""
+    torch.save({"conv_in.bias": torch.zeros(32)}, run / "unet/other.bin")
+    index = {"metadata": {}, "weight_map": {"conv_in.bias": "other.bin"}}
+    (run / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="split weights, which are not read: save it again"):
+        networks.pretrained(digits, str(run))
+
+
+STATES = {
+    "no weights": lambda content: content.pop("state_dict"),
+    "weights that are a list": lambda content: content.update(state_dict=[1]),
+    "weights of other shapes": lambda content: content["state_dict"].update(
+        dict.fromkeys(content["state_dict"], torch.zeros(1))
+    ),
+    "no callbacks": lambda content: content.pop("callbacks"),
+    "callbacks that are a list": lambda content: content.update(callbacks=[1]),
+    "no optimiser": lambda content: content.pop("optimizer_states"),
+    "an optimiser of other weights": lambda content: content["optimizer_states"][0]["param_groups"].clear(),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """A folder with a run of which 2 of 4 steps are done, by name `run`."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    step = UnlearningModule.training_step
+
+    def broken(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise ZeroDivisionError
+        return step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(UnlearningModule, "training_step", broken)
+        fit(tiny(folder, "second_classifier=null"), "run")
+    return folder
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize("step", [2, 4], ids=["unfinished", "finished"])
+def test_a_checkpoint_that_does_not_fit_is_one_line(interrupted, kind, step):
+    if step == 4 and kind in ("no optimiser", "an optimiser of other weights"):
+        return  # a finished fit needs none of them
+    path = interrupted / "run/last.ckpt"
+    kept = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+    assert content["global_step"] == 2
+    STATES[kind](content)
+    torch.save(content | {"global_step": step}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt .*delete it") as said:
+        fit(tiny(interrupted, "second_classifier=null"), "run")
+    assert "\n" not in str(said.value)
+    path.write_bytes(kept)
 
 
 def test_checkpoints_of_something_else_are_one_line(tmp_path):
@@ -410,6 +470,11 @@ def test_samplers_of_one_process_are_read_as_that(run, kind):
         {"beta_start": "x"},
         {"beta_schedule": "theirs"},
         {"prediction_type": "flow_prediction"},
+        {"prediction_type": ["epsilon"]},
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 300_000_000},
+        {"beta_start": 10**9},
+        {"trained_betas": [1e-4] * 200_000, "num_train_timesteps": 1000},
+        {"trained_betas": 3},
         {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "sigma_max": 700, "sigma_min": 0.002},
         {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True},
         {"_class_name": None},

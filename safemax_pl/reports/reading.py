@@ -11,10 +11,20 @@ from typing import Any
 from safemax_pl import networks, untrusted
 from safemax_pl.config import load_config
 from safemax_pl.errors import UserError
+from safemax_pl.files import dotted, leaves
 from safemax_pl.runs import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
+# What the hash of a judge says as well, and the device
+SAID_BY_HASHES = (
+    "device",
+    *(
+        f"{judge}.{name}"
+        for judge in ("classifier", "second_classifier")
+        for name in ("accuracy", "accuracy_noise_aware", "temperature")
+    ),
+)
 # What of a configuration is no setting of a method: which case a run is, or what the protocol names by a digest.
 IDENTITY = {
     "": ("seed", "method", "classifier", "second_classifier"),
@@ -37,6 +47,10 @@ REQUIRED = (
 
 # What the parts of a metrics.json are that a report reads; a key that ends in ? may be missing
 NUMBER = int | float
+SHARES = {
+    *("accuracy", "accuracy_noise_aware", "forget_probability", "judge_disagreement", "noise_rate", "precision"),
+    *("recall", "retain_accuracy", "ua", "ua_noise_aware"),
+}
 SCORES = {"per_class": {"*": {"*": NUMBER}}, "*": NUMBER}
 SHAPE = {
     "protocol": {
@@ -198,8 +212,9 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     with untrusted.damaged(path):
         untrusted.check_shape(metrics, SHAPE)
         for guidance in metrics["scores"]:
-            if not re.fullmatch(r"w=-?[0-9.]{1,12}(e[+-]?[0-9]{1,3})?", guidance):
+            if not re.fullmatch(r"w=-?[0-9]{1,9}(\.[0-9]{1,9})?(e[+-]?[0-9]{1,2})?", guidance):
                 raise ValueError(f"scores has {guidance!r}, expected a guidance weight such as w=0")
+        _check_shares(metrics)
     with untrusted.damaged(folder / "config.yaml"):
         plain = comparable(load_config(folder / "config.yaml"))
         for node, keys in IDENTITY.items():
@@ -211,6 +226,13 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     return FinishedRun(
         folder, metrics, {key: value for key, value in flat(plain).items() if value is not None}, class_names
     )
+
+
+def _check_shares(metrics: dict[str, Any]) -> None:
+    """Raise ValueError for a share or a probability outside [0, 1]."""
+    for where, value in leaves({key: metrics.get(key, {}) for key in ("scores", "judges")}):
+        if SHARES & {str(part).partition("/")[0] for part in where} and not 0 <= value <= 1:
+            raise ValueError(f"{dotted(where)} is {value}, expected a number in [0, 1]")
 
 
 def quoted(command: str) -> str:
@@ -240,7 +262,7 @@ def flat(nested: Any, path: str = "") -> dict[str, Any]:
 
 def what_must_agree(protocol: dict[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what numbers in one column have to share."""
-    agreed = {key: value for key, value in flat(protocol).items() if key not in (*FORGET_DEPENDENT, "device")}
+    agreed = {key: value for key, value in flat(protocol).items() if key not in (*FORGET_DEPENDENT, *SAID_BY_HASHES)}
     return agreed | {"torch": protocol["torch"].partition("+")[0]}  # +cpu, +cu130: the device again
 
 

@@ -68,14 +68,14 @@ class SharedStudy:
             try:
                 backend = JournalFileBackend(path, JournalFileOpenLock(path, grace_period=30))
                 self._storage = JournalStorage(backend)
+                self.study = optuna.create_study(
+                    storage=self._storage, study_name=name, directions=directions, load_if_exists=True
+                )
             except (KeyError, TypeError, ValueError, AssertionError) as error:
                 raise UserError(
                     f"{path} can't be read ({type(error).__name__}: {error}): put a copy in its place, or give another "
                     "name="
                 ) from error
-            self.study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=directions, load_if_exists=True
-            )
             known = self.study.user_attrs.get("identity")
             if known is None:
                 self.study.set_user_attr("identity", identity)

@@ -53,6 +53,11 @@ class SAFEMax(Unlearner):
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
+        for name, part in (("gate", gate), ("target", target)):
+            if not callable(getattr(part, {"gate": "draw", "target": "__call__"}[name], None)):
+                raise UserError(
+                    f"unlearner.{name}={part!r}: give a node with _target_, see configs/unlearner/safemax.yaml"
+                )
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
         if guidance < 0:

@@ -199,8 +199,12 @@ def test_links_are_not_followed_out_of_the_report(write_run, tmp_path):
         report([run.parent])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="leads out of"):
+    with pytest.raises(UserError, match="no report has written"):
         report([run], tmp_path / "out")
+    (report([run], tmp_path / "ours") / "figures").rename(tmp_path / "figures")
+    (tmp_path / "ours" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="leads out of"):
+        report([run], tmp_path / "ours")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
