@@ -21,8 +21,8 @@ COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods a
 class Cost(Callback):
     """Measures the training itself: validation and the writing of checkpoints are left out.
 
-    The first steps count FLOPs, which slows them down; the clock runs for the others and stands for all. Where networks
-    are compiled, as many of the others have a clock of their own at every start of a fit: they wait for the compiler.
+    The first `COUNTED_STEPS` steps count FLOPs, which slows them, so they are not timed. With `compiled`, the next ones
+    after every start are timed apart, as they include compilation. The mean of the timed steps stands for all.
 
     Args:
         images_per_step: of all ranks.

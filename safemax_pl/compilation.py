@@ -1,4 +1,4 @@
-"""torch.compile for the networks of a fit: in training steps, and nowhere else."""
+"""Compile a fit's networks with torch.compile, for training steps only."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from safemax_pl.errors import UserError
 
 
 class Compilation(Callback):
-    """Compiles networks for the training steps; at any other time, and after the fit, they are what they were.
+    """Compiles networks for training steps, and restores the eager ones after each step.
 
-    The steps that count FLOPs stay eager: torch can't compile under its counter, and some versions would never try
-    again. So do validation and sampling, as every other batch size would be compiled anew. A network is compiled when a
-    step first calls it, once for every shape of a batch and with and without gradients: a teacher that no step asks
-    costs nothing. What can't be compiled as a whole fails; it never runs eagerly in silence.
+    Steps that count FLOPs stay eager: torch can't compile under its counter, and some versions would never try again.
+    Validation and sampling stay eager: every other batch size would compile again. Compilation happens at a network's
+    first call, once for every batch shape, with and without gradients. A network that does not compile as one graph
+    raises; there is no eager fallback.
 
     Args:
         networks: whose `forward` is compiled.
@@ -57,7 +57,7 @@ class Compilation(Callback):
 
 @contextmanager
 def clear_compile_errors() -> Iterator[None]:
-    """Turn a failure of torch.compile, in whatever part of a fit, into a `UserError`."""
+    """Turn errors of torch.compile into a `UserError`."""
     try:
         yield
     except Exception as error:
@@ -69,4 +69,4 @@ def clear_compile_errors() -> Iterator[None]:
 def _failed(error: Exception) -> UserError:
     words = " ".join(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0].split())
     reason = f"{type(error).__name__}: {words[:300]}"
-    return UserError(f"torch.compile failed ({reason}): give compile=false, with which the same command goes on")
+    return UserError(f"torch.compile failed ({reason}): give compile=false; the same command then resumes")

@@ -1,4 +1,4 @@
-"""Which keys and types a configuration may have: what Hydra lets pass, and would be read by nobody, is refused."""
+"""Legal keys, types and ranges of a configuration; keys that nothing reads are refused, which Hydra lets through."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""What all pictures share: names are shown as they are, files are whole, and no number depends on a picture."""
+"""Write figures: literal text, atomic files, failures as warnings."""
 
 import sys
 import warnings

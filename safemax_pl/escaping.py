@@ -1,4 +1,4 @@
-"""Names of classes, runs and methods are text wherever they are shown; none is markup, a formula or a path.
+"""Escape names of classes, runs and methods for terminals, HTML, Markdown, CSV and file names.
 
 Pictures have it from `drawing.show_text_as_it_is`, the terminal from `tables.plain_console` and `printable`.
 """

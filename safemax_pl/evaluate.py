@@ -39,7 +39,7 @@ from safemax_pl.recognition import recognition
 from safemax_pl.runs import comparable, provenance, read_metrics, run_folder, training
 from safemax_pl.scores import Result
 
-# What a configuration of a folder has to be for its model to be scored
+# Shape that a saved configuration must have to be scored
 SAVED = {
     "classifier": str,
     "second_classifier?": str | None,
@@ -126,7 +126,7 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
 
 
 def doubts(original: Result, num_classes: int) -> list[str]:
-    """What the scores of the original model, before unlearning, say against the whole experiment."""
+    """Warn where the scores of the original model make the experiment meaningless."""
     found = []
     if original.get("retain_accuracy", 1.0) < 2 / num_classes:
         found.append(

@@ -45,14 +45,14 @@ class ModelImages(nn.Module):
         """`[B, C, H, W]` for the rows; `start` as in `Sampler.sample`.
 
         Raises:
-            UserError: for images that are not finite, which a classifier would call anything but their class.
+            UserError: for NaN or infinite pixels, which would count as forgetting.
         """
         how = self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start
         images = self.sampler.sample(*how)
         if not images.isfinite().all():
             raise UserError(
-                f"the generated images are not finite: {self.sampler.explain(*how)}; NaN is no forgetting and gets no "
-                "score: train with a lower optimizer.lr or smaller weights of the losses, or give more sampler.steps"
+                f"the generated images hold NaN or infinite values ({self.sampler.explain(*how)}), so no score is "
+                "computed: lower optimizer.lr or the weights of the losses, or give more sampler.steps"
             )
         return images
 

@@ -1,7 +1,6 @@
-"""What a run was made from: its data, base model and judges, by content and not by path.
+"""Identify what a run was made from: its data, base model and judges, by content and not by path.
 
-A run records this when it begins. The same command on other content is refused, as its numbers would mix or be those
-of something else.
+A run records these digests when it begins. The same command with other digests is refused.
 """
 
 from pathlib import Path
@@ -115,13 +114,15 @@ def check(where: str, recorded: Identity, now: Identity, again: bool = False) ->
     if "data" in recorded and "data" in now and not same_data(recorded["data"], now["data"]):
         raise UserError(
             f"{where} was made from other data (fingerprint {recorded['data']['fingerprint']}; data.path now has "
-            f"{now['data']['fingerprint']}): give {'' if again else 'another name=, or '}the data.path of then"
+            f"{now['data']['fingerprint']}): give {'' if again else 'another name=, or '}the data.path that "
+            "it was made from"
         )
     for key, setting in SETTINGS.items():
         if key in recorded and key in now and recorded[key] != now[key]:
             raise UserError(
                 f"{where} was made with another {key} (digest {recorded[key]}; {setting} now has {now[key]}): give "
-                f"{f'{setting}=... to take another' if again else 'another name='}, or put the {key} of then back"
+                f"{f'{setting}=... to take another' if again else 'another name='}, or restore the {key} that it "
+                "was made with"
             )
 
 

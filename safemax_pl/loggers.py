@@ -84,7 +84,7 @@ def wandb_logger(folder: Path, project: str, entity: str | None = None, group: s
 
 
 def _forgiving(method: Callable[..., Any]) -> Callable[..., None]:
-    """The method, whose errors and delays end the logging instead of the fit."""
+    """Wrap a method: an error or a timeout turns the logger off, and the fit goes on."""
 
     @wraps(method)
     def call(self: "ForgivingWandb", *args: Any, **kwargs: Any) -> None:
@@ -276,7 +276,7 @@ def _end_service(at_once: bool = False) -> None:
 
 @contextmanager
 def ending_wandb() -> Iterator[None]:
-    """Whatever ends the block early ends its W&B run too, or the next one in this process would write into it."""
+    """Finish the W&B run if the block raises: the next run of this process gets its own."""
     try:
         yield
     except BaseException:

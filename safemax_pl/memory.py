@@ -1,4 +1,4 @@
-"""How much memory a training step takes at least, known before anything is allocated."""
+"""Bound the memory of a training step from below, on tensors without values."""
 
 from collections.abc import Sequence
 from pathlib import Path

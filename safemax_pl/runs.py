@@ -72,8 +72,11 @@ class Run:
 
     @property
     def identity(self) -> Identity:
-        """What the run is made from, as recorded when it began; empty before, and as metrics.json says before 0.5.0."""
-        found = identity.read(self.folder, "delete it if the data and models are those of then")
+        """Data and models that the run was made from; empty before its first step.
+
+        Runs before 0.5.0 say it in metrics.json alone.
+        """
+        found = identity.read(self.folder, "delete it if data and models are unchanged since")
         if found is None:
             with untrusted.damaged(self.folder / "metrics.json"):
                 found = identity.of_metrics(self.metrics or {})

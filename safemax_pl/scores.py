@@ -96,7 +96,7 @@ class FeatureScores(nn.Module):
 class Scores(nn.Module):
     """All metrics of one model under one plan.
 
-    What there is a score of follows from the plan: nothing about forgetting without rows of forget classes, nothing
+    The plan determines which metrics are computed: nothing about forgetting without rows of forget classes, nothing
     about retaining without rows of others. On several ranks a rank may see none of either.
 
     Args:

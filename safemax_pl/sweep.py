@@ -41,7 +41,7 @@ from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory, words
 
 
 def sweep(overrides: list[str]) -> Path:
-    """Run trials until the study has all it shall have; returns its folder.
+    """Run trials until the study has `sweep.trials`; returns its folder.
 
     Raises:
         UserError: for settings that can't work, before any compute; and for whatever the first trial fails with.

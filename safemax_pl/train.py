@@ -181,7 +181,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
-    """Path and content of the run's newest checkpoint that can be read; or Nones. Only tensors and plain values are.
+    """Path and content of the run's newest checkpoint that can be read; or Nones.
+
+    Only tensors and plain values are loaded.
 
     Raises:
         UserError: when there are some, and none can be read.

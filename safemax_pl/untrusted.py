@@ -1,6 +1,6 @@
-"""Folders of strangers: what a file says is data, and none of it runs.
+"""Read run, model and classifier folders of unknown origin; no code in them runs.
 
-A run, model or classifier folder may come from anybody, so all commands read its files by this module:
+All commands read the files of such folders by this module:
 
 - a file is regular and of limited size, is UTF-8, and is parsed without code: JSON, YAML without tags and aliases,
   safetensors, `torch.load(weights_only=True)`;
@@ -82,7 +82,7 @@ AGAIN = "give it on the command line again if it is yours"
 
 @contextmanager
 def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
-    """Turn what reading the content of `path` raises into a `UserError` that names it."""
+    """Raise a `UserError` that names `path` for every error that its content causes."""
     try:
         yield
     except (BrokenPipeError, UnicodeEncodeError):
@@ -124,7 +124,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """`path`, which a command is about to write or to copy, if no link leads it out of `folder`.
+    """Return `path` if it resolves inside `folder`. Call it before writing or copying.
 
     Raises:
         UserError: if it is elsewhere.
@@ -233,7 +233,7 @@ def check_weights(path: Path) -> None:
 
 
 def check_sizes(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse settings of a network that no network has, before any of it is built.
+    """Refuse settings of a network outside the legal ranges, before anything is built.
 
     Raises:
         UserError: for what is neither null, true, false, a short text, a number in range nor a short list of such.
@@ -268,7 +268,7 @@ def check_count(path: Path, network: nn.Module) -> None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """A saved configuration, as it is written: to be compared and shown, not to be instantiated or resolved.
+    """Read a saved configuration without resolving it. Call `check_config` before you resolve or instantiate it.
 
     Raises:
         UserError: if it is missing, damaged, no mapping, too large, too deep, or uses aliases or tags.
@@ -282,7 +282,7 @@ def read_config(path: Path) -> DictConfig:
 
 
 def _check_yaml(text: str) -> None:
-    """Raise ValueError for what could grow without bound; ours have none of it."""
+    """Raise ValueError for tags, anchors, aliases, and too many levels or values."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if count == 2 and not isinstance(event, yaml.MappingStartEvent):
@@ -357,7 +357,7 @@ def _check_interpolations(plain: Any, where: tuple[Any, ...], value: Any, given:
             target = _referred(plain, where, key)
             again = isinstance(target, dict | list) or (isinstance(target, str) and "${" in target)
             if again and key not in given:
-                raise ValueError(f"{key} is no plain value")
+                raise ValueError(f"it refers to {key}, a node or itself a reference; legal: references to plain values")
             count += 1
     if count > MOST_INTERPOLATIONS:
         raise ValueError(f"more than {MOST_INTERPOLATIONS} references")
@@ -378,7 +378,7 @@ def _referred(plain: Any, where: tuple[Any, ...], key: str) -> Any:
 
 
 def _check_node(where: tuple[Any, ...], value: Any) -> None:
-    """Raise ValueError for what would be called, or given to a call, and is none of ours."""
+    """Raise ValueError unless this leaf is legal for `hydra.utils.instantiate`."""
     top, last = where[0], where[-1]
     if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in where):
         raise ValueError("a key is no text")

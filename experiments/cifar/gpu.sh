@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# The study on a GPU machine that is lent for some minutes and has no network; README.md says when to make which call.
+# Run the CIFAR study on a GPU machine without network, in calls of limited time; the order is in README.md.
 #   bash experiments/cifar/gpu.sh 1       install the delivered wheels, test a short fit, measure (300 seconds at most)
 #   bash experiments/cifar/gpu.sh data    only take delivered data, where they come in more than two calls
 #   bash experiments/cifar/gpu.sh 2       judge, if none is shipped, base model, table (LEG and half a minute)
-# deliver.py makes what is delivered, .gpu/. What must come home is in OUT (out): at most 8 files of 16 MiB.
-# LEG (560): seconds of the study. BASE_SECONDS (46 % of LEG): of training the base model. COMPILE=true|false: of it;
-# otherwise the probe decides. PROBE_SECONDS (110).
-# SMOKE_SECONDS (120). SCRATCH (/tmp/safemax): folder for what outlasts a call. DRY=1: tiny networks and few steps.
+# deliver.py makes what is delivered, .gpu/. Results are written to OUT (out): at most 8 files of 16 MiB each.
+# Settings, by environment:
+#   LEG (560)                       seconds of the study
+#   BASE_SECONDS (46 % of LEG)      seconds of base training
+#   COMPILE (the probe decides)     true or false
+#   PROBE_SECONDS (110), SMOKE_SECONDS (120)
+#   SCRATCH (/tmp/safemax)          folder for what outlasts a call
+#   DRY=1                           tiny networks and few steps
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON="${PYTHON:-python3}" OUT="${OUT:-out}" PROBE_SECONDS="${PROBE_SECONDS:-110}"

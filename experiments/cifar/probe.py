@@ -1,10 +1,10 @@
-"""The first minutes on a GPU: what is there, whether it computes right, and how fast.
+"""Probe a GPU: hardware, numerical checks, throughput.
 
   OUT=out PYTHONPATH=. python experiments/cifar/probe.py     PROBE_SECONDS (110); on a CPU everything is tiny
 
-Sections run from the cheapest to the dearest, each only if the seconds that it needs are left; an exception ends its
-section alone. Every finding is one line of JSON, and is in OUT/probe.json at once. The last one, `compile`, says
-whether to compile base models. A gradient error is relative to float32: [largest of one tensor, of all together].
+Sections run in order of cost. A section is skipped if its seconds are not left, and an exception ends only that
+section. Each result is one line of JSON, written at once to OUT/probe.json. The section `compile` decides whether base
+models are compiled. Gradient errors are relative to float32: [largest of one tensor, all tensors together].
 """
 
 import json

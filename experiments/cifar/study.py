@@ -370,7 +370,7 @@ def keep() -> None:
         return
     content, left_out = io.BytesIO(), dict[str, int]()
     with tarfile.open(fileobj=content, mode="w") as tar:
-        for path in sorted(written(), key=lambda path: (worth(path), str(path))):
+        for path in sorted(new_files(), key=lambda path: (priority(path), str(path))):
             size = path.stat().st_size
             if content.tell() + size + TAR_HEADER + tarfile.RECORDSIZE <= PIECE * PIECES:
                 tar.add(path)
@@ -389,7 +389,7 @@ def keep() -> None:
         )
 
 
-def written() -> Iterator[Path]:
+def new_files() -> Iterator[Path]:
     """The files that this call has written, but checkpoints, unlearned weights and what is half written."""
     for path in RUNS.rglob("*"):
         weights = path.suffix in (".ckpt", ".safetensors") and path.stem != "samples" and WEIGHTS not in path.parents
@@ -398,7 +398,7 @@ def written() -> Iterator[Path]:
             yield path
 
 
-def worth(path: Path) -> int:
+def priority(path: Path) -> int:
     """Rank of a file in KEEP: 0 judge, 1 base model, 2 result, 3 images of samples."""
     if WEIGHTS in path.parents:
         return 0 if "classifier" in path.parent.name else 1
@@ -407,17 +407,17 @@ def worth(path: Path) -> int:
 
 def do(job: Job) -> bool:
     """Do one job and keep what it leaves; whether it went well."""
-    told = job.folder / "failed.txt"
+    report = job.folder / "failed.txt"
     print(f"[{time.monotonic() - STARTED:.0f} s] {job.folder}", flush=True)
     try:
         job.work()
     except Exception as error:  # of one run: the others go on
-        told.parent.mkdir(parents=True, exist_ok=True)
-        told.write_text(traceback.format_exc())
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(traceback.format_exc())
         print(f"failed: {job.folder}: {error}", file=sys.stderr)
         return False
     else:
-        told.unlink(missing_ok=True)
+        report.unlink(missing_ok=True)
         return True
     finally:
         keep()

@@ -1,4 +1,4 @@
-"""Whether everything that is scored is finite: NaN in an image would pass for perfect forgetting."""
+"""Count tensors that are not finite: an image of NaN would count as forgotten."""
 
 import torch
 from torch import Tensor

@@ -81,7 +81,9 @@ class Unlearner(ABC):
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
         for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
             if weight < 0:
-                raise UserError(f"unlearner.{name}={weight}: give a weight ≥ 0; a method knows itself what it ascends")
+                raise UserError(
+                    f"unlearner.{name}={weight}: give a weight ≥ 0; methods apply the ascent sign themselves"
+                )
         if not 0 <= label_dropout <= 1:
             raise UserError(f"unlearner.label_dropout={label_dropout}: give a probability from 0 to 1")
         self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout
