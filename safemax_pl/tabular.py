@@ -67,7 +67,7 @@ def _readable(path: str) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM) and not Path(path).is_dir():
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR) and not Path(path).is_dir():
             raise UserError(
                 f"{path} can't be downloaded, {getattr(error, 'filename', None)} can't be written "
                 f"({first_line(error)}): set HF_HOME to a folder of yours"
