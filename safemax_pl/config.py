@@ -99,11 +99,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
     with clear_errors():
         check_command_line(config_name, overrides, several=bool({"-m", "--multirun"} & set(flags)))
     sys.argv[1:] = [*overrides, *flags]
-    with clear_errors():
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
-        except ConfigCompositionException as error:  # of Hydra's own groups, such as hydra/launcher
-            raise UserError(" ".join(str(error).split())) from error
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(clear_task)()
     if failed:
         print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
         sys.exit(1)
@@ -167,7 +163,7 @@ def check_command_line(config_name: str, overrides: list[str], several: bool = T
         for override in parse(overrides):
             _check_single(override, "; for a run of each add -m")
     first = [values[0] for values in alternatives]
-    compose(config_name, first)
+    compose(config_name, [*first, *(item for item in overrides if item.startswith("hydra"))])
     for place, values in enumerate(alternatives):
         for value in values[1:]:
             compose(config_name, [*first[:place], value, *first[place + 1 :]])

@@ -708,3 +708,10 @@ def test_names_of_runs_tell_signs_apart(fit_config):
 def test_a_key_without_its_group_is_recognised():
     with pytest.raises(UserError, match=r"did you mean 'data\.forget_classes'"):
         compose("fit", ["data=digits", "forget_classes=[3]"])
+
+
+@pytest.mark.parametrize("own", ["hydra/launcher=x", "hydra.run.foo=3"])
+def test_mistakes_in_hydras_own_settings_are_one_line(own):
+    with pytest.raises(UserError, match="unknown") as caught:
+        check_command_line("fit", ["experiment=digits_forget1", own])
+    assert "\n" not in str(caught.value)
