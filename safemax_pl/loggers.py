@@ -159,11 +159,11 @@ def _as_asked(folder: Path, names: dict[str, Any]) -> Any:
     import wandb
 
     with _no_stderr():
-        mode = wandb.setup(_quiet()).settings.mode
+        mode = wandb.setup(_quiet(INIT_TIMEOUT)).settings.mode
     if mode in ("online", "run", "shared") and not wandb.login(prompt=False, verify=False):
         raise UserError("no API key")
     settings = {**names, "id": _wandb_id(folder), "resume": "allow", "dir": folder}
-    return _with_steps(wandb.init(**settings, settings=_quiet()))
+    return _with_steps(wandb.init(**settings, settings=_quiet(INIT_TIMEOUT)))
 
 
 def _offline(folder: Path, names: dict[str, Any]) -> Any:
@@ -178,21 +178,22 @@ def _offline(folder: Path, names: dict[str, Any]) -> Any:
     os.environ |= {name: hidden[name] for name in job if "WANDB_SWEEP_ID" in hidden and name in hidden}
     try:
         with _no_stderr():
-            wandb.setup(_quiet())
-        return _with_steps(wandb.init(**settings, settings=_quiet()))
+            wandb.setup(_quiet(PATIENCE))
+        return _with_steps(wandb.init(**settings, settings=_quiet(PATIENCE)))
     finally:
         hidden.pop("WANDB_SERVICE", None)  # is now the new one's
         os.environ |= hidden
 
 
-def _quiet() -> Any:
-    """Settings without output, questions and endless waits."""
+def _quiet(init_timeout: float) -> Any:
+    """Settings without output, questions and endless waits; `init_timeout`: seconds for `wandb.init`."""
     import wandb
 
     return wandb.Settings(
         console="off",
         silent=True,
-        init_timeout=INIT_TIMEOUT,
+        init_timeout=init_timeout,
+        x_service_wait=PATIENCE,
         finish_timeout=FINISH_TIMEOUT,
         finish_timeout_raises=True,
     )

@@ -13,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from safemax_pl import loggers
+
 PROTOCOL = {
     "version": 2,
     "plan": {"name": "standard", "rows": 40, "forget_per_class": 4, "retain_total": 36},
@@ -38,6 +40,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience():
+    """W&B may take its time: no test fails because the machine is busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("INIT_TIMEOUT", "FINISH_TIMEOUT", "PATIENCE", "GRACE"):
+            patch.setattr(loggers, name, 300)
+        yield
 
 
 @pytest.fixture(autouse=True)

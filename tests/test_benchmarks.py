@@ -24,6 +24,7 @@ from benchmarks import (
     ranks,
     sampling,
     time_to_forget,
+    timing,
 )
 from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.setting import Training, random_data
@@ -34,16 +35,22 @@ from safemax_pl.evaluation import ModelImages
 from safemax_pl.priors import Priors
 
 CPU = torch.device("cpu")
+CEILING = 1e12  # FLOPs or bytes per second
 TINY = ("model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
-    """Run a benchmark and read what it has written; the cache of the home directory is left alone."""
+    """Run a benchmark and read what it has written; the cache of the home directory is left alone.
+
+    Ceilings are those of a fast machine: measured while this one is busy, they might be below what it does later.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def check_and_read(script: Any, **settings: Any) -> dict[str, Any]:
         quiet()
+        for ceiling in {"matmul_flops", "memory_bandwidth"} & set(vars(script)):
+            monkeypatch.setattr(script, ceiling, lambda *_: CEILING)
         path = script.main(**settings, folder=tmp_path / "out")
         result = json.loads(path.read_text())
         assert path.name == f"{script.__name__.rpartition('.')[2]}.json"
@@ -53,7 +60,7 @@ def run(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
             for column, value in row.items():
                 values = value if isinstance(value, list) else [value]
                 if column == "share of floor":
-                    assert all(0 < share <= 1.2 for share in values)
+                    assert all(0 < share <= 1 for share in values)
                 if " / " in column or column.startswith("/ "):
                     assert all(value > 0 for value in values)
         return result
@@ -84,6 +91,20 @@ def test_ratios_are_of_the_same_repeat():
     timed = Comparison({"a": [1.0, 10.0, 2.0], "b": [2.0, 20.0, 4.0]})
     assert timed.ratios == {"a": (1, 1, 1), "b": (2, 2, 2)} and timed.medians == {"a": 2, "b": 4}
     assert ratio(timed.seconds["a"], timed.seconds["b"]) == (0.5, 0.5, 0.5)
+
+
+def test_a_ceiling_is_that_of_the_fastest_call(monkeypatch):
+    """Of the largest product, or of all copies; the first call takes longer."""
+    seconds = [0.75, 0.5]
+
+    def faster(call: Callable[[], Any]) -> float:
+        call()
+        return seconds[0] if len(seconds) == 1 else seconds.pop(0)
+
+    monkeypatch.setattr(timing, "stopwatch", faster)
+    assert timing.matmul_flops(CPU, repeats=1) == 2 * 2048**3 / 0.5
+    seconds[:] = [2.0, 1.0]
+    assert timing.memory_bandwidth(CPU, size=2**20, repeats=1) == 2 * 2**28 / 1.0
 
 
 def test_a_step_takes_its_flops_or_the_bytes_of_its_update():

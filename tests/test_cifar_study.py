@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
-import time
 from math import isnan
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT
 from safemax_pl.group_norm import GroupNorm
+from safemax_pl.module import UnlearningModule
 from safemax_pl.publish import FILES, LIMITS
 from safemax_pl.reports.reading import read
 from safemax_pl.sampler import Sampler
@@ -37,8 +38,17 @@ from safemax_pl.targets import MaxEntropyTarget
 STUDY = PROJECT / "experiments/cifar"
 
 
+class Clock:
+    """Stands still unless a test moves it: seconds since the call began."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 def load(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, dry: bool = False) -> ModuleType:
-    """A script of the study, with runs and results in `folder`."""
+    """A script of the study, with runs and results in `folder`, and a clock of its own."""
     monkeypatch.setenv("DRY", str(int(dry)))
     monkeypatch.setenv("CIFAR_PATH", str(folder / "data"))
     monkeypatch.setattr(sys, "path", [str(STUDY), *sys.path])
@@ -46,6 +56,9 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, dry: bool = F
         sys.modules.pop(script.stem, None)
     monkeypatch.chdir(folder)
     module = importlib.import_module(name)
+    if name == "study":
+        monkeypatch.setattr(module, "time", Clock())
+        monkeypatch.setattr(module, "STARTED", 0.0)
     if name == "results":
         monkeypatch.setattr(module, "OUT", folder / "out")
     return module
@@ -292,15 +305,22 @@ def test_base_models_alone_are_compiled(stand_ins, monkeypatch, tmp_path):
 
 def test_a_base_model_that_a_call_has_no_time_for_waits_for_the_next(study, stand_ins, monkeypatch):
     asked = stand_ins(study)
-    monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + 200)
+    study.time.now = study.LEG - 200
     assert call(study, monkeypatch, "base") == 75 and not asked
-    monkeypatch.setattr(study, "STARTED", time.monotonic())
+    study.time.now = study.LEG - 300
     assert call(study, monkeypatch, "base") == 0 and asked
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(50, 1), (100, 4)])
+@pytest.mark.parametrize(("seconds", "steps"), [(50, 1), (75, 2), (100, 4)])
 def test_a_base_model_ends_early_enough_to_be_shipped(study, monkeypatch, tmp_path, seconds, steps):
-    monkeypatch.setattr(study, "STARTED", time.monotonic() - study.LEG + seconds)
+    """With a minute left; each step takes ten seconds."""
+    step, study.time.now = UnlearningModule.training_step, study.LEG - seconds
+
+    def timed(self, batch, batch_idx):
+        study.time.now += 10
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(UnlearningModule, "training_step", timed)
     place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
     folder = study.fit(compose("fit", [*TINY, *place]), "run", [study.EndOfLeg()])
     assert json.loads((folder / "metrics.json").read_text())["training"]["steps"] == steps
@@ -329,14 +349,14 @@ def test_a_run_that_fails_is_told_and_comes_last_in_the_next_call(study, stand_i
     assert order[3:] == ["salun-bird-0", "safemax-bird-0"] and not told.exists()
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])  # Lightning makes the latter while it scores
-def test_a_call_whose_time_is_over_keeps_and_says_so(study, stand_ins, monkeypatch, tmp_path, signal, capsys):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])  # Lightning makes the latter while it scores
+def test_a_call_whose_time_is_over_keeps_and_says_so(study, stand_ins, monkeypatch, tmp_path, stop, capsys):
     stand_ins(study)
     monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
 
     def stopped(cfg: Any, name: str, *_: Any) -> Path:
         write_json(Path(cfg.runs_dir) / name / "half.json", {})
-        raise signal
+        raise stop
 
     monkeypatch.setattr(study, "fit", stopped)
     assert call(study, monkeypatch, "table") == 75
@@ -422,21 +442,25 @@ def test_an_unknown_part_is_answered_with_the_legal_ones(study, monkeypatch, cap
 
 STAND_IN = """#!/usr/bin/env bash
 echo "ran: $# $*, LEG $LEG, in $PWD, PYTHONPATH $PYTHONPATH"
-[ "$2" != slow ] || { sleep 30 & trap 'kill %1; echo saved; exit 75' TERM; wait; }
+[ "$2" != slow ] || { sleep 300 & trap 'kill %1; echo saved; exit 75' TERM; echo ready; wait; }
 [ "$2" != bad ] || exit 1
 """
 
 
-def run_sh(tmp_path: Path, *parts: str, **env: str) -> subprocess.CompletedProcess:
+def sh(tmp_path: Path, *parts: str, **env: str) -> dict[str, Any]:
+    """Arguments of `subprocess.run` for run.sh, whose study is a stand-in with five minutes to end."""
     python = tmp_path / "python"
     python.write_text(STAND_IN)
     python.chmod(0o755)
     script = tmp_path / "experiments/cifar/run.sh"  # it works two folders above
     script.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(STUDY / "run.sh", script)
+    script.write_text((STUDY / "run.sh").read_text().replace(" -k 15 ", " -k 300 "))
     settings = {key: value for key, value in os.environ.items() if key != "LEG"} | {"PYTHON": str(python)} | env
-    command = ["bash", str(script), *parts]
-    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=30)
+    return {"args": ["bash", str(script), *parts], "env": settings, "stdout": subprocess.PIPE, "text": True}
+
+
+def run_sh(tmp_path: Path, *parts: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(**sh(tmp_path, *parts, **env), check=False, timeout=300)
 
 
 def test_the_script_hands_all_parts_to_one_process_and_passes_its_status_on(tmp_path):
@@ -455,8 +479,13 @@ def test_a_call_and_what_it_keeps_are_within_the_limits_of_ten_minutes_and_64_mi
 
 
 def test_a_leg_that_is_over_asks_the_study_to_stop(tmp_path):
-    done = run_sh(tmp_path, "slow", LEG="1")
-    assert done.returncode == 75 and "saved" in done.stdout
+    """`timeout` gets the alarm as soon as the study can be stopped, instead of after 999 seconds."""
+    with subprocess.Popen(**sh(tmp_path, "slow", LEG="999")) as process:
+        assert "LEG 999" in process.stdout.readline() and process.stdout.readline() == "ready\n"
+        command = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+        assert command[:7] == ["timeout", "--preserve-status", "-s", "TERM", "-k", "300", "999"]
+        process.send_signal(signal.SIGALRM)
+        assert process.wait() == 75 and "saved" in process.stdout.read()
 
 
 # -- a lent GPU ------------------------------------------------------------------------------------------------------
@@ -476,9 +505,10 @@ def gpu_sh(tmp_path: Path, call: str, **env: str) -> subprocess.CompletedProcess
     shutil.copy(STUDY / "gpu.sh", tmp_path / "experiments/cifar")
     (tmp_path / "python").write_text(GPU_STAND_IN)
     settings = {"PYTHON": str(tmp_path / "python"), "OUT": f"{tmp_path}/out", "SCRATCH": f"{tmp_path}/scratch"}
+    settings |= {"SMOKE_SECONDS": "300", "PROBE_SECONDS": "300"}
     settings |= {key: value for key, value in os.environ.items() if key not in ("LEG", "BASE_SECONDS", "PYTHONPATH")}
     command = ["bash", str(tmp_path / "experiments/cifar/gpu.sh"), call]
-    return subprocess.run(command, env=settings | env, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(command, env=settings | env, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.fixture

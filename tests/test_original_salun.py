@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import original_salun
 from benchmarks.original_salun import Original, compare_with, main
 from safemax_pl.errors import UserError
 
@@ -94,14 +95,16 @@ def test_the_first_call_of_each_side_is_not_counted(checkout, monkeypatch):
     assert {side: pytest.approx(values) for side, values in timed.seconds.items()} == wanted
 
 
-def test_images_per_second_are_more_where_a_step_is_shorter(checkout, tmp_path):
+def test_images_per_second_are_more_where_a_step_is_shorter(checkout, tmp_path, monkeypatch):
+    for ceiling in ("matmul_flops", "memory_bandwidth"):  # a fast machine's: this one may be busy while it is measured
+        monkeypatch.setattr(original_salun, ceiling, lambda *_: 1e12)
     path = main(str(checkout), TINY, batches=(1,), counted_batch=2, repeats=1, folder=str(tmp_path / "out"))
     result = json.loads(path.read_text())
     (seconds,), (rows,) = result["seconds"].values(), result["tables"].values()
     timed, counted = rows[:3], rows[3:]
     for row in timed:
         wanted = seconds["original"][0] / seconds[row["side"]][0]
-        assert row["images/s, × original's"] == pytest.approx(3 * [wanted]) and 0 < row["share of floor"] <= 1.2
+        assert row["images/s, × original's"] == pytest.approx(3 * [wanted]) and 0 < row["share of floor"] <= 1
     assert [row["side"] for row in counted] == ["original", "SalUn", "SAFEMax"]
     assert [row["GFLOPs"] for row in counted] == pytest.approx([2 * row["GFLOPs"] for row in timed])
     assert counted[0]["peak, × original's"] == 1

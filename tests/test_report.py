@@ -159,7 +159,7 @@ def test_header_buttons_sort_in_a_browser(write_run, tmp_path):
     clicked = tmp_path / "clicked.html"
     clicked.write_text(page.read_text().replace("</body>", f"{CLICKS}</body>"))
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{clicked}"]
-    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     ascending, descending, by_name = json.loads(dumped.partition("<body>")[2].partition("</body>")[0])
     rest = ["Original", "normal_noise", "uniform_noise"]
     assert ascending == ["ascending", "a", "c", "b", *rest]

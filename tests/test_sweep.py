@@ -169,7 +169,8 @@ def finish(study: SharedStudy, claim, numbers=(0.5, 1.0)) -> None:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    """Wait for what another thread does; a test that hangs would tell nobody."""
+    deadline = time.monotonic() + 300
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert true()
@@ -183,6 +184,7 @@ def test_workers_share_the_trials_and_never_run_a_point_twice(tmp_path):
             finish(study, claim, (claim.params["unlearner.inner_steps"] / 2, 1.0))
         return done
 
+    default()  # composed before: Hydra has one state for all threads
     with ThreadPoolExecutor(3) as pool:
         done = [point for points in pool.map(work, range(3)) for point in points]
     assert len(done) == 6 == len({tuple(point.values()) for point in done})
@@ -225,12 +227,17 @@ def test_proposals_depend_on_the_history_and_not_on_the_worker(tmp_path):
 
 
 def test_a_living_workers_trial_is_left_alone_and_a_killed_ones_goes_on(tmp_path, capsys):
-    first = worker(tmp_path, trials=1).claim()
-    assert worker(tmp_path, trials=1).claim() is None
-    os.utime(first.heartbeat, (0, time.time() - 301))
-    second = worker(tmp_path, trials=1).claim()
+    day = 86400
+
+    def claim():
+        return worker(tmp_path, trials=1, stale_after=day).claim()
+
+    first = claim()
+    assert claim() is None
+    os.utime(first.heartbeat, (0, time.time() - day - 1))
+    second = claim()
     assert (second.number, second.params) == (first.number, first.params) and "died" in capsys.readouterr().out
-    assert worker(tmp_path, trials=1).claim() is None
+    assert claim() is None
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
@@ -305,10 +312,12 @@ def test_who_comes_back_too_late_leaves_the_others_sign_of_life(tmp_path, end):
 def test_a_sign_of_life_that_was_removed_does_not_come_back(tmp_path):
     study = worker(tmp_path, stale_after=0.1)
     claim = study.claim()
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     with study.alive(claim):
+        (beating,) = set(threading.enumerate()) - before
         claim.heartbeat.unlink()
-        wait_until(lambda: threading.active_count() == threads)
+        beating.join(300)
+        assert not beating.is_alive()
     assert not claim.heartbeat.exists()
 
 

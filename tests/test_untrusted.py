@@ -504,7 +504,7 @@ def in_time(task) -> Any:
 
     thread = threading.Thread(target=catch, daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert found, "it hangs"
     return found[0]
 

@@ -90,8 +90,8 @@ class Cluster:
         hours, minutes, _ = self.show(job)["RunTime"].split(":")
         return 60 * int(hours) + int(minutes)
 
-    def wait(self, what: str, done: Callable[[], bool], seconds: float = 240) -> None:
-        """Wait until `done()`."""
+    def wait(self, what: str, done: Callable[[], bool], seconds: float = 900) -> None:
+        """Wait until `done()`; what takes so long hangs."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self('squeue')}\n{self.logs()}"
@@ -109,7 +109,7 @@ class Cluster:
         """Take the node that is down up again; it may have registered by itself (ReturnToService) before."""
         resume = ["scontrol", "update", "node=localhost", "state=resume"]
         subprocess.run(resume, env=self.environment, capture_output=True, check=False)
-        self.wait("the node", lambda: "DOWN" not in self("scontrol", "show", "node", "localhost"), 60)
+        self.wait("the node", lambda: "DOWN" not in self("scontrol", "show", "node", "localhost"))
 
     def logs(self) -> str:
         files = sorted([*self.folder.glob("*.out"), *self.folder.glob("*.log")])
@@ -160,7 +160,7 @@ def cluster() -> Iterator[Cluster]:
                     )
                 )
             if name == "munged":
-                cluster.wait("munged", (folder / "munge.socket").exists, 20)
+                cluster.wait("munged", (folder / "munge.socket").exists)
         sinfo = ["sinfo", "--noheader", "--format=%T"]
         cluster.wait(
             "an idle node",
@@ -168,11 +168,10 @@ def cluster() -> Iterator[Cluster]:
                 subprocess.run(sinfo, env=cluster.environment, capture_output=True, text=True).stdout.split()
                 == ["idle"]
             ),
-            60,
         )
         yield cluster
         cluster("scancel", "--user=root")
-        cluster.wait("end of all jobs", lambda: cluster("squeue", "--noheader") == "", 60)
+        cluster.wait("end of all jobs", lambda: cluster("squeue", "--noheader") == "")
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()

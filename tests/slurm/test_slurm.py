@@ -32,7 +32,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_python(tmp_path_factory) -> str:
-    """A Python whose training steps can be interrupted at leisure."""
+    """A Python one of whose training steps waits for being interrupted."""
     path = tmp_path_factory.mktemp("bin") / "python"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {PROJECT}/tests/slurm/slow_steps.py "$@"\n')
     path.chmod(0o755)
@@ -48,13 +48,14 @@ def settings(runs) -> list[str]:
 def fits(cluster, runs, settings, slow_python) -> Fits:
     """A fit on two ranks with too little time, the same with enough, a study and a sweep."""
     two = ("--ntasks-per-node=2", "slurm/fit.sbatch", *settings, "logger=csv")
-    soon = ("--time=10", "--signal=B:USR1@60")  # SLURM looks every 30 s: the signal comes 60 to 90 s before the end
-    limited = cluster.sbatch(*soon, *two, "name=limited", PYTHON=slow_python, PATIENCE="30", STEP_SECONDS="2")
+    # SLURM looks every 30 s: the signal comes 360 to 390 s before the end, soon after the new limit is set
+    soon = ("--time=60", "--signal=B:USR1@360")
+    limited = cluster.sbatch(*soon, *two, "name=limited", PYTHON=slow_python, PATIENCE="300", HOLD_AT="5")
     cluster.wait("steps", lambda: len(history(runs / "limited")) > 3)
-    cluster("scontrol", "update", f"job={limited}", f"timelimit={cluster.minutes(limited) + 2}")
+    cluster("scontrol", "update", f"job={limited}", f"timelimit={cluster.minutes(limited) + 7}")
     ddp = cluster.sbatch(*two, "name=ddp", PYTHON=sys.executable)
     cluster.wait("requeue", lambda: cluster.show(limited)["Restarts"] == "1")
-    cluster("scontrol", "update", f"job={limited}", "timelimit=10")  # a busy machine may need minutes to start a fit
+    cluster("scontrol", "update", f"job={limited}", "timelimit=60")  # a busy machine may need minutes to start a fit
     cluster.completed(ddp)
     study = runs / "run.sh"
     study.write_text(
@@ -110,11 +111,12 @@ def test_the_workers_of_a_sweep_get_its_settings(cluster, fits):
 @pytest.mark.parametrize("stopped", ["requeue", "preemption", "node"])
 def test_an_interrupted_fit_goes_on_by_itself_to_the_same_result(cluster, fits, runs, settings, slow_python, stopped):
     """In the same folder, and as the same run of W&B, whose steps go on."""
+    hold = 14 if stopped == "node" else 8  # after and before the first checkpoint
     job = cluster.sbatch(
-        "slurm/fit.sbatch", *settings, "logger=wandb", f"name={stopped}", PYTHON=slow_python, STEP_SECONDS="0.5"
+        "slurm/fit.sbatch", *settings, "logger=wandb", f"name={stopped}", PYTHON=slow_python, HOLD_AT=str(hold)
     )
     run = runs / stopped
-    cluster.wait("steps", lambda: len(history(run)) > (12 if stopped == "node" else 8))
+    cluster.wait("steps", lambda: len(history(run)) > hold - 2)
     match stopped:
         case "requeue":
             cluster("scontrol", "requeue", job)
