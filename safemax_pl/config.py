@@ -76,6 +76,8 @@ OmegaConf.register_new_resolver("fast_precision", _fast_precision, replace=True)
 def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any]) -> None:
     """Run `task` as a command line: help, overrides, multirun and `--cfg` by Hydra, bad input as one line."""
     overrides, flags = split_arguments(sys.argv[1:])
+    with clear_errors():
+        check_install()
     if {"-h", "--help"} & set(flags):
         print(f"{help_text.strip()}\n\n{_list_choices()}")
         return
@@ -103,6 +105,12 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig], Any])
     if failed:
         print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
         sys.exit(1)
+
+
+def check_install() -> None:
+    """Raise `UserError` where the package is installed without the checkout, whose configs/ and weights/ it uses."""
+    if not CONFIGS.is_dir():
+        raise UserError(f"there is no {CONFIGS}: install from a checkout with `pip install -e .`")
 
 
 def command_on_target(help_text: str, task: Callable[[str, list[str]], Any]) -> None:
@@ -255,6 +263,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: for an unknown option, key or value, also inside experiment files.
     """
+    check_install()
     parse(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -715,3 +715,14 @@ def test_mistakes_in_hydras_own_settings_are_one_line(own):
     with pytest.raises(UserError, match="unknown") as caught:
         check_command_line("fit", ["experiment=digits_forget1", own])
     assert "\n" not in str(caught.value)
+
+
+def test_a_package_without_its_checkout_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    for arguments in (["--help"], ["experiment=digits_forget1"]):
+        monkeypatch.setattr(sys, "argv", ["fit", *arguments])
+        with pytest.raises(SystemExit):
+            config.command("fit", "help", lambda cfg: None)
+        assert "install from a checkout with `pip install -e .`" in capsys.readouterr().err
+    with pytest.raises(UserError, match="pip install -e"):
+        compose("fit", [])
