@@ -84,9 +84,8 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         **settings,
     )
     device = make_trainer().strategy.root_device
-    for role, judge in (("classifier", classifier), ("second_classifier", evaluator.second_classifier)):
-        if judge is not None:
-            evaluator.judges[role] = recognition(judge, data, device, role)
+    for role, judge in evaluator.asked():
+        evaluator.judges[role] = recognition(judge, data, device, role)
     return evaluator
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ class Evaluator:
         key = digest(
             model.weights_digest,
             model.diffusion.scheduler.config,
-            self.protocol(plan_name) | {"guidance": guidance},
+            self.protocol(plan_name) | {"guidance": guidance} | {name: judge.summary() for name, judge in self.asked()},
             CACHE_VERSION,
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
@@ -295,12 +295,25 @@ class Evaluator:
             "features": {
                 name: value for name, value in self.hashes().items() if name == "classifier" or plan_name == self.final
             },
-            "classifier": self.classifier.summary(),
-            "second_classifier": self.second_classifier.summary() if self.second_classifier is not None else None,
+            "classifier": self._judge("classifier", self.classifier),
+            "second_classifier": self._judge("second_classifier", self.second_classifier),
             "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
+
+    def asked(self) -> Iterator[tuple[str, Classifier]]:
+        """The judges by their roles."""
+        yield "classifier", self.classifier
+        if self.second_classifier is not None:
+            yield "second_classifier", self.second_classifier
+
+    def _judge(self, role: str, judge: Classifier | None) -> dict[str, Any] | None:
+        """What identifies a judge, and how well it recognises real test images, where that has been measured."""
+        if judge is None:
+            return None
+        measured = self.judges.get(role, {})
+        return judge.summary() | {key: measured.get(key) for key in ("accuracy", "accuracy_noise_aware")}
 
 
 def _is_weight(w: Any) -> bool:

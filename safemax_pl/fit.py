@@ -74,6 +74,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
             with damaged(run.folder / "metrics.json"):
                 tables.print_scores(metrics, name)
                 tables.print_end_of_fit(metrics["training"])
+            run.clear()
             draw_pictures(run.folder, metrics, name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
         return run.folder

@@ -27,9 +27,11 @@ from lightning import Callback
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
+from safemax_pl import identity
 from safemax_pl.config import build, compose, quiet, run_name, split_arguments
 from safemax_pl.errors import MachineError, UserError, clear_errors
 from safemax_pl.fit import fit
+from safemax_pl.needs import check_needs
 from safemax_pl.reports.reading import read
 from safemax_pl.runs import run_folder
 from safemax_pl.sweeps import results
@@ -69,7 +71,9 @@ def sweep(overrides: list[str]) -> Path:
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds a run, and a sweep needs a folder of its own: give another name=")
 
-    study = SharedStudy(folder, name, settings, distributions, settings.identity(cfg, distributions))
+    check_needs(cfg)
+    made_from = identity.of_config(cfg, build(cfg.data))
+    study = SharedStudy(folder, name, settings, distributions, settings.identity(cfg, distributions), made_from)
     while (claim := study.claim()) is not None:
         try:
             with study.alive(claim) as watch:

@@ -28,6 +28,7 @@ from safemax_pl.metrics.frechet import class_balanced_statistics
 from safemax_pl.metrics.reference import Reference
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan
+from safemax_pl.recognition import recognition
 from safemax_pl.sampler import Sampler
 from safemax_pl.scores import Scores
 
@@ -98,7 +99,9 @@ def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def evaluator(evaluator_of, digits) -> Evaluator:
-    return evaluator_of(digits)
+    made = evaluator_of(digits)
+    made.judges["classifier"] = recognition(made.classifier, digits, torch.device("cpu"))
+    return made
 
 
 class RealImages(nn.Module):
@@ -728,7 +731,7 @@ def test_the_protocol_states_what_was_done(evaluator, digits, judge):
     assert protocol["forget_classes"] == ["3"]
     assert protocol["data"]["fingerprint"] == digits.source.fingerprint
     assert protocol["classifier"]["hash"] == protocol["features"]["classifier"] == judge.digest
-    assert protocol["classifier"]["accuracy"] == judge.info["scores"]["accuracy"]
+    assert protocol["classifier"]["accuracy"] == pytest.approx(judge.info["scores"]["accuracy"], abs=0.003)  # measured
     assert protocol["reference"]["n"] == int((digits.source.train.labels != 3).sum())
 
 

@@ -136,7 +136,7 @@ def test_the_protocol_names_the_second_judge_and_its_accuracy(digits, cache, eva
     second = Classifier.load(SECOND, digits)
     stated = evaluator.protocol("standard")["second_classifier"]
     assert stated["hash"] == second.digest != evaluator.protocol("standard")["classifier"]["hash"]
-    assert stated["accuracy_noise_aware"] == second.info["scores"]["accuracy_noise_aware"] > 0.97
+    assert stated["accuracy_noise_aware"] == evaluator.judges["second_classifier"]["accuracy_noise_aware"] > 0.97
     assert evaluator_of(digits, cache, "second_classifier=null").protocol("standard")["second_classifier"] is None
 
 

@@ -18,6 +18,7 @@ from subprocess import run
 from types import SimpleNamespace
 
 import pytest
+import test_identity
 import torch
 import yaml
 from lightning import Trainer
@@ -157,10 +158,23 @@ def default() -> DictConfig:
     return compose("fit", [])
 
 
-def worker(folder: Path, space: dict | None = None, **changes) -> SharedStudy:
+def worker(folder: Path, space: dict | None = None, made_from: dict | None = None, **changes) -> SharedStudy:
     found, cfg = settings(space or GRID, **changes), default()
     distributions = found.distributions(cfg)
-    return SharedStudy(folder, "study", found, distributions, found.identity(cfg, distributions))
+    return SharedStudy(folder, "study", found, distributions, found.identity(cfg, distributions), made_from or {})
+
+
+@pytest.mark.parametrize("key", ["base model", "classifier", "second classifier"])
+def test_a_study_of_other_models_or_data_is_refused(tmp_path, key):
+    """By content; what is not known yet, as data of the hub before their download, is recorded later."""
+    worker(tmp_path, made_from={key: "one"})
+    worker(tmp_path, made_from={})
+    worker(tmp_path, made_from={key: "one", "data": {"fingerprint": "a", "content": "x"}})
+    worker(tmp_path, made_from={"data": {"fingerprint": "b", "content": "x"}})  # in another order of the rows
+    with pytest.raises(UserError, match=f"was made with another {key}"):
+        worker(tmp_path, made_from={key: "other"})
+    with pytest.raises(UserError, match=r"was made from other data .*give another name="):
+        worker(tmp_path, made_from={"data": {"fingerprint": "b", "content": "y"}})
 
 
 def finish(study: SharedStudy, claim, numbers=(0.5, 1.0)) -> None:
@@ -499,6 +513,11 @@ def test_every_trial_is_a_run_and_its_scores_are_the_objectives(study, rows):
     assert float(rows["complete"]["delta/fid_retain/classifier"]) == harm
     assert float(rows["complete"]["unlearn_flops"]) == metrics["cost"]["unlearn_flops"]
     assert metrics["training"]["method"] == kept.name
+
+
+def test_a_finished_study_is_not_shown_for_other_data(study, tmp_path):
+    with pytest.raises(UserError, match="other data"):
+        sweep([*study.overrides, f"data.path={test_identity.digits(tmp_path, changed=True)}"])
 
 
 def test_the_wrecked_trial_is_pruned_before_its_last_step(study, rows):

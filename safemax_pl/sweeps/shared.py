@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from safemax_pl.errors import MachineError, UserError
 from safemax_pl.files import digest
+from safemax_pl.identity import Identity, check
 from safemax_pl.sweeps.claims import Claim, TakenOver, read
 from safemax_pl.sweeps.journal import repair
 from safemax_pl.sweeps.space import Sweep, differences
@@ -43,9 +44,11 @@ class SharedStudy:
         sweep: its settings.
         distributions: what they are drawn from.
         identity: of `Sweep.identity`.
+        made_from: data, base model and judges of its trials, by content.
 
     Raises:
-        UserError: when the folder holds a study with another identity, or a journal that can't be read.
+        UserError: when the folder holds a study with another identity, of other data or models, or a journal that
+            can't be read.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class SharedStudy:
         sweep: Sweep,
         distributions: dict[str, BaseDistribution],
         identity: dict[str, Any],
+        made_from: Identity,
     ):
         self.folder, self.sweep, self.distributions = folder, sweep, distributions
         (folder / "heartbeats").mkdir(parents=True, exist_ok=True)
@@ -81,10 +85,11 @@ class SharedStudy:
                 self.study.set_user_attr("identity", identity)
                 self.study.set_user_attr("fingerprint", digest(identity))
         if known is not None and (found := differences(known, identity)):
-            raise UserError(
-                f"{folder} holds a study of something else ({'; '.join(found)}): give another name=, or delete the "
-                "folder"
-            )
+            raise UserError(f"{folder} holds a study of something else ({'; '.join(found)}): give another name=")
+        recorded = self.study.user_attrs.get("made_from", {})
+        check(f"the study {folder}", recorded, made_from)
+        if made_from | recorded != recorded:  # hub data are known once they are here
+            self.study.set_user_attr("made_from", made_from | recorded)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
