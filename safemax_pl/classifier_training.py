@@ -18,6 +18,9 @@ from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.sources import Split
 
+MOST_LOGIT = 1e4  # of a classifier that has learned something: tens
+DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
+
 
 class ClassifierModule(LightningModule):
     """Trains both networks of a `Classifier` side by side; they share batches, not weights.
@@ -53,6 +56,7 @@ class ClassifierModule(LightningModule):
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.shift = optimizer, shift
         self.noise_share, self.label_smoothing = noise_share, label_smoothing
+        self._all_finite = torch.ones((), dtype=torch.bool)
         metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
         self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
@@ -77,7 +81,19 @@ class ClassifierModule(LightningModule):
         logits = self.classifier.noise_aware(channels_last(images))[0]
         aware = self.loss(logits, torch.cat([real.labels, noise_labels]))
         self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
+        self._all_finite = self._all_finite.to(plain.device) & (plain + aware).isfinite()
         return plain + aware
+
+    def check_finite(self) -> None:
+        """Stop the fit if any loss so far was not finite; called only where the host waits anyway."""
+        if not self._all_finite:
+            raise UserError(f"{DIVERGED}: the loss became NaN or infinite before step {self.global_step}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()  # a checkpoint of broken weights must not replace a good one
+
+    def on_validation_start(self) -> None:
+        self.check_finite()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -125,9 +141,15 @@ def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
 
 
 def calibrate(classifier: Classifier, split: Split) -> None:
-    """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599)."""
+    """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599).
+
+    Raises:
+        UserError: for logits that no temperature of `TEMPERATURES` can mend.
+    """
     logits, _ = logits_of(classifier, split.images)
     logits = logits * classifier.temperature.cpu()
+    if not logits.abs().max() < MOST_LOGIT:
+        raise UserError(f"{DIVERGED}: its logits on held-out images reach {logits.abs().max():.3g}")
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
 

@@ -271,6 +271,13 @@ def again(folder: Path, finished: Path, *overrides: str) -> None:
     fit_classifier(config(folder.parent, f"data.cache_dir={cache}", *overrides), folder.name)
 
 
+@pytest.mark.parametrize("rate", ["1e8", "1e30", "1e38"])
+def test_a_classifier_that_diverges_is_one_line_and_is_not_saved(tmp_path, rate):
+    with pytest.raises(UserError, match=r"training diverged, lower optimizer\.lr"):
+        fit_classifier(config(tmp_path, f"optimizer.lr={rate}"), "run")
+    assert not (tmp_path / "run/classifier").exists()
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "classifier" / "model.safetensors")
 
