@@ -46,6 +46,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     if (metrics := run.metrics) is not None:
         if ranks.is_first():
             identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
+            run.clear()
             with damaged(run.folder / "metrics.json"):
                 print_scores(metrics["scores"], name)
             print(f"{run.folder} is finished; for another run change a setting, or give a name=")
@@ -101,6 +102,8 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
 
 def check_settings(cfg: DictConfig) -> None:
     """Refuse what would fail, or make no sense, only after the training."""
+    if cfg.data.forget_classes:
+        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a judge knows all classes, leave it out")
     if not cfg.data.calibration_fraction:
         raise UserError("data.calibration_fraction=0 leaves no image for the temperature: give a number in (0, 1)")
     if cfg.shift >= cfg.data.image_size:

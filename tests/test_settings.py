@@ -233,7 +233,9 @@ def test_a_schedule_that_can_not_take_a_step_is_refused(settings):
         check_schedule(OmegaConf.create(node), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1))
 
 
-@pytest.mark.parametrize("change", [{"data.calibration_fraction": 0}, {"shift": 8}, {"optimizer.lr": -1}])
+@pytest.mark.parametrize(
+    "change", [{"data.calibration_fraction": 0}, {"shift": 8}, {"optimizer.lr": -1}, {"data.forget_classes": [3]}]
+)
 def test_a_classifier_s_settings_are_checked_before_its_training(configs, change):
     cfg = configs["fit_classifier"].copy()
     for key, value in change.items():
