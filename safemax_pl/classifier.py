@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
         return Verdict(*(part[rows] for part in self))
 
 
-TEMPERATURES = (0.1, 10.0)  # the least and the most
+TEMPERATURES = (0.1, 10.0)  # legal range; `calibrate` clamps to it
 
 
 class Classifier(nn.Module):
@@ -77,7 +77,11 @@ class Classifier(nn.Module):
 
     @classmethod
     def described_by(cls, config: dict[str, Any], path: Path) -> Callable[[], "Classifier"]:
-        """How to make the networks that a config.json at `path` describes; sizes that none has are refused."""
+        """Return a constructor for the networks that a config.json describes.
+
+        Raises:
+            UserError: for sizes outside the legal ranges.
+        """
         settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
         architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
         untrusted.check_sizes(path, settings)
@@ -146,7 +150,7 @@ class Classifier(nn.Module):
                 raise UserError(f"the classifier at {folder} has weights that are not finite ({wrong}): {hint}")
             classifier.load_state_dict(state)
             classifier.info = dict(config["info"])
-            if not TEMPERATURES[0] <= classifier.temperature.item() <= TEMPERATURES[1]:
+            if not TEMPERATURES[0] * 0.999 <= classifier.temperature.item() <= TEMPERATURES[1] * 1.001:  # in float16
                 raise ValueError("its temperature is out of range")
         except (
             OSError,

@@ -373,12 +373,15 @@ def without_locations(command_line: str) -> str:
 
 def without_folders(cfg: DictConfig) -> DictConfig:
     """A run's configuration in which every absolute path, and every one from the environment, is the default again."""
-    known = cfg.data.name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
+    written: Any = OmegaConf.to_container(cfg)
+    name = written["data"]["name"]
+    known = name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
     command = "fit" if "unlearner" in cfg else "fit_classifier"
-    usual: Any = OmegaConf.to_container(compose(command, [f"data={cfg.data.name if known else 'imagefolder'}"]))
+    usual: Any = OmegaConf.to_container(compose(command, [f"data={name if known else 'imagefolder'}"]))
     defaults, cfg = dict(leaves(usual)), cfg.copy()
-    for where, value in leaves(OmegaConf.to_container(cfg)):
-        if isinstance(value, str) and (value.startswith("/") or "${oc.env:" in value):
+    for where, value in leaves(written):
+        from_here = isinstance(value, str) and (value.startswith("/") or "${oc.env:" in value)
+        if from_here and not any(isinstance(part, int) for part in where):  # lists name classes and sizes, no folders
             OmegaConf.update(cfg, dotted(where), defaults.get(where))
     return cfg
 
@@ -404,7 +407,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         elif key not in flat_keys(cfg):
             raise unknown("key", key, flat_keys(cfg))
         else:
-            OmegaConf.update(cfg, key, change.value())
+            OmegaConf.update(cfg, key, change.value(), merge=False)  # nothing is left below it
     if overrides:
         check_keys(cfg, _keys(OmegaConf.to_container(cfg)))
         check_values(cfg)

@@ -81,9 +81,7 @@ def check_values(cfg: DictConfig) -> None:
     values = resolved(cfg)
     for group, names in NEEDED.items():
         if isinstance(there := _at(values, group), dict) and (gone := sorted(names - there.keys())):
-            raise UserError(
-                f"the setting {group}.{gone[0]} was removed, and it is needed: leave it, or give it a value"
-            )
+            raise UserError(f"{group}.{gone[0]} is missing: give it a value")
     for key, (least, most) in WHOLE_NUMBERS.items():
         value = _at(values, key)
         if value is not ABSENT and not (value is None and key in MAY_BE_NULL):

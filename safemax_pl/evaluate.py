@@ -29,7 +29,7 @@ from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import printable
 from safemax_pl.evaluation import Evaluator, NoiseImages
-from safemax_pl.files import atomic, check_writable, digest, leaves, write_json
+from safemax_pl.files import atomic, check_writable, digest, write_json
 from safemax_pl.needs import check_needs
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
@@ -84,7 +84,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         **settings,
     )
     device = make_trainer().strategy.root_device
-    for role, judge in evaluator.asked():
+    for role, judge in evaluator.judges_by_role():
         evaluator.judges[role] = recognition(judge, data, device, role)
     return evaluator
 
@@ -286,20 +286,22 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
 
 def _forget_machine(saved: DictConfig, path: Path, overrides: list[str]) -> None:
     """Replace what a configuration says of the machine that made the run, with a line for each setting."""
-    there = torch.cuda.device_count() or os.cpu_count() or 1
-    devices = OmegaConf.select(saved, "trainer.devices")
-    fits = devices == "auto" or (isinstance(devices, int) and devices <= there)
+    plain: Any = OmegaConf.to_container(saved)  # nothing is resolved before it is checked
+    trainer = plain.get("trainer", {})
+    on_gpus = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
+    legal = ["auto", *range(1, 1 + ((torch.cuda.device_count() if on_gpus else os.cpu_count()) or 1))]
+    devices = trainer.get("devices", 1)
     machine = {
         "data.cache_dir": load_config(CONFIGS / "data/digits.yaml").cache_dir,
         "trainer.num_nodes": 1,
-        "trainer.devices": devices if fits else 1,
+        "trainer.devices": devices if devices in legal and devices is not True else 1,
     }
     given = [item.partition("=")[0] for item in overrides]
-    plain = dict(leaves(OmegaConf.to_container(saved)))
     for key, value in machine.items():
-        kept = plain.get(tuple(key.split(".")), value)
-        if kept != value:
-            OmegaConf.update(saved, key, value)
+        group, _, name = key.partition(".")
+        kept = plain.get(group, {}).get(name, value)
+        if kept != value or isinstance(kept, bool):
+            OmegaConf.update(saved, key, value, merge=False)
             if ranks.is_first() and key not in given:
                 print(printable(f"{path} has {key}={kept}, {value} is used: give it again to use it"))
 

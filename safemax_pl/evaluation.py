@@ -191,10 +191,11 @@ class Evaluator:
 
     def test_original(self, model: Model, guidance: float, plan_name: str) -> tuple[Result, Tensor]:
         """The same for the model before unlearning; kept in the cache, as it does not change from run to run."""
+        judges = {role: judge.summary() for role, judge in self.judges_by_role()}
         key = digest(
             model.weights_digest,
             model.diffusion.scheduler.config,
-            self.protocol(plan_name) | {"guidance": guidance} | {name: judge.summary() for name, judge in self.asked()},
+            self.protocol(plan_name) | {"guidance": guidance} | judges,
             CACHE_VERSION,
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
@@ -302,14 +303,14 @@ class Evaluator:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
 
-    def asked(self) -> Iterator[tuple[str, Classifier]]:
+    def judges_by_role(self) -> Iterator[tuple[str, Classifier]]:
         """The judges by their roles."""
         yield "classifier", self.classifier
         if self.second_classifier is not None:
             yield "second_classifier", self.second_classifier
 
     def _judge(self, role: str, judge: Classifier | None) -> dict[str, Any] | None:
-        """What identifies a judge, and how well it recognises real test images, where that has been measured."""
+        """A judge's hash and temperature, and its measured accuracies (None before `recognition`)."""
         if judge is None:
             return None
         measured = self.judges.get(role, {})

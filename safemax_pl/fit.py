@@ -54,6 +54,7 @@ from safemax_pl.train import make_loggers, make_optimizer, train
 from safemax_pl.unlearners.base import Unlearner
 from safemax_pl.untrusted import damaged
 
+MOST_REHEARSED = 10_000  # steps of a schedule
 LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 
 
@@ -176,7 +177,7 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
             raise UserError(f"data.{part}_batch_size={data.batch_sizes[part]}: this method needs at least 1")
     unlearner.check(student)
     optimizer = make_optimizer(run.cfg.optimizer, trainable(student).values())
-    check_schedule(run.cfg.lr_scheduler, optimizer)
+    check_schedule(run.cfg.lr_scheduler, optimizer, run.cfg.trainer.max_steps)
     if run.cfg.ema_decay is not None:
         Average(torch.device("cpu"), run.cfg.ema_decay)
     interval, steps = run.cfg.trainer.val_check_interval, run.cfg.trainer.max_steps
@@ -202,14 +203,16 @@ def check(run: Run, data: ForgetRetainDataModule, unlearner: Unlearner, student:
         )
 
 
-def check_schedule(node: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Make the schedule and take a step of it, on an optimiser that is not used any more."""
+def check_schedule(node: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Make the schedule and take the steps of a fit, on an optimiser that is not used any more."""
     if node is None:
         return
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            build(node)(optimizer).step()
+            schedule = build(node)(optimizer)
+            for _ in range(min(steps, MOST_REHEARSED)):  # one of limited length ends in an error
+                schedule.step()
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(f"lr_scheduler: {' '.join(str(error).split())}") from error
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -76,6 +76,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     tensors = rounded(untrusted.read_tensors(weights), precision)
     config = untrusted.read_json(run / part / "config.json")
     check_fit(weights, config, tensors)
+    cfg = configuration(run)
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     limit = LIMITS[part] if most is None else most
     if not size <= limit:  # not a number is no limit
@@ -92,7 +93,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     mark: dict[str, Any] = {"published": {}}  # so that the same command goes on after an interruption
     if part == "unet":
         write_json(folder / "metrics.json", mark)
-        _write_model(run, folder, tensors)
+        _write_model(run, folder, tensors, cfg)
         metrics["published"] = {"precision": precision, "weights": _digest(folder), "scored": False}
         write_json(folder / "metrics.json", metrics)
     else:
@@ -101,7 +102,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
             save_file(tensors, scratch)
         published = {"precision": precision, "weights": file_digest(folder / FILES[part])}
         write_json(folder / "config.json", config | {"info": metrics | {"published": published}})
-        _write_config(run, folder)
+        _write_config(cfg, folder)
     if not by_hand:
         _write_card(folder, model_card if part == "unet" else classifier_card)
     print(f"written: {folder}, {size:.1f} MB of weights in {precision}")
@@ -123,8 +124,8 @@ def check_fit(weights: Path, config: dict[str, Any], tensors: dict[str, Tensor])
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         name = wrong[0]
         raise UserError(
-            f"{weights} does not fit {path}: {name} is {found.get(name, 'missing')} there, expected "
-            f"{expected.get(name, 'none')}: make the run again"
+            f"{weights} does not fit {path}: {name} has shape {found.get(name)}, expected {expected.get(name)}: make "
+            "the run again"
         )
 
 
@@ -156,7 +157,7 @@ def _is_publication(folder: Path, part: str) -> bool:
     """Whether an earlier publication of this kind has made the folder, or it is one that the project ships."""
     if (folder / "last.ckpt").exists():
         return False
-    if folder.resolve() in [PROJECT / "weights" / name for name in SHIPPED[part]]:
+    if folder.resolve() in [(PROJECT / "weights" / name).resolve() for name in SHIPPED[part]]:
         return True
     path = folder / ("metrics.json" if part == "unet" else "config.json")
     try:
@@ -196,7 +197,7 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
         published = metrics["published"]["weights"]
     if scored is None or scored != published:
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
-    metrics |= {key: found[key] for key in ("protocol", "judges", "scores") if key in found}
+    metrics |= {"protocol": found["protocol"], "scores": found["scores"], "judges": found.get("judges", {})}
     metrics["published"]["scored"] = True
     write_json(folder / "metrics.json", metrics)
     if (evaluation / "samples.png").exists():
@@ -220,7 +221,7 @@ def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if key != "ranks"} | {"provenance": made}
 
 
-def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
+def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor], cfg: DictConfig) -> None:
     with atomic(folder / "unet") as part:
         part.mkdir()
         _copy(run, "unet/config.json", part)
@@ -228,7 +229,7 @@ def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(folder / "scheduler") as part:
         part.mkdir()
         _copy(run, "scheduler/scheduler_config.json", part)
-    _write_config(run, folder)
+    _write_config(cfg, folder)
     for name in ("data.json", *PICTURES):
         if (run / name).exists():
             with atomic(folder / name) as part:
@@ -242,10 +243,16 @@ def _copy(run: Path, name: str, to: Path) -> None:
     shutil.copy(untrusted.regular(untrusted.inside(run, run / name)), to)
 
 
-def _write_config(run: Path, folder: Path) -> None:
-    with untrusted.damaged(run / "config.yaml"):
-        cfg = without_folders(load_config(run / "config.yaml"))
-    untrusted.check_config(cfg, run / "config.yaml", instantiate=False)
+def configuration(run: Path) -> DictConfig:
+    """Read a run's configuration to publish it: without folders of the machine; only our resolvers are left."""
+    path = run / "config.yaml"
+    with untrusted.damaged(path):
+        cfg = without_folders(load_config(path))
+    untrusted.check_config(cfg, path, instantiate=False)
+    return cfg
+
+
+def _write_config(cfg: DictConfig, folder: Path) -> None:
     with atomic(folder / "config.yaml") as part:
         OmegaConf.save(cfg, part)
 

@@ -74,11 +74,12 @@ def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> No
     n = found["n"]
     for network, (accuracy, chance) in NETWORKS.items():
         right, usual = round(found[accuracy] * n), found[chance]
-        if right < n and binomtest(right, n, usual, alternative="greater").pvalue > SIGNIFICANCE:
+        p = binomtest(right, n, usual, alternative="greater").pvalue
+        if right < n and p > SIGNIFICANCE:
             raise UserError(
                 f"{role}: its {network} network recognises {right} of the {n} real test images of {data.name}, which "
-                f"is no better than chance ({usual * n:.0f}), so it can't judge: "
-                f"{how_to_make(role, data.name, data.path)}"
+                f"is no better than chance (about {usual * n:.0f}, p = {p:.2g}): "
+                f"{how_to_make(role, data.name, data.path)}, or give more test images"
             )
 
 

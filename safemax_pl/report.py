@@ -50,12 +50,11 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
     groups = ordered(groups, next(iter(runs[0].metrics["scores"])))
     out = folder_of(runs, paths, out)
     untrusted.inside(out, out / "figures")
+    summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
+    attacked, attack_notes = robustness.compare(groups, next(iter(summaries.values())))
     if not (out / "report.html").exists():  # so that the same command goes on after an interruption
         with atomic(out / "report.html") as part:
-            part.write_text(
-                f"<p>This report was interrupted: run its command again. {page.FILES}</p>", encoding="utf-8"
-            )
-    summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].metrics["scores"]}
+            part.write_text(f"{page.MARK}<p>This report was interrupted: run its command again.</p>", encoding="utf-8")
     figures, undrawn = out / "figures", list[str]()
     pictures = {
         guidance: {
@@ -66,7 +65,6 @@ def report(paths: list[Path], out: Path | None = None, title: str = "Class unlea
         }
         for guidance, rows in summaries.items()
     }
-    attacked, attack_notes = robustness.compare(groups, next(iter(summaries.values())))
     attack_pictures = dict(drawn(undrawn, robustness_pictures.draw, figures, attacked) if attacked else {})
     result = Report(
         title,
@@ -112,7 +110,8 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is a run, in which a report would be lost: {other}")
     written = folder / "report.html"
-    ours = written.is_file() and page.FILES in written.read_text(encoding="utf-8", errors="replace")
+    text = written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
+    ours = page.MARK in text or page.FILES in text  # the latter before 0.5.0
     if not ours and (taken := [name for name in (*WRITTEN, "figures") if (folder / name).exists()]):
         raise UserError(
             f"{folder} holds {', '.join(taken)}, which no report has written and one would replace: {other}"

@@ -95,6 +95,7 @@ class Run:
         if not (self.folder / "config.yaml").exists():
             with atomic(self.folder / "config.yaml") as part:
                 OmegaConf.save(self.cfg, part)
+            self._check()  # another one may have been faster
         if made_from and not (self.folder / identity.FILE).exists():
             write_json(self.folder / identity.FILE, made_from)
         identity.check(str(self.folder), self.identity, made_from or {})

@@ -1,6 +1,7 @@
 """A Lightning fit inside a run's folder: what both `fit` and `fit_classifier` do between building and scoring."""
 
 import pickle
+import traceback
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -72,11 +73,10 @@ def train(
     keeper = ModelCheckpoint(
         run.folder, "last", save_top_k=1, save_on_train_epoch_end=False, enable_version_counter=False
     )
-    beginning = Beginning(run, made_from)
     bars = progress_bars(cfg.trainer, cfg.trainer.log_every_n_steps)
     trainer: Trainer = build(
         cfg.trainer,
-        callbacks=[beginning, *callbacks, keeper, *bars],
+        callbacks=[Beginning(run, made_from), *callbacks, keeper, *bars],
         logger=loggers,
         plugins=[WholeCheckpoints(loggers)],
         default_root_dir=run.folder,
@@ -93,7 +93,7 @@ def train(
             weights_only=True if checkpoint else None,
         )
     except OF_BAD_CONTENT as error:
-        if path is None or beginning.restored:
+        if path is None or isinstance(error, torch.OutOfMemoryError) or not _while_restoring(error):
             raise
         raise UserError(does_not_fit(path, error)) from error
     except SystemExit as exit_of_lightning:  # after Ctrl-C or pre-emption, about which it says nothing here
@@ -110,10 +110,7 @@ class Beginning(Callback):
     """Claims the run's folder after the first step, before any checkpoint: a fit that can't take one leaves no run."""
 
     def __init__(self, run: Run, made_from: Identity):
-        self.run, self.made_from, self.begun, self.restored = run, made_from, False, False
-
-    def on_train_start(self, *args: Any) -> None:
-        self.restored = True  # from a checkpoint, if there is one
+        self.run, self.made_from, self.begun = run, made_from, False
 
     def on_train_batch_end(self, *args: Any) -> None:
         if not self.begun:
@@ -124,9 +121,13 @@ class Beginning(Callback):
 def does_not_fit(path: Path, error: Exception) -> str:
     """The line about a checkpoint whose content is not that of this fit."""
     said = " ".join(str(error).split())[:200]
-    return (
-        f"{path} does not fit this run ({type(error).__name__}: {said}): delete it and run again, or give another name="
-    )
+    return f"{path} does not fit this run ({type(error).__name__}: {said}): move it away, or give another name="
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Whether Lightning raised the error while it took a checkpoint's content; any other is no fault of the file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames)
 
 
 def is_complete(checkpoint: dict[str, Any], max_steps: int) -> bool:

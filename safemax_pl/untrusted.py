@@ -51,7 +51,7 @@ COUNTS = (  # settings of networks that are whole numbers from 1
 FLOATS = ("F16", "BF16", "F32", "F64")  # what weights may be, as safetensors calls them
 
 RESOLVERS = ("project", "shipped", "fast_precision")  # of a saved configuration: those of config.py
-OPTIMIZERS = "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD SparseAdam"
+OPTIMIZERS = "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD"
 SCHEDULERS = (
     "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR "
     "PolynomialLR StepLR"
@@ -173,7 +173,7 @@ def _whole(digits: str) -> int:
 
 def _finite(digits: str) -> float:
     if not math.isfinite(value := float(digits)):
-        raise ValueError(f"it holds {digits[:30]}: a result that is not finite is no result")
+        raise ValueError(f"it holds {digits[:30]}, expected finite numbers")
     return value
 
 
@@ -312,9 +312,10 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
     """
     plain: Any = OmegaConf.to_container(cfg)
     given = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    replaced = [tuple(mine.split(".")) for mine in given]  # as a whole, by `config.override`
     for where, value in leaves(plain):
         key = dotted(where)
-        if any(key == mine or key.startswith(f"{mine}.") for mine in given):
+        if any(where[: len(mine)] == mine for mine in replaced):
             continue
         try:
             _check_interpolations(plain, where, value, given)
@@ -337,7 +338,7 @@ def check_resolved(plain: Any, path: Path) -> None:
     """
     for where, value in leaves(plain):
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{path}: {dotted(where)} holds an interpolation in disguise, which is not taken: {AGAIN}")
+            raise UserError(f"{path}: {dotted(where)} still holds an interpolation after it is resolved: {AGAIN}")
 
 
 def _check_interpolations(plain: Any, where: tuple[Any, ...], value: Any, given: set[str]) -> None:

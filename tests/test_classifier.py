@@ -145,6 +145,14 @@ def test_the_summary_names_the_weights_and_repeats_no_claim(digits, saved):
     assert loaded.summary() == {"hash": loaded.digest, "temperature": loaded.temperature.item()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.1, 1.7, 10.0])
+def test_temperatures_that_calibration_gives_are_taken_in_any_precision(digits, saved, temperature, dtype):
+    weights = load_file(saved / "model.safetensors")
+    save_file(weights | {"temperature": torch.tensor(temperature, dtype=dtype)}, saved / "model.safetensors")
+    assert Classifier.load(saved, digits).temperature.item() == pytest.approx(temperature, rel=0.01)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e38, -1.0])
 def test_a_temperature_that_no_calibration_gives_is_refused(digits, saved, temperature):
     weights = load_file(saved / "model.safetensors")

@@ -329,11 +329,11 @@ def test_only_what_the_project_ships_is_replaced_below_weights(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("run", "change", "message"),
     [
-        ("model", {"conv_in.bias": None}, "conv_in.bias is missing"),
-        ("model", {"x": torch.zeros(1)}, "x is .*expected none"),
-        ("model", {"conv_in.bias": torch.zeros(3)}, r"conv_in.bias is \(3,\)"),
+        ("model", {"conv_in.bias": None}, "conv_in.bias has shape None, expected"),
+        ("model", {"x": torch.zeros(1)}, "x has shape .*expected None"),
+        ("model", {"conv_in.bias": torch.zeros(3)}, r"conv_in.bias has shape \(3,\)"),
         ("model", {"conv_in.bias": torch.full((16,), torch.nan)}, "conv_in.bias holds NaN"),
-        ("classifier", {"plain.head.bias": torch.zeros(3)}, "plain.head.bias is"),
+        ("classifier", {"plain.head.bias": torch.zeros(3)}, "plain.head.bias has shape"),
         ("classifier", {"plain.head.bias": torch.full((10,), torch.inf)}, "plain.head.bias holds NaN or infinite"),
     ],
 )

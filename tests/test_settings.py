@@ -230,7 +230,15 @@ def test_an_optimizer_that_can_not_be_made_is_refused(node):
 def test_a_schedule_that_can_not_take_a_step_is_refused(settings):
     node = {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, **settings}
     with pytest.raises(UserError, match="lr_scheduler"):
-        check_schedule(OmegaConf.create(node), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1))
+        check_schedule(OmegaConf.create(node), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1), 4)
+
+
+def test_a_schedule_must_last_as_long_as_the_fit():
+    node = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 1}
+    optimizer = partial(torch.optim.SGD, [torch.nn.Parameter(torch.zeros(1))], lr=1)
+    check_schedule(OmegaConf.create(node | {"total_steps": 5}), optimizer(), 4)
+    with pytest.raises(UserError, match="lr_scheduler: Tried to step 3 times"):
+        check_schedule(OmegaConf.create(node | {"total_steps": 2}), optimizer(), 4)
 
 
 @pytest.mark.parametrize(

@@ -760,7 +760,7 @@ def test_energy_is_an_objective_where_it_was_counted(write_run):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_value_that_is_no_number_is_refused(write_run, bad):
-    with pytest.raises(UserError, match=r"safemax-0-3/metrics\.json is damaged .*not finite"):
+    with pytest.raises(UserError, match=r"safemax-0-3/metrics\.json is damaged .*expected finite numbers"):
         values(write_run(scores={"drift": bad}), [("ua_noise_aware", "maximize"), ("drift", "minimize")])
 
 

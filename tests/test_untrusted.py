@@ -111,6 +111,7 @@ HOSTILE = {
     "an interpolation without end": ("seed", "${seed}"),
     "interpolations that grow": ("runs_dir", "${data.path}${classifier}"),
     "broken interpolations": ("data.name", "${oc.env"),
+    "references that double": ("trainer", {f"a{i}": f"${{trainer.a{i + 1}}}" * 2 for i in range(40)}),
     "many interpolations": ("data.name", "${seed}" * 50),
     "long text": ("name", "x" * 5000),
     "a number in the place of a node": ("data", 5),
@@ -144,17 +145,57 @@ def test_a_configuration_of_a_stranger_runs_and_reads_nothing(run, digits, tmp_p
     assert "hunter2" not in str(said.value) and not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "given"),
+    [
+        ("trainer.max_time", {"x": {"_target_": "os.mkdir", "path": "MARK"}}, "trainer.max_time={hours: 1}"),
+        ("sampler.name", {"_target_": "os.mkdir", "path": "MARK"}, "sampler.name=ddim"),
+    ],
+)
+def test_what_the_command_line_gives_replaces_all_that_a_folder_has_there(run, tmp_path, key, value, given):
+    mark = tmp_path / "mark"
+    change(run, key, json.loads(json.dumps(value).replace("MARK", str(mark))))
+    subject = load_subject(str(run), [given])
+    assert not mark.exists() and "_target_" not in str(OmegaConf.select(subject.cfg, key))
+
+
+def test_a_key_with_dots_is_no_setting_that_was_given(run, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(cfg | {"data.path": "${oc.env:SECRET}"}))
+    with pytest.raises(UserError, match=r"oc\.env is off"):
+        load_subject(str(run), ["data.path=sklearn/digits"])
+
+
+@pytest.mark.parametrize("devices", [64, [0, 1, 2], -1, 0, True, "64", 1.5, None, {"a": 1}, "${oc.env:SECRET}"])
+def test_the_machine_of_a_folder_is_not_taken(run, monkeypatch, capsys, devices):
+    """A run scores on one node, and on devices that are there; nothing starts or waits for others."""
+    monkeypatch.setenv("SECRET", "2")
+    change(run, "trainer.num_nodes", 99)
+    change(run, "trainer.devices", devices)
+    assert (load_subject(str(run), []).cfg.trainer.num_nodes, load_subject(str(run), []).cfg.trainer.devices) == (1, 1)
+    out = capsys.readouterr().out
+    assert "trainer.num_nodes=99, 1 is used" in out and f"trainer.devices={devices}, 1 is used" in out
+    assert load_subject(str(run), ["trainer.devices=2"]).cfg.trainer.devices == 2
+    change(run, "trainer.devices", "auto")
+    assert load_subject(str(run), []).cfg.trainer.devices == "auto"
+
+
 def test_environment_values_are_not_published(run, tmp_path, monkeypatch):
     """Settings of one's own runs that come from there are the default again; what is hidden there is refused."""
     monkeypatch.setenv("SECRET", "hunter2")
     metrics = json.loads((DIGITS / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(metrics | {"training": {"seed": 0, "steps": 1}}))
     change(run, "runs_dir", "${oc.env:SECRET}/runs")
+    change(run, "data.forget_classes", ["/m/01", "3"])
     publish(run, tmp_path / "out")
-    assert OmegaConf.load(tmp_path / "out/config.yaml").runs_dir == "runs"
+    published = OmegaConf.load(tmp_path / "out/config.yaml")
+    assert published.runs_dir == "runs" and published.data.forget_classes == ["/m/01", "3"]
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     change(run, "evaluation.final", "${oc.decode:standard}")
     with pytest.raises(UserError, match=r"oc\.decode is off"):
         publish(run, tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert not any("hunter2" in file.read_text(errors="ignore") for file in tmp_path.rglob("*") if file.is_file())
 
 
@@ -309,21 +350,36 @@ def interrupted(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", STATES)
-@pytest.mark.parametrize("step", [2, 4], ids=["unfinished", "finished"])
+UNFINISHED = ("no optimiser", "an optimiser of other weights")  # a finished fit needs none
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [(kind, step) for kind in STATES for step in ((2,) if kind in UNFINISHED else (2, 4))]
+)
 def test_a_checkpoint_that_does_not_fit_is_one_line(interrupted, kind, step):
-    if step == 4 and kind in ("no optimiser", "an optimiser of other weights"):
-        return  # a finished fit needs none of them
     path = interrupted / "run/last.ckpt"
     kept = path.read_bytes()
     content = torch.load(path, weights_only=True)
     assert content["global_step"] == 2
     STATES[kind](content)
     torch.save(content | {"global_step": step}, path)
-    with pytest.raises(UserError, match=r"last\.ckpt .*delete it") as said:
-        fit(tiny(interrupted, "second_classifier=null"), "run")
+    try:
+        with pytest.raises(UserError, match=r"last\.ckpt does not fit this run .*move it away") as said:
+            fit(tiny(interrupted, "second_classifier=null"), "run")
+    finally:
+        path.write_bytes(kept)
     assert "\n" not in str(said.value)
-    path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), TypeError("a bug of ours")], ids=repr)
+@pytest.mark.parametrize("where", ["configure_optimizers", "on_fit_start"])
+def test_what_is_no_fault_of_the_checkpoint_is_raised_as_it_is(interrupted, monkeypatch, where, error):
+    def fails(self):
+        raise error
+
+    monkeypatch.setattr(UnlearningModule, where, fails)
+    with pytest.raises(type(error), match=str(error)):
+        fit(tiny(interrupted, "second_classifier=null"), "run")
 
 
 def test_checkpoints_of_something_else_are_one_line(tmp_path):

@@ -118,6 +118,7 @@ COMMANDS = ["method", "seed", "forget classes", "run", "command", "commit", "har
 SETTINGS = ("optimizer.lr", "data.forget_batch_size", "data.retain_batch_size", "gradient_clip")
 TRAINING = ["method", "unlearner", "steps", "optimiser", "learning rate", "forget batch", "retain batch"]
 TRAINING += ["gradient clip", "weights", "runs", "commits"]
+MARK = "<!-- written by safemax_pl.report, which replaces it -->\n"
 FILES = "All numbers are in results.csv (every run), summary.csv (the tables) and per_class.csv (every class)."
 
 
@@ -134,7 +135,7 @@ def html(report: Report) -> str:
     sections += _attacks(report.robustness, report.attack_pictures) if report.robustness else ""
     notes = "".join(f"<li>{escaping.html(note)}</li>" for note in report.notes)
     return f"""<!DOCTYPE html>
-<html lang="en">
+{MARK}<html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">

@@ -16,8 +16,8 @@ from safemax_pl.runs import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
-# What the hash of a judge says as well, and the device
-SAID_BY_HASHES = (
+# Follows from a judge's hash, or is marked by a note (device)
+IMPLIED_BY_HASHES = (
     "device",
     *(
         f"{judge}.{name}"
@@ -262,7 +262,7 @@ def flat(nested: Any, path: str = "") -> dict[str, Any]:
 
 def what_must_agree(protocol: dict[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what numbers in one column have to share."""
-    agreed = {key: value for key, value in flat(protocol).items() if key not in (*FORGET_DEPENDENT, *SAID_BY_HASHES)}
+    agreed = {key: value for key, value in flat(protocol).items() if key not in (*FORGET_DEPENDENT, *IMPLIED_BY_HASHES)}
     return agreed | {"torch": protocol["torch"].partition("+")[0]}  # +cpu, +cu130: the device again
 
 

@@ -22,6 +22,7 @@ from safemax_pl.sweeps.claims import Claim, TakenOver, read
 from safemax_pl.sweeps.journal import repair
 from safemax_pl.sweeps.space import Sweep, differences
 from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory
+from safemax_pl.untrusted import damaged
 
 MOST_DEATHS = 3  # of workers in one trial, which is then lost
 MOST_LOST = 3  # trials, one after the other, in one worker: the machine is the cause
@@ -84,12 +85,13 @@ class SharedStudy:
             if known is None:
                 self.study.set_user_attr("identity", identity)
                 self.study.set_user_attr("fingerprint", digest(identity))
-        if known is not None and (found := differences(known, identity)):
-            raise UserError(f"{folder} holds a study of something else ({'; '.join(found)}): give another name=")
-        recorded = self.study.user_attrs.get("made_from", {})
-        check(f"the study {folder}", recorded, made_from)
-        if made_from | recorded != recorded:  # hub data are known once they are here
-            self.study.set_user_attr("made_from", made_from | recorded)
+            if known is not None and (found := differences(known, identity)):
+                raise UserError(f"{folder} holds a study of something else ({'; '.join(found)}): give another name=")
+            with damaged(self._journal, "put a copy in its place, or give another name="):
+                recorded = self.study.user_attrs.get("made_from", {})
+                check(f"the study {folder}", recorded, made_from)
+                if made_from | recorded != recorded:  # hub data are known once they are here
+                    self.study.set_user_attr("made_from", made_from | recorded)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

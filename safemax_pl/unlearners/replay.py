@@ -41,7 +41,10 @@ class Replay:
         self.images, broken = priors.fold("replay", settings, parts, generate, concatenate=True)
         if broken.any():
             said = task.sampler.explain(*how(broken.nonzero()[:250, 0]))
-            raise UserError(f"the base model's images are not finite: {said}")
+            raise UserError(
+                f"the base model's images are not finite ({said}): give another model.path or sampler; after a "
+                f"fault of the machine, delete {data.cache_dir}/priors/replay-*"
+            )
 
     def like(self, batch: LabelledImages) -> LabelledImages:
         """The batch with every image replaced by a generated one of its label."""

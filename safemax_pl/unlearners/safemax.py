@@ -53,8 +53,8 @@ class SAFEMax(Unlearner):
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
-        for name, part in (("gate", gate), ("target", target)):
-            if not callable(getattr(part, {"gate": "draw", "target": "__call__"}[name], None)):
+        for name, part, method in (("gate", gate, "draw"), ("target", target, "__call__")):
+            if not callable(getattr(part, method, None)):
                 raise UserError(
                     f"unlearner.{name}={part!r}: give a node with _target_, see configs/unlearner/safemax.yaml"
                 )
