@@ -121,6 +121,7 @@ def command_on_target(help_text: str, task: Callable[[str, list[str]], Any]) -> 
         return
     quiet()
     with clear_errors(), ranks.together():
+        check_install()
         task(arguments[0], arguments[1:])
 
 

@@ -138,8 +138,8 @@ class Evaluator:
     ):
         if not isinstance(guidance, list) or not guidance or not all(map(_is_weight, guidance)):
             raise UserError(f"evaluation.guidance={guidance} scores nothing: give a list of weights, such as [0, 2]")
-        if len(set(guidance)) < len(guidance):
-            raise UserError(f"evaluation.guidance={guidance}: give every weight once")
+        if len({f"{w:g}" for w in guidance}) < len(guidance):  # what scores are called
+            raise UserError(f"evaluation.guidance={guidance}: give every weight once, with at most six digits")
         if precision not in PRECISIONS:  # networks keep float32 weights, and float16 would need scaled gradients
             raise UserError(f"trainer.precision={precision}: legal are {' and '.join(PRECISIONS)}")
         if batch_size < 1:

@@ -747,9 +747,10 @@ def test_an_unknown_plan_is_refused_with_the_legal_ones(evaluator):
         evaluator.plan("quik")
 
 
-def test_no_guidance_weight_is_refused(evaluator_of, digits):
-    with pytest.raises(UserError, match=r"evaluation.guidance=\[\]"):
-        evaluator_of(digits, guidance=[])
+@pytest.mark.parametrize("guidance", [[], [1, 1], [2, 2.0], [1.0000001, 1.0000002], [float("nan")], ["0"], [True]])
+def test_guidance_weights_that_score_nothing_or_one_thing_twice_are_refused(evaluator_of, digits, guidance):
+    with pytest.raises(UserError, match=r"evaluation.guidance="):
+        evaluator_of(digits, guidance=guidance)
 
 
 def test_guidance_without_a_null_label_is_refused(evaluator, tiny_model):

@@ -18,6 +18,7 @@ from safemax_pl.streams import Stream
 
 # keys [B] -> the images of one step, their labels, and the keys
 Draw = Callable[[Tensor], LabelledImages]
+MOST_RATE = 1e3  # of Adam, whose steps are about as long: beyond any weight
 
 
 class Budget:
@@ -34,8 +35,10 @@ class Budget:
         self.score_at = list(map(int, ascending("budget.score_at", score_at, 0)))
         if self.score_at[0] != 0 or len(self.score_at) < 2 or any(steps != int(steps) for steps in score_at):
             raise UserError(f"budget.score_at={self.score_at}: give at least two numbers of steps, the first 0")
-        if rate <= 0 or batch_size < 1:
-            raise UserError(f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate > 0, at least 1 image")
+        if not 0 < rate <= MOST_RATE or batch_size < 1:
+            raise UserError(
+                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MOST_RATE:g}], at least 1 image"
+            )
         self.rate, self.batch_size, self.seed = rate, batch_size, seed
 
 
