@@ -208,16 +208,21 @@ def _images(
                     for cell in Image().cast_storage(chunk).to_pylist():
                         row += 1
                         if labels[row] >= 0:
-                            yield _content(cell or {}, row, split)
+                            yield _content(cell or {}, row, split, may_name_files=not Path(path).is_dir())
 
     return images
 
 
-def _content(cell: dict[str, Any], row: int, split: str) -> tuple[str, bytes | Path]:
+def _content(cell: dict[str, Any], row: int, split: str, may_name_files: bool) -> tuple[str, bytes | Path]:
+    """The bytes of an image; of a hub's folder of images its file, which `datasets` has fetched.
+
+    Files that a local table names are not read: they may be anybody's, and may change without the table.
+    """
     file = cell.get("path")
     name = f"row {row} of {split}" + (f" ({file})" if file else "")
     if cell.get("bytes") is not None:
         return name, cell["bytes"]
-    if file and Path(file).is_file():  # what the hub's folders of images become
+    if file and may_name_files and Path(file).is_file():
         return name, Path(file)
-    raise UserError(f"cannot decode the image {name}: it holds no bytes; repair or remove it")
+    remedy = "write the table again by to_parquet, which puts images into it" if file else "repair or remove it"
+    raise UserError(f"cannot decode the image {name}: it holds no bytes; {remedy}")

@@ -133,6 +133,14 @@ def test_what_is_no_score_is_refused_and_names_the_run(write_run, tmp_path, name
         report([tmp_path / "runs"])
 
 
+@pytest.mark.parametrize("seconds", [-1.0, 1e308])
+def test_what_is_no_cost_is_refused_and_names_the_run(write_run, tmp_path, seconds):
+    write_run("a")
+    write_run("lost", cost={"unlearn_seconds": seconds, "prior_seconds": seconds})
+    with pytest.raises(UserError, match=r"lost-0-3/metrics\.json is damaged .*cost\.\w+_seconds is"):
+        report([tmp_path / "runs"])
+
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLICKS = """
 <script>

@@ -707,6 +707,20 @@ def test_a_parquet_file_that_is_none_is_refused(tmp_path, folder):
         load(folder, tmp_path)
 
 
+def test_a_local_table_names_no_files_of_the_machine(tmp_path):
+    """They may be anybody's, and may change without the table."""
+    import pyarrow.parquet as pq
+
+    write_image(tmp_path / "mine.png")
+    file = tmp_path / "table/train.parquet"
+    write_parquet(file, pictures(6))
+    table = pq.read_table(file)
+    cells = [*table["img"].to_pylist()[:5], {"bytes": None, "path": str(tmp_path / "mine.png")}]
+    pq.write_table(table.set_column(0, table.schema.field("img"), [cells]), file)
+    with pytest.raises(UserError, match=r"row 5 of train .*mine\.png.* holds no bytes; write the table again"):
+        load(tmp_path / "table", tmp_path, image="img", label="fine")
+
+
 def write_table(path: Path, labels: list[Any], label: Any = ("cat", "dog"), image: Any = None, seed: int = 0) -> None:
     """A table of `image` and `label`, the latter a ClassLabel of these names or a type; labels are not checked."""
     import pyarrow as pa

@@ -37,7 +37,8 @@ class Budget:
             raise UserError(f"budget.score_at={self.score_at}: give at least two numbers of steps, the first 0")
         if not 0 < rate <= MOST_RATE or batch_size < 1:
             raise UserError(
-                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MOST_RATE:g}], at least 1 image"
+                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MOST_RATE:g}] and at least "
+                "1 image"
             )
         self.rate, self.batch_size, self.seed = rate, batch_size, seed
 

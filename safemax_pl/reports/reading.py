@@ -47,6 +47,7 @@ REQUIRED = (
 
 # What the parts of a metrics.json are that a report reads; a key that ends in ? may be missing
 NUMBER = int | float
+MOST = 1e30  # of a score or a cost: FLOPs have 10²⁵ at most
 SHARES = {
     *("accuracy", "accuracy_noise_aware", "forget_probability", "judge_disagreement", "noise_rate", "precision"),
     *("recall", "retain_accuracy", "ua", "ua_noise_aware"),
@@ -189,7 +190,10 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
 
 
 def _run_folders(folder: Path, known: set[Path]) -> Iterator[Path]:
-    """The folder if it is a run, otherwise all runs below it; what lies inside a run is its own affair."""
+    """The folder if it is a run, otherwise all runs below it; what lies inside a run is its own affair.
+
+    A link is followed to a run alone: others may lead through the whole machine.
+    """
     if folder.resolve() in known:
         return  # a link to a folder above it
     known.add(folder.resolve())
@@ -197,7 +201,8 @@ def _run_folders(folder: Path, known: set[Path]) -> Iterator[Path]:
         yield folder
         return
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
+        followed = not child.is_symlink() or (child / "config.yaml").exists()
+        if followed and child.is_dir() and not child.name.startswith("."):
             yield from _run_folders(child, known)
 
 
@@ -214,7 +219,7 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
         for guidance in metrics["scores"]:
             if not re.fullmatch(r"w=-?[0-9]{1,9}(\.[0-9]{1,9})?(e[+-]?[0-9]{1,2})?", guidance):
                 raise ValueError(f"scores has {guidance!r}, expected a guidance weight such as w=0")
-        _check_shares(metrics)
+        _check_numbers(metrics)
     with untrusted.damaged(folder / "config.yaml"):
         plain = comparable(load_config(folder / "config.yaml"))
         for node, keys in IDENTITY.items():
@@ -228,11 +233,15 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
     )
 
 
-def _check_shares(metrics: dict[str, Any]) -> None:
-    """Raise ValueError for a share or a probability outside [0, 1]."""
-    for where, value in leaves({key: metrics.get(key, {}) for key in ("scores", "judges")}):
+def _check_numbers(metrics: dict[str, Any]) -> None:
+    """Raise ValueError for a share or a probability outside [0, 1], a negative cost and what no sum could hold."""
+    for where, value in leaves({key: metrics.get(key, {}) for key in ("scores", "judges", "cost")}):
+        if not isinstance(value, NUMBER):
+            continue
         if SHARES & {str(part).partition("/")[0] for part in where} and not 0 <= value <= 1:
             raise ValueError(f"{dotted(where)} is {value}, expected a number in [0, 1]")
+        if abs(value) > MOST or (where[0] == "cost" and value < 0):
+            raise ValueError(f"{dotted(where)} is {value}, expected at most {MOST:g}, and of a cost at least 0")
 
 
 def quoted(command: str) -> str:

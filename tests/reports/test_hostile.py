@@ -213,6 +213,18 @@ def test_a_link_to_a_folder_above_ends(write_run, tmp_path):
     assert len(read([tmp_path])[0]) == 1
 
 
+def test_links_are_followed_to_runs_alone(write_run, tmp_path):
+    """Others may lead through the whole machine, also to folders that can't be read."""
+    run = write_run()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/root").symlink_to("/")
+    (tmp_path / "mine/elsewhere").symlink_to(run.parent)
+    with pytest.raises(UserError, match="no finished run"):
+        read([tmp_path / "mine"])
+    (tmp_path / "mine/run").symlink_to(run)
+    assert [found.folder.name for found in read([tmp_path / "mine"])[0]] == ["run"]
+
+
 def test_images_of_an_attack_are_the_runs_own(write_run, write_attack, tmp_path):
     run = write_run()
     write_attack(run)
