@@ -10,6 +10,7 @@ the run. A diffusers folder (unet/ and scheduler/) is scored with configs/fit.ya
 `model.path` as the original.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import figures, identity, networks, ranks, tables, untrusted
+from safemax_pl import figures, identity, memory, networks, ranks, tables, untrusted
 from safemax_pl.classifier import Classifier
 from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
 from safemax_pl.config_keys import check_keys, check_values
@@ -55,6 +56,7 @@ SAVED = {
     "sampler": {"_target_": str},
     "trainer": {"_target_": str, "precision": str, "enable_progress_bar": bool},
 }
+LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
 
 
@@ -87,6 +89,22 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     for role, judge in evaluator.judges_by_role():
         evaluator.judges[role] = recognition(judge, data, device, role)
     return evaluator
+
+
+def bytes_per_row(model: Model, evaluator: Evaluator) -> int:
+    """Bytes that a training step keeps for one image, at least."""
+    label = torch.zeros(1, dtype=torch.long)
+    row = memory.bytes_per_row(model, [torch.zeros(1, *evaluator.data.image_shape), label, label])
+    return row if evaluator.precision == "32-true" else row // 2
+
+
+def check_plan(name: str, row: int, evaluator: Evaluator, devices: int, device: torch.device) -> None:
+    """Refuse a plan that all of a device's memory could not hold; `row` is of `bytes_per_row`."""
+    images = len(evaluator.plan(name))
+    sampled = min(evaluator.batch_size, -(-images // devices)) * row // LEAST_OF_A_STEP
+    memory.check(f"evaluation.batch_size={evaluator.batch_size}", sampled, device, "give a smaller one")
+    every = 3 * images * math.prod(evaluator.data.image_shape)  # of two models, and those being joined
+    memory.check(f"evaluation.plans.{name}", every, torch.device("cpu"), "give fewer images")
 
 
 def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[dict[str, Any], Images]:
@@ -316,7 +334,10 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     """
     subject = load_subject(target, overrides)
     evaluator = make_evaluator(subject.cfg, subject.data)
-    ranks.start(evaluator.make_trainer())
+    trainer = evaluator.make_trainer()
+    row = bytes_per_row(subject.model, evaluator)
+    check_plan(evaluator.final, row, evaluator, trainer.world_size, trainer.strategy.root_device)
+    ranks.start(trainer)
     metrics, images = score(evaluator, subject.model, subject.original)
     with untrusted.damaged(subject.folder / "config.yaml"):
         made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None

@@ -38,7 +38,7 @@ from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
 from safemax_pl.errors import MachineError, UserError
-from safemax_pl.evaluate import doubts, draw_samples, keep_images, make_evaluator, score
+from safemax_pl.evaluate import bytes_per_row, check_plan, doubts, draw_samples, keep_images, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.files import check_writable, existing
 from safemax_pl.frozen import Frozen
@@ -55,7 +55,6 @@ from safemax_pl.unlearners.base import Unlearner
 from safemax_pl.untrusted import damaged
 
 MOST_REHEARSED = 10_000  # steps of a schedule
-LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 
 
 @ending_wandb()
@@ -221,19 +220,12 @@ def check_memory(
     data: ForgetRetainDataModule, student: Model, evaluator: Evaluator, devices: int, device: torch.device
 ) -> None:
     """Refuse batches and plans that all of a device's memory could not hold; what fits may still be too much."""
-    channels, height, width = data.image_shape
-    label = torch.zeros(1, dtype=torch.long)
-    row = memory.bytes_per_row(student, [torch.zeros(1, channels, height, width), label, label])
-    row = row if evaluator.precision == "32-true" else row // 2
+    row = bytes_per_row(student, evaluator)
     settings = [f"data.{part}_batch_size={size}" for part, size in data.batch_sizes.items()]
     rows = -(-sum(data.batch_sizes.values()) // devices)
     memory.check(f"{' and '.join(settings)}, for the backward pass,", rows * row, device, "give smaller batches")
     for name in ("quick", evaluator.final):
-        images = len(evaluator.plan(name))
-        sampled = min(evaluator.batch_size, -(-images // devices)) * row // LEAST_OF_A_STEP
-        memory.check(f"evaluation.batch_size={evaluator.batch_size}", sampled, device, "give a smaller one")
-        every = 3 * images * channels * height * width  # of two models, and those being joined
-        memory.check(f"evaluation.plans.{name}", every, torch.device("cpu"), "give fewer images")
+        check_plan(name, row, evaluator, devices, device)
 
 
 def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Model | None) -> None:

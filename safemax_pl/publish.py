@@ -217,8 +217,11 @@ def _is_ours(card: Path) -> bool:
 
 def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics without the names of machines and folders."""
-    made = metrics["provenance"] | {"command": without_locations(metrics["provenance"]["command"])}
-    return {key: value for key, value in metrics.items() if key != "ranks"} | {"provenance": made}
+    found = {key: value for key, value in metrics.items() if key != "ranks"}
+    for block in (found, *(found.get("attacks") or {}).values()):
+        command = without_locations(block["provenance"]["command"])
+        block["provenance"] = block["provenance"] | {"command": command}
+    return found
 
 
 def _write_model(run: Path, folder: Path, tensors: dict[str, Tensor], cfg: DictConfig) -> None:

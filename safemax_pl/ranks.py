@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from safemax_pl.errors import UserError
 
 T = TypeVar("T")
+# What SLURM, torchrun and whoever starts the nodes by hand set for Lightning; without one of them it waits for ever
+OF_NODES = ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # how gloo says that a rank has ended
 
 _started: list[subprocess.Popen] = []
@@ -44,6 +46,11 @@ def start(trainer: Trainer) -> None:
         )
     if trainer.world_size == 1 or dist.is_initialized():
         return
+    if trainer.num_nodes > 1 and not any(name in os.environ for name in OF_NODES):
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}, and nothing has started this command on several nodes: start it "
+            "by srun or torchrun (slurm/fit.sbatch does)"
+        )
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
             f"one command with several runs got {trainer.world_size} devices for each: give trainer.devices=1, or "

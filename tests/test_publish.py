@@ -136,6 +136,13 @@ def test_nothing_published_names_a_folder_of_the_machine(runs, model, classifier
     assert load_config(model / "config.yaml").data.cache_dir == "~/.cache/safemax_pl"
 
 
+def test_the_commands_of_attacks_name_no_folder_either():
+    said = {"command": "python -m safemax_pl.attack /home/me/run attack=null_leak", "hardware": "CPU"}
+    found = publish._on_any_machine({"provenance": said, "attacks": {"null_leak": {"provenance": said}}, "ranks": []})
+    assert "/home/me" not in json.dumps(found) and "ranks" not in found
+    assert found["attacks"]["null_leak"]["provenance"]["command"].endswith("attack=null_leak")
+
+
 def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
     before = json.loads((model / "metrics.json").read_text())
     assert "Scores of the weights before rounding" in (model / "README.md").read_text()

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from test_fit import TINY
 from test_fit_classifier import TINY as CLASSIFIER
 
 from safemax_pl import fit as fit_module
-from safemax_pl import memory, networks
+from safemax_pl import memory, networks, ranks
 from safemax_pl.architectures import ARCHITECTURES
 from safemax_pl.config import build, compose
 from safemax_pl.config_keys import check_values
@@ -211,6 +212,16 @@ def test_batches_and_plans_beyond_all_memory_are_refused(evaluator, configs, mon
     refused = pytest.raises(UserError, match=rf"{too_much}.* needs about \d+ GiB of memory, cpu has")
     with refused if too_much else nullcontext():
         check_memory(data, model, evaluator, 1, torch.device("cpu"))
+
+
+def test_nodes_that_nothing_starts_are_not_waited_for(monkeypatch):
+    for name in ranks.OF_NODES:
+        monkeypatch.delenv(name, raising=False)
+    trainer = Trainer(
+        accelerator="cpu", num_nodes=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(UserError, match=r"trainer\.num_nodes=2, and nothing has started"):
+        ranks.start(trainer)
 
 
 # -- optimisers and schedules ------------------------------------------------------------------------------------------
