@@ -367,9 +367,8 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 def without_locations(command_line: str) -> str:
     """A command without its overrides of `LOCATIONS` and without absolute paths: it can be given on any machine."""
     pairs = [(word, *word.lstrip("+~").partition("=")[::2]) for word in shlex.split(command_line)]
-    return shlex.join(
-        [word for word, key, value in pairs if key not in LOCATION_KEYS and not value.strip("'\"").startswith("/")]
-    )
+    kept = [word for word, key, value in pairs if key not in LOCATION_KEYS and not value.strip("'\"").startswith("/")]
+    return shlex.join([Path(word).name if word.startswith("/") else word for word in kept])  # a run, or Python itself
 
 
 def without_folders(cfg: DictConfig) -> DictConfig:
