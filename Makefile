@@ -15,8 +15,8 @@ RUNS ?= runs
 report: .venv/ready          ## compare all finished runs: runs/report/report.html; RUNS="runs/a runs/b" for some
 	.venv/bin/python -m safemax_pl.report $(RUNS)
 
-test: .venv/ready            ## the whole test suite, with coverage
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
+test: .venv/ready            ## the whole test suite, with coverage; of three workers one waits for SLURM most of the time
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; a quarter of an hour on two idle cores
 	.venv/bin/python -m benchmarks
