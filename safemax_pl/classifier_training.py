@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from rich.progress import track
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +13,7 @@ from torchmetrics import MeanMetric
 from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import TEMPERATURES, Classifier
 from safemax_pl.data import LabelledImages
+from safemax_pl.divergence import StopsWhenDiverged
 from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.sources import Split
@@ -22,7 +22,7 @@ MOST_LOGIT = 1e4  # of a classifier that has learned something: tens
 DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(StopsWhenDiverged):
     """Trains both networks of a `Classifier` side by side; they share batches, not weights.
 
     The noise-aware one sees every image plain or under some noise, and `noise_share` noise images per real one.
@@ -38,6 +38,7 @@ class ClassifierModule(LightningModule):
         UserError: for a value outside these ranges.
     """
 
+    diverged = f"{DIVERGED}: the loss became NaN or infinite before step {{step}}"
     accuracies: dict[str, MeanMetric]
 
     def __init__(
@@ -56,7 +57,6 @@ class ClassifierModule(LightningModule):
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.shift = optimizer, shift
         self.noise_share, self.label_smoothing = noise_share, label_smoothing
-        self._all_finite = torch.ones((), dtype=torch.bool)
         metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
         self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
@@ -81,19 +81,8 @@ class ClassifierModule(LightningModule):
         logits = self.classifier.noise_aware(channels_last(images))[0]
         aware = self.loss(logits, torch.cat([real.labels, noise_labels]))
         self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
-        self._all_finite = self._all_finite.to(plain.device) & (plain + aware).isfinite()
+        self.watch(plain + aware)
         return plain + aware
-
-    def check_finite(self) -> None:
-        """Stop the fit if any loss so far was not finite; called only where the host waits anyway."""
-        if not self._all_finite:
-            raise UserError(f"{DIVERGED}: the loss became NaN or infinite before step {self.global_step}")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_finite()  # a checkpoint of broken weights must not replace a good one
-
-    def on_validation_start(self) -> None:
-        self.check_finite()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

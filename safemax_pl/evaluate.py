@@ -66,7 +66,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
     Raises:
         UserError: when a classifier is missing, damaged, made for other data or no better than chance on it.
     """
-    check_values(cfg)  # a saved configuration has not been looked at
+    check_values(cfg)  # callers from Python may have changed what a command has checked
     classifier = Classifier.load(cfg.classifier, data)
     second = cfg.get("second_classifier")  # runs of 0.2.0 have none
 
@@ -183,13 +183,12 @@ def draw_samples(folder: Path, metrics: dict[str, Any], class_names: list[str], 
         class_names: of all classes.
         title: above the picture.
     """
-    with drawing(folder / "samples.png"):
-        kept, first = untrusted.read_tensors(folder / "samples.safetensors"), next(iter(metrics["scores"]))
-        panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
-        forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
-        path = folder / "samples.png"
-        plan = Rows(kept["labels"], kept["seeds"], torch.arange(len(kept["seeds"])))
-        figures.sample_grid(path, panels, plan, class_names, forget, title)
+    kept, first = untrusted.read_tensors(folder / "samples.safetensors"), next(iter(metrics["scores"]))
+    panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
+    forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
+    path = folder / "samples.png"
+    plan = Rows(kept["labels"], kept["seeds"], torch.arange(len(kept["seeds"])))
+    figures.sample_grid(path, panels, plan, class_names, forget, title)
 
 
 class Subject(NamedTuple):
@@ -349,7 +348,8 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
         return out
     keep_images(out, evaluator, images)
     write_json(out / "metrics.json", metrics)
-    draw_samples(out, metrics, subject.data.class_names, title=subject.name)
+    with drawing(out / "samples.png"):
+        draw_samples(out, metrics, subject.data.class_names, title=subject.name)
     tables.print_scores(metrics, subject.name)
     print(f"written: {out}/metrics.json, samples.png")
     return out

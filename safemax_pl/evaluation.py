@@ -296,8 +296,8 @@ class Evaluator:
             "features": {
                 name: value for name, value in self.hashes().items() if name == "classifier" or plan_name == self.final
             },
-            "classifier": self._judge("classifier", self.classifier),
-            "second_classifier": self._judge("second_classifier", self.second_classifier),
+            "second_classifier": None,
+            **{role: self._judge(role, judge) for role, judge in self.judges_by_role()},
             "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
@@ -309,10 +309,8 @@ class Evaluator:
         if self.second_classifier is not None:
             yield "second_classifier", self.second_classifier
 
-    def _judge(self, role: str, judge: Classifier | None) -> dict[str, Any] | None:
+    def _judge(self, role: str, judge: Classifier) -> dict[str, Any]:
         """A judge's hash and temperature, and its measured accuracies (None before `recognition`)."""
-        if judge is None:
-            return None
         measured = self.judges.get(role, {})
         return judge.summary() | {key: measured.get(key) for key in ("accuracy", "accuracy_noise_aware")}
 

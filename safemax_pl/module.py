@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from safemax_pl import ranks, streams
 from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError
+from safemax_pl.divergence import StopsWhenDiverged
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.frozen import Frozen
 from safemax_pl.loggers import CSVHistory
@@ -28,7 +28,7 @@ FUSED = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
 FUSED_ON = "cpu", "cuda"
 
 
-class UnlearningModule(LightningModule):
+class UnlearningModule(StopsWhenDiverged):
     """Trains a student with an unlearner, and scores it on the quick plan during validation.
 
     Optimisation is manual, so that a method may treat its two gradients apart. On several ranks each has a share of
@@ -45,6 +45,11 @@ class UnlearningModule(LightningModule):
         gradient_clip: largest norm of the gradient; None does not clip.
         seed: of dropout, together with the step and the rank; everything else is drawn from the batches' own streams.
     """
+
+    diverged = (
+        "the loss became NaN or infinite before step {step}: lower optimizer.lr or the weights of the losses, under "
+        "another name; a checkpoint that was written before is kept in the run's folder"
+    )
 
     def __init__(
         self,
@@ -64,7 +69,6 @@ class UnlearningModule(LightningModule):
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
         self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
-        self._all_finite = torch.ones((), dtype=torch.bool)
         self.prior_seconds, self.prior_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
@@ -119,7 +123,7 @@ class UnlearningModule(LightningModule):
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
-        self._all_finite &= torch.isfinite(losses.forget + losses.retain + norm)
+        self.watch(losses.forget + losses.retain + norm)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_losses(losses)
 
@@ -132,21 +136,7 @@ class UnlearningModule(LightningModule):
         forget, retain = ranks.mean(torch.stack(losses).detach()).cpu()
         self.log_dict({"loss/forget": forget, "loss/retain": retain}, prog_bar=True)
 
-    def check_finite(self) -> None:
-        """Stop the fit if any loss or gradient so far was not finite; called only where the host waits anyway."""
-        if not self._all_finite:
-            raise UserError(
-                f"the loss became NaN or infinite before step {self.global_step}: lower optimizer.lr or the weights of "
-                "the losses, under another name; a checkpoint that was written before is kept in the run's folder"
-            )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_finite()  # a checkpoint of broken weights must not replace a good one
-
     # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------
-
-    def on_validation_start(self) -> None:
-        self.check_finite()
 
     def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not self._scores:

@@ -199,6 +199,8 @@ def _images(
 ) -> Callable[[], Iterator[tuple[str, bytes | Path]]]:
     from datasets import Image
 
+    may_name_files = not Path(path).is_dir()
+
     def images() -> Iterator[tuple[str, bytes | Path]]:
         row = -1
         with _readable(path):
@@ -208,7 +210,7 @@ def _images(
                     for cell in Image().cast_storage(chunk).to_pylist():
                         row += 1
                         if labels[row] >= 0:
-                            yield _content(cell or {}, row, split, may_name_files=not Path(path).is_dir())
+                            yield _content(cell or {}, row, split, may_name_files)
 
     return images
 
