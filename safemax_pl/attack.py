@@ -35,6 +35,7 @@ from safemax_pl.escaping import printable
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_csv, write_json
 from safemax_pl.networks import Model
+from safemax_pl.recognition import sentence
 from safemax_pl.runs import provenance, read_metrics
 from safemax_pl.tables import plain_console
 
@@ -140,6 +141,7 @@ def run_attack(
         "curves": curves,
         "protocol": protocol,
         "weights": weights,
+        "judges": bench.evaluator.judges,
         "seconds": time.perf_counter() - start,
         "provenance": provenance(),
         "folder": str(out.relative_to(folder)),
@@ -193,6 +195,7 @@ def print_block(block: dict[str, Any]) -> None:
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
     console.print(table)
+    console.print(printable(sentence(block["judges"]).capitalize()), soft_wrap=True)
     console.print(f"{block['seconds']:.1f} s   {printable(block['folder'])}/figure.png", soft_wrap=True)
 
 

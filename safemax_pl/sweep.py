@@ -37,7 +37,7 @@ from safemax_pl.runs import run_folder
 from safemax_pl.sweeps import results
 from safemax_pl.sweeps.claims import Claim
 from safemax_pl.sweeps.pruning import QuickPruning
-from safemax_pl.sweeps.shared import SharedStudy, counted
+from safemax_pl.sweeps.shared import SharedStudy, counted, trial_name
 from safemax_pl.sweeps.space import Sweep, as_overrides
 from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory, words
 
@@ -120,7 +120,7 @@ def run_trial(study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfi
         Exception: a fault of the machine, after which the trial has not ended.
         TakenOver: when another worker has the trial.
     """
-    name = f"trial-{claim.number:04d}"
+    name = trial_name(claim.number)
     group = [f"logger.group={study.study.study_name}"] if cfg.get("logger") and cfg.logger.group is None else []
     named = any(item.startswith("method=") for item in fixed)
     label = [] if named else [f"method={name}"]  # a report would else spell out all that trials differ in

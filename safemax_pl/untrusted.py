@@ -37,6 +37,7 @@ from safemax_pl.errors import UserError
 from safemax_pl.files import PROJECT, dotted, leaves
 
 MOST_JSON, MOST_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
+MOST_IMAGES = 2**30  # bytes of a file of images, 8-bit; 1 000 classes at 32 × 32 need some 150 MiB
 MOST_DEPTH, MOST_NODES = 20, 10_000  # of a YAML file
 MOST_TEXT, MOST_INTERPOLATIONS = 4096, 5  # letters of a value of a YAML file, and references in it
 MOST_LETTERS = 10_000  # of a text or a key of a JSON file
@@ -208,9 +209,9 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by their names."""
+    """The tensors of a safetensors file of images, by their names; of at most `MOST_IMAGES` bytes."""
     with damaged(path):
-        return load_file(regular(path))
+        return load_file(regular(path, MOST_IMAGES))
 
 
 # -- networks --------------------------------------------------------------------------------------------------------

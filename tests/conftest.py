@@ -88,6 +88,7 @@ def write_run_to():
         guidance: tuple[int, ...] = (0,),
         commit: str | None = "c0ffee",
         weights: str = "raw",
+        judges: dict[str, dict[str, float]] | None = None,
         from_scratch: bool = False,
     ) -> Path:
         name = name or f"{method}-{seed}-{forget}"
@@ -103,6 +104,7 @@ def write_run_to():
         metrics = {
             "protocol": tree,
             "weights": {"original": "aaa", "unlearned": name},
+            "judges": judges or {},
             "scores": {f"w={w}": models for w in guidance},
             "name": name,
             "cost": COST | (cost or {}),

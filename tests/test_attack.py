@@ -103,6 +103,12 @@ def test_an_attack_says_what_it_was_worth_and_how_it_was_judged(attacked):
     assert attacked["relearning"]["headline"]["limit"] == 2
 
 
+def test_the_accuracy_of_the_judge_stands_below_the_table(run, attacked, capsys):
+    attack.print_block(attacked["null_leak"])
+    judge = json.loads((run / "metrics.json").read_text())["judges"]["classifier"]
+    assert f"Classifier accuracy {judge['accuracy']:.3f} plain" in capsys.readouterr().out
+
+
 def test_the_scores_of_the_run_stay(run, attacked):
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"scores", "protocol", "training"} <= set(metrics)

@@ -39,7 +39,7 @@ from safemax_pl.loggers import CSVHistory
 from safemax_pl.report import report
 from safemax_pl.runs import comparable
 from safemax_pl.sweep import fit_overrides, main, sweep, values
-from safemax_pl.sweeps import results, shared
+from safemax_pl.sweeps import journal, results, shared
 from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost
 from safemax_pl.sweeps.space import Sweep, as_overrides, differences
@@ -435,6 +435,13 @@ def test_a_journal_without_a_whole_record_is_a_new_one(tmp_path, content):
         assert worker(tmp_path).claim().number == 0
 
 
+def test_a_journal_of_any_size_is_not_read(tmp_path):
+    with (tmp_path / "study.journal").open("wb") as file:
+        file.truncate(journal.MOST_BYTES + 1)
+    with pytest.raises(UserError, match="at most"):
+        worker(tmp_path)
+
+
 def test_a_journal_of_something_else_is_one_line(tmp_path):
     (tmp_path / "study.journal").write_text('{"op_code":4,"worker_id":"x"}\n')
     with pytest.raises(UserError, match=r"study.journal can't be read \(KeyError: 'study_id'\): put a copy"):
@@ -566,7 +573,11 @@ def fits(monkeypatch, write_run_to) -> list:
             raise UserError("the loss became NaN")
         steps = cfg.trainer.max_steps
         return write_run_to(
-            Path(cfg.runs_dir), scores={"ua_noise_aware": steps / 10}, cost={"unlearn_flops": float(steps)}, name=name
+            Path(cfg.runs_dir),
+            scores={"ua_noise_aware": steps / 10},
+            cost={"unlearn_flops": float(steps)},
+            judges={"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}},
+            name=name,
         )
 
     monkeypatch.setattr(command, "fit", pretended)
@@ -717,6 +728,16 @@ def test_a_worker_whose_trial_was_taken_over_goes_on_with_another(tmp_path, fits
     sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=1", "sweep.stale_after=0.1"))
     printed = capsys.readouterr().out
     assert "trial 0 is left to the worker that has taken it over" in printed and "1 trials: 1 complete" in printed
+
+
+def test_the_accuracy_of_the_judge_stands_with_the_front(tmp_path, fits, capsys):
+    folder = sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
+    said = "Classifier accuracy 0.988 plain and 0.970 noise-aware on 360 real test images."
+    assert said in " ".join(capsys.readouterr().out.split()) and said in (folder / "best.md").read_text()
+    for path in folder.glob("trial-*/metrics.json"):
+        path.write_text("{")
+    sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
+    assert "The trials don't say how well" in (folder / "best.md").read_text()
 
 
 def test_the_front_has_every_trade_off(tmp_path, fits):

@@ -284,6 +284,10 @@ def test_large_files_are_not_read(tmp_path):
         file.truncate(untrusted.MOST_JSON + 1)
     with pytest.raises(UserError, match="at most"):
         untrusted.read_json(tmp_path / "metrics.json")
+    with (tmp_path / "samples.safetensors").open("wb") as file:
+        file.truncate(untrusted.MOST_IMAGES + 1)
+    with pytest.raises(UserError, match="at most"):
+        untrusted.read_tensors(tmp_path / "samples.safetensors")
 
 
 # -- checkpoints and weights -------------------------------------------------------------------------------------------

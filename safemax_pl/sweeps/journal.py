@@ -10,6 +10,8 @@ from pathlib import Path
 from safemax_pl.files import atomic, digest
 from safemax_pl.untrusted import regular
 
+MOST_BYTES = 256 * 2**20  # of a journal; a trial writes some 5 KiB
+
 
 def repair(path: Path) -> None:
     """Keep the whole records of a journal, one a line, and drop what is none.
@@ -23,7 +25,7 @@ def repair(path: Path) -> None:
     """
     if not path.exists():
         return
-    content = regular(path).read_bytes()
+    content = regular(path, MOST_BYTES).read_bytes()
     records = [record for line in content.split(b"\n") for record in _records(line)]
     whole = b"".join(record + b"\n" for record in records)
     if whole == content:

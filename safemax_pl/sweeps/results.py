@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import combinations
 from math import floor, isfinite, log10
 from pathlib import Path
@@ -16,10 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from safemax_pl.drawing import drawing
-from safemax_pl.escaping import printable
+from safemax_pl.errors import UserError
+from safemax_pl.escaping import markdown, printable
 from safemax_pl.files import atomic, write_csv
+from safemax_pl.recognition import sentence
 from safemax_pl.reports.charts import COLOURS, save, scale
-from safemax_pl.sweeps.shared import SharedStudy, counted, lost
+from safemax_pl.reports.reading import read
+from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name
 from safemax_pl.tables import plain_console
 
 LEAST_TRIALS = 4  # for an importance
@@ -41,13 +45,14 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     if not best:
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
+    judges = _judges(folder, best)
     with atomic(folder / "best.md") as part:
-        part.write_text(_markdown(study, names, best, states, command_line), encoding="utf-8")
+        part.write_text(_markdown(study, names, best, states, judges, command_line), encoding="utf-8")
     with drawing(folder / "pareto.png"):
         _pareto(folder / "pareto.png", study, names, complete, best)
     with drawing(folder / "importance.png"):
         _importance(folder / "importance.png", study, names, complete)
-    table = Table(title=f"Pareto front of {printable(study.study_name)}")
+    table = Table(title=f"Pareto front of {printable(study.study_name)}", caption=printable(judges))
     for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
@@ -63,6 +68,16 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(
         study.best_trials, key=lambda trial: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
     )
+
+
+def _judges(folder: Path, best: list[FrozenTrial]) -> str:
+    """How well the judges see, as a sentence: all trials have the same, so the first that says it is asked."""
+    for trial in best:
+        with suppress(UserError):  # its folder was moved, or is damaged: the study's own numbers stay
+            (run,), _ = read([folder / trial_name(trial.number)])
+            if judges := run.metrics.get("judges"):
+                return f"{sentence(judges).capitalize()}."
+    return "The trials don't say how well their judges see."
 
 
 def _signs(study: optuna.Study) -> list[int]:
@@ -92,6 +107,7 @@ def _markdown(
     names: list[str],
     best: list[FrozenTrial],
     states: str,
+    judges: str,
     command_line: Callable[[dict[str, Any]], str],
 ) -> str:
     columns = ["trial", *names, *best[0].params]
@@ -102,6 +118,7 @@ def _markdown(
         "",
         f"{len(counted(study))} trials: {states}. No trial is as good as one of these in all and better in one of:",
         f"{goals}. One seed each: make the one you choose again with others (seed=1), its command is below.",
+        markdown(judges),
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),

@@ -228,6 +228,11 @@ class SharedStudy:
             self._lost = 0
 
 
+def trial_name(number: int) -> str:
+    """The folder of a trial in its study's, and the name of its run."""
+    return f"trial-{number:04d}"
+
+
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that are running, or that have ended for reasons of their own, in order."""
     return [trial for trial in study.get_trials(deepcopy=False) if not {"discarded", "lost"} & set(trial.user_attrs)]
