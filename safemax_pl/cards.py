@@ -11,7 +11,7 @@ from safemax_pl import tables
 from safemax_pl.config import load_config
 from safemax_pl.escaping import markdown, printable
 from safemax_pl.recognition import sentence
-from safemax_pl.untrusted import check_config, read_json, read_tensors
+from safemax_pl.untrusted import MOST_WEIGHTS, check_config, read_json, read_tensors
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")
@@ -24,7 +24,7 @@ SCORED = {True: "Scores of these very weights", False: "Scores of the weights be
 
 def model_card(folder: Path) -> str:
     """The card of the diffusion model in `folder`."""
-    tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors")
+    tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors", MOST_WEIGHTS)
     cfg, metrics = _config(folder), read_json(folder / "metrics.json")
     scores = {guidance: models.get("unlearned") or models["model"] for guidance, models in metrics["scores"].items()}
     first = next(iter(scores.values()))
@@ -75,7 +75,7 @@ def model_card(folder: Path) -> str:
 
 def classifier_card(folder: Path) -> str:
     """The card of the classifier in `folder`."""
-    cfg, tensors = _config(folder), read_tensors(folder / "model.safetensors")
+    cfg, tensors = _config(folder), read_tensors(folder / "model.safetensors", MOST_WEIGHTS)
     config = read_json(folder / "config.json")
     info, scores = config["info"], config["info"]["scores"]
     facts = {

@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from safemax_pl import ranks, untrusted
 from safemax_pl.config_keys import arguments_of, check_keys, check_values, flat_keys, resolved
-from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.errors import UserError, clear_errors, one_line, unknown
 from safemax_pl.escaping import printable
 from safemax_pl.files import PROJECT, check_name, digest, dotted, leaves
 from safemax_pl.preemption import ASKS_TO_STOP
@@ -165,11 +165,10 @@ def check_command_line(config_name: str, overrides: list[str], several: bool = T
 
     `several` says whether sweeps are legal, as with -m.
     """
-    alternatives = [
-        _values_of(override) for override in parse(overrides) if not str(override.input_line).startswith("hydra")
-    ]
+    parsed = parse(overrides)
+    alternatives = [_values_of(override) for override in parsed if not str(override.input_line).startswith("hydra")]
     if not several:
-        for override in parse(overrides):
+        for override in parsed:
             _check_single(override, "; for a run of each add -m")
     first = [values[0] for values in alternatives]
     compose(config_name, [*first, *(item for item in overrides if item.startswith("hydra"))])
@@ -276,7 +275,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             raise _composition_error(config_name, overrides, error) from error
         except (HydraException, ValueError) as error:  # such as data=null, of which Hydra says that it is no string
-            raise UserError(f"{' '.join(str(error).split())} ({' '.join(overrides)})") from error
+            raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
@@ -338,12 +337,12 @@ def build(node: Any, **arguments: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if error.__cause__ is None or isinstance(error.__cause__, OF_BAD_SETTINGS):
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(one_line(error)) from error
         raise
     except MissingMandatoryValue as error:
         raise UserError(f"the setting {error.full_key} is missing: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:

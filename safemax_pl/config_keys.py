@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from safemax_pl.errors import UserError, unknown
+from safemax_pl.errors import UserError, check_whole, one_line, unknown
 
 SEEDS = (0, 2**32 - 1)  # what numpy takes
 MANY = 10**9
@@ -85,7 +85,7 @@ def check_values(cfg: DictConfig) -> None:
     for key, (least, most) in WHOLE_NUMBERS.items():
         value = _at(values, key)
         if value is not ABSENT and not (value is None and key in MAY_BE_NULL):
-            _check_whole(key, value, least, most)
+            check_whole(key, value, least, most)
     if _at(values, "data.channels") not in (ABSENT, 1, 3):
         raise UserError(f"data.channels={values['data']['channels']}: give 1 (grey) or 3 (RGB)")
     if (evaluation := _at(values, "evaluation")) is not ABSENT:
@@ -119,7 +119,7 @@ def resolved(cfg: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"can't read the configuration: {' '.join(str(error).split())}") from error
+        raise UserError(f"can't read the configuration: {one_line(error)}") from error
 
 
 def _check_plans(evaluation: Any) -> None:
@@ -134,7 +134,7 @@ def _check_plans(evaluation: Any) -> None:
         if not isinstance(plan, dict):
             raise UserError(f"evaluation.plans.{name}={plan!r}: give {PLAN_EXAMPLE}")
         for key in PLAN.keys() & plan.keys():
-            _check_whole(f"evaluation.plans.{name}.{key}", plan[key], *PLAN[key])
+            check_whole(f"evaluation.plans.{name}.{key}", plan[key], *PLAN[key])
 
 
 ABSENT = object()
@@ -147,12 +147,6 @@ def _at(values: Any, key: str) -> Any:
             return ABSENT
         values = values[part]
     return ABSENT if isinstance(values, str) and values == "???" else values
-
-
-def _check_whole(key: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        wanted = f"{least}" if least == most else f"a whole number from {least} to {most}"
-        raise UserError(f"{key}={value!r}: give {wanted}")
 
 
 def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:

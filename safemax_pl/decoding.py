@@ -124,7 +124,7 @@ def decode(
     seen = Counter() if seen is None else seen
     channels, height, width = shape
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=list(FORMATS)) as file:
+        with _opened(encoded) as file:
             file.load()
             if getattr(file, "is_animated", False) and file.format != "MPO":  # MPO: a photo and its depth map
                 seen["animated or of several pages: the first is taken"] += 1
@@ -141,9 +141,8 @@ def decode(
             f"cannot decode the image {name}: it is not of a format that is read ({', '.join(FORMATS)}); "
             "repair or remove it"
         ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's readers raise whatever damaged bytes lead to, from struct.error to MemoryError
+    # Pillow's readers raise whatever damaged bytes lead to, from struct.error to MemoryError
+    except Exception as error:
         raise UserError(f"cannot decode the image {name}: {first_line(error)}; repair or remove it") from error
     if grey and channels == 3:
         seen["grey, repeated in three channels (data.channels=1 keeps one)"] += 1
@@ -158,10 +157,14 @@ def decode(
 def size_of(encoded: bytes | Path) -> tuple[int, int, bool] | None:
     """Width, height and whether it is grey, as the file's header says; None if that can't be read."""
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=list(FORMATS)) as file:
+        with _opened(encoded) as file:
             return *file.size, _is_grey(file.mode)
     except Exception:  # only asked for an error message about another image
         return None
+
+
+def _opened(encoded: bytes | Path) -> Image.Image:
+    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=list(FORMATS))
 
 
 def _is_grey(mode: str) -> bool:

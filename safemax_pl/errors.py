@@ -28,6 +28,18 @@ def unknown(what: str, got: object, legal: Iterable[object]) -> UserError:
     return UserError(f"unknown {what} {got!r}: {hint}legal: {', '.join(names) or '(none)'}")
 
 
+def check_whole(setting: str, value: object, least: int, most: int) -> None:
+    """Raise `UserError` unless `value` is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        wanted = f"{least}" if least == most else f"a whole number from {least} to {most}"
+        raise UserError(f"{setting}={value!r}: give {wanted}")
+
+
+def one_line(error: object, most: int | None = None) -> str:
+    """What an error says, in one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def first_line(error: Exception) -> str:
     """What an error says, or its type, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -73,7 +85,7 @@ def _of_the_file_system(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors and tokenizers, which know no file
-        return f"{os.strerror(int(found[1]))} ({' '.join(str(error).split())})"
+        return f"{os.strerror(int(found[1]))} ({one_line(error)})"
     return None
 
 

@@ -183,7 +183,8 @@ def draw_samples(folder: Path, metrics: dict[str, Any], class_names: list[str], 
         class_names: of all classes.
         title: above the picture.
     """
-    kept, first = untrusted.read_tensors(folder / "samples.safetensors"), next(iter(metrics["scores"]))
+    kept = untrusted.read_tensors(folder / "samples.safetensors", untrusted.MOST_IMAGES)
+    first = next(iter(metrics["scores"]))
     panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
     forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
     path = folder / "samples.png"

@@ -18,7 +18,7 @@ from safemax_pl import noise, ranks, streams
 from safemax_pl.classifier import Classifier
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import atomic, digest, read_tensors, to_json
+from safemax_pl.files import atomic, cached_tensors, digest, to_json
 from safemax_pl.images import from_uint8
 from safemax_pl.inception import Inception
 from safemax_pl.metrics.frechet import FeatureStatistics, class_weights
@@ -26,7 +26,7 @@ from safemax_pl.metrics.reference import Reference, paired, reference_of
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan, sharded_loader
 from safemax_pl.precision import full_precision
-from safemax_pl.sampler import Sampler, guided
+from safemax_pl.sampler import Request, Sampler, guided
 from safemax_pl.scores import Result, Scores
 
 PROTOCOL_VERSION = 2  # raise it when the code of sampling or scoring changes a number
@@ -47,11 +47,11 @@ class ModelImages(nn.Module):
         Raises:
             UserError: for NaN or infinite pixels, which would count as forgetting.
         """
-        how = self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start
-        images = self.sampler.sample(*how)
+        request = Request(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start)
+        images = self.sampler.sample(*request)
         if not images.isfinite().all():
             raise UserError(
-                f"the generated images hold NaN or infinite values ({self.sampler.explain(*how)}), so no score is "
+                f"the generated images hold NaN or infinite values ({self.sampler.explain(request)}), so no score is "
                 "computed: lower optimizer.lr or the weights of the losses, or give more sampler.steps"
             )
         return images
@@ -207,7 +207,7 @@ class Evaluator:
                 raise ValueError(f"it has {len(images)} of {len(plan)} images")
             return result, images
 
-        kept = ranks.broadcast(read_tensors(path, unpack) if model.weights_digest and ranks.is_first() else None)
+        kept = ranks.broadcast(cached_tensors(path, unpack) if model.weights_digest and ranks.is_first() else None)
         if kept is not None:
             return kept
         result, images = self.test(self.images_of(model, guidance), plan, inception=plan_name == self.final)
@@ -332,7 +332,7 @@ def _kept(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Ten
 
     found = None
     if ranks.is_first():
-        found = read_tensors(path, tensors)
+        found = cached_tensors(path, tensors)
         if found is None:
             found = compute()
             with atomic(path) as part:

@@ -77,12 +77,6 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise UserError(f"can't write to {place} ({error.strerror}): {remedy}") from error
 
 
-def check_size(setting: str, value: object, most: int) -> None:
-    """Raise `UserError` unless `value` is a whole number from 1 to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UserError(f"{setting}={value!r}: give a whole number from 1 to {most}")
-
-
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it takes the place of `path` by a rename.
@@ -178,7 +172,7 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer.writerows([cell(line.get(column, "")) for column in columns] for line in lines)
 
 
-def read_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
+def cached_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
     """What `unpack` makes of a safetensors file in the cache; None if it is missing or, with a warning, damaged."""
     if not path.exists():
         return None

@@ -37,7 +37,7 @@ from safemax_pl.compilation import Compilation, clear_compile_errors
 from safemax_pl.config import build, command, run_name
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
-from safemax_pl.errors import MachineError, UserError
+from safemax_pl.errors import MachineError, UserError, one_line
 from safemax_pl.evaluate import bytes_per_row, check_plan, doubts, draw_samples, keep_images, make_evaluator, score
 from safemax_pl.evaluation import Evaluator
 from safemax_pl.files import check_writable, existing
@@ -213,7 +213,7 @@ def check_schedule(node: Any, optimizer: torch.optim.Optimizer, steps: int) -> N
             for _ in range(min(steps, MOST_REHEARSED)):  # one of limited length ends in an error
                 schedule.step()
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise UserError(f"lr_scheduler: {' '.join(str(error).split())}") from error
+        raise UserError(f"lr_scheduler: {one_line(error)}") from error
 
 
 def check_memory(

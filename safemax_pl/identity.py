@@ -17,9 +17,8 @@ from safemax_pl.networks import Model
 
 FILE = "identity.json"
 SETTINGS = {"base model": "model.path", "classifier": "classifier", "second classifier": "second_classifier"}
-Identity = dict[
-    str, Any
-]  # "data" -> {"fingerprint", "content"}, a key of SETTINGS -> digest; unknown ones are left out
+# "data" -> {"fingerprint", "content"}, a key of SETTINGS -> digest; unknown ones are left out
+Identity = dict[str, Any]
 
 
 def of_data(data: ForgetRetainDataModule) -> Identity:
@@ -111,7 +110,7 @@ def check(where: str, recorded: Identity, now: Identity, again: bool = False) ->
     Raises:
         UserError: for other data, another base model or another judge.
     """
-    if "data" in recorded and "data" in now and not same_data(recorded["data"], now["data"]):
+    if "data" in recorded and "data" in now and not sources.same_data(recorded["data"], now["data"]):
         raise UserError(
             f"{where} was made from other data (fingerprint {recorded['data']['fingerprint']}; data.path now has "
             f"{now['data']['fingerprint']}): give {'' if again else 'another name=, or '}the data.path that "
@@ -124,9 +123,3 @@ def check(where: str, recorded: Identity, now: Identity, again: bool = False) ->
                 f"{f'{setting}=... to take another' if again else 'another name='}, or restore the {key} that it "
                 "was made with"
             )
-
-
-def same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two records are of the same images and labels, in any order of the rows."""
-    contents = one.get("content"), other.get("content")
-    return one.get("fingerprint") == other.get("fingerprint") or (None not in contents and contents[0] == contents[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from safemax_pl.errors import UserError
+from safemax_pl.errors import UserError, one_line
 from safemax_pl.files import file_digest
 
 FEATURES, LOGITS = 2048, 1008
@@ -50,7 +50,7 @@ class Inception(nn.Module):
         except Exception as error:  # on a file that is something else, unpickling fails in any way
             raise UserError(
                 f"evaluation.inception={weights} does not hold the weights of torch-fidelity's InceptionV3 "
-                f"({' '.join(str(error).split())[:200]}): give {Path(torch_fidelity.URL_INCEPTION_V3).name}"
+                f"({one_line(error, 200)}): give {Path(torch_fidelity.URL_INCEPTION_V3).name}"
             ) from error
         self.digest = file_digest(path)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from safemax_pl import figures
 from safemax_pl.classifier import Classifier
+from safemax_pl.classifier_training import accuracies
 from safemax_pl.config import build, command_on_target, compose
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.drawing import drawing
@@ -26,6 +27,7 @@ from safemax_pl.files import check_writable, digest, write_csv, write_json
 from safemax_pl.needs import no_classifier
 from safemax_pl.noise import CONTROLS
 from safemax_pl.operating import Operation, measure, tables
+from safemax_pl.recognition import sentence
 from safemax_pl.runs import provenance, run_folder
 from safemax_pl.tables import plain_console
 
@@ -39,6 +41,7 @@ def judge(target: str, overrides: list[str]) -> Path:
     data: ForgetRetainDataModule = build(cfg.data)
     classifier = Classifier.load(target, data).to("cuda" if torch.cuda.is_available() else "cpu")
     operation = measure(classifier, data.source.test, cfg.images, cfg.seed)
+    scores = dict(zip(("accuracy", "accuracy_noise_aware"), accuracies(classifier, data.source.test), strict=True))
     out = run_folder(cfg, f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}")
     sizes = {"n": cfg.images, "seed": cfg.seed}
     for name, rows in tables(operation).items():
@@ -46,7 +49,7 @@ def judge(target: str, overrides: list[str]) -> Path:
     write_json(
         out / "judge.json",
         {
-            "classifier": classifier.summary() | {"architecture": classifier.architecture},
+            "classifier": classifier.summary() | scores | {"architecture": classifier.architecture},
             "data": {"name": data.name, "fingerprint": data.source.fingerprint},
             "false_alarms": {"rate": operation.false_alarms, "n": operation.real},
             **sizes,
@@ -58,7 +61,7 @@ def judge(target: str, overrides: list[str]) -> Path:
         figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
     with drawing(out / "blend_curve.png"):
         figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
-    print_operation(operation, f"{target}, {subject}")
+    print_operation(operation, f"{target}, {subject}; {sentence({'classifier': scores | {'n': operation.real}})}")
     print(f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, judge.json")
     return out
 

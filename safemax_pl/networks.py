@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from safemax_pl import untrusted
 from safemax_pl.data import ForgetRetainDataModule
 from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.files import atomic, check_size, digest, not_finite, write_json
+from safemax_pl.errors import UserError, check_whole
+from safemax_pl.files import atomic, digest, not_finite, write_json
 from safemax_pl.group_norm import keep_bfloat16
 from safemax_pl.needs import how_to_make, is_base_model, no_base_model
 from safemax_pl.untrusted import MOST_BLOCKS, MOST_WIDTH
@@ -142,13 +142,13 @@ def _check_sizes(
         ("norm_groups", norm_groups, MOST_WIDTH),
         ("num_timesteps", num_timesteps, MOST_TIMESTEPS),
     ):
-        check_size(f"model.{key}", value, most)
+        check_whole(f"model.{key}", value, 1, most)
     if not all(isinstance(pixels, int) for pixels in attention_at):
         raise UserError(f"model.attention_at={list(attention_at)}: give image sizes in pixels, such as [16]")
     if not channels:
         raise UserError("model.channels=[]: give a width for every resolution, such as [32, 64]")
     for width in channels:
-        check_size("model.channels", width, MOST_WIDTH)
+        check_whole("model.channels", width, 1, MOST_WIDTH)
         if width % norm_groups:
             raise UserError(
                 f"model.channels has a width of {width}, which model.norm_groups={norm_groups} does not divide: give "

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import nn
 
-from safemax_pl.errors import UserError, unknown
-from safemax_pl.files import check_size
+from safemax_pl.errors import UserError, check_whole, unknown
 from safemax_pl.networks import Model
 from safemax_pl.untrusted import MOST_WIDTH
 
@@ -75,7 +74,7 @@ class LoRA(Parameters):
     of_the_base = False
 
     def __init__(self, rank: int, targets: list[str]):
-        check_size("parameters.rank", rank, MOST_WIDTH)
+        check_whole("parameters.rank", rank, 1, MOST_WIDTH)
         if importlib.util.find_spec("peft") is None:
             raise UserError("parameters=lora needs peft, which is not installed: pip install -e '.[lora]'")
         self.rank, self.targets = rank, targets

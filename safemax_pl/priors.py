@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safemax_pl import ranks
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.files import atomic, digest, read_tensors
+from safemax_pl.files import atomic, cached_tensors, digest
 from safemax_pl.flops import counter
 from safemax_pl.hardware import hardware
 from safemax_pl.networks import Model
@@ -118,4 +118,4 @@ class Priors:
             notes, state = file.metadata(), [file.get_tensor(str(k)) for k in range(len(file.keys()))]
             return state, int(notes["done"]), float(notes["seconds"]), float(notes["flops"])
 
-        return read_tensors(path, done) or ([], 0, 0.0, 0.0)
+        return cached_tensors(path, done) or ([], 0, 0.0, 0.0)

@@ -73,7 +73,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     weights = run / part / FILES[part]
     with untrusted.damaged(weights):
         untrusted.check_weights(weights)
-    tensors = rounded(untrusted.read_tensors(weights), precision)
+    tensors = rounded(untrusted.read_tensors(weights, untrusted.MOST_WEIGHTS), precision)
     config = untrusted.read_json(run / part / "config.json")
     check_fit(weights, config, tensors)
     cfg = configuration(run)

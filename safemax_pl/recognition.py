@@ -1,6 +1,7 @@
 """Check that a classifier beats chance on real test images."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,17 @@ def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> No
                 f"is no better than chance (about {usual * n:.0f}, p = {p:.2g}): "
                 f"{how_to_make(role, data.name, data.path)}, or give more test images"
             )
+
+
+def stated(found: Iterable[dict[str, Any] | None], what: str) -> str:
+    """The accuracies as a sentence, from the first block `judges` that says them; runs of before 0.5.0 have none.
+
+    Args:
+        found: a block for each of several results that share their judges.
+        what: those are called.
+    """
+    judges = next(filter(None, found), None)
+    return f"{sentence(judges).capitalize()}." if judges else f"The {what} don't say how well their judges see."
 
 
 def sentence(judges: dict[str, dict[str, Any]]) -> str:

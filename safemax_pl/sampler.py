@@ -5,7 +5,7 @@ https://arxiv.org/abs/2211.01095, classifier-free guidance: https://arxiv.org/ab
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -41,6 +41,17 @@ def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoi
         return (1 + guidance) * conditional - guidance * unconditional
 
     return denoise
+
+
+class Request(NamedTuple):
+    """The arguments of `Sampler.sample`."""
+
+    diffusion: Diffusion
+    denoiser: Denoiser
+    labels: Tensor
+    seeds: Tensor
+    shape: tuple[int, int, int]
+    start: tuple[Tensor, int] | None = None
 
 
 class Sampler:
@@ -129,24 +140,14 @@ class Sampler:
             `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
         """
         self.check(diffusion)
-        *_, (_, _, x) = self._chain(diffusion, denoiser, labels, seeds, shape, start)
+        *_, (_, _, x) = self._chain(Request(diffusion, denoiser, labels, seeds, shape, start))
         return x
 
     @torch.no_grad()
-    def explain(
-        self,
-        diffusion: Diffusion,
-        denoiser: Denoiser,
-        labels: Tensor,
-        seeds: Tensor,
-        shape: tuple[int, int, int],
-        start: tuple[Tensor, int] | None = None,
-    ) -> str:
-        """Say where images that are not finite come from: generate them again, and stop at the first such step.
-
-        Arguments as those of `sample`.
-        """
-        for number, (t, prediction, x) in enumerate(self._chain(diffusion, denoiser, labels, seeds, shape, start), 1):
+    def explain(self, request: Request) -> str:
+        """Say where images that are not finite come from: generate them again, and stop at the first such step."""
+        labels = request.labels
+        for number, (t, prediction, x) in enumerate(self._chain(request), 1):
             for source, values in (("the network predicts", prediction), (f"the sampler {self.name} makes", x)):
                 bad = ~values.isfinite().flatten(1).all(dim=1)
                 if bad.any():
@@ -156,16 +157,9 @@ class Sampler:
                     )
         return "generating them again gave finite images"
 
-    def _chain(
-        self,
-        diffusion: Diffusion,
-        denoiser: Denoiser,
-        labels: Tensor,
-        seeds: Tensor,
-        shape: tuple[int, int, int],
-        start: tuple[Tensor, int] | None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _chain(self, request: Request) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For every step the timestep, the network's prediction and the x that the step makes of it."""
+        diffusion, denoiser, labels, seeds, shape, start = request
         timesteps = self.timesteps(diffusion.num_timesteps)
         scheduler = self._scheduler(diffusion, timesteps)
         keys = streams.combine(seeds, labels, device=labels.device)
@@ -189,7 +183,7 @@ class Sampler:
             return diffusion.prediction_of(x_0, (x_t - a * x_0) / b, t)
 
         zero = torch.zeros(1, dtype=torch.long)
-        for _, _, x in self._chain(diffusion, perfect, zero, zero, (1, 1, 1), None):
+        for _, _, x in self._chain(Request(diffusion, perfect, zero, zero, (1, 1, 1))):
             if not x.isfinite().all():
                 break
         if not (x - x_0).abs().max() < 0.05:

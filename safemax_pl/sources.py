@@ -57,9 +57,14 @@ class Source(NamedTuple):
 
     def holds(self, recorded: dict[str, Any]) -> bool:
         """Whether `recorded` hashes are of the same images and labels, in any order of the rows."""
-        return recorded.get("fingerprint") == self.fingerprint or bool(
-            self.content and recorded.get("content") == self.content
-        )
+        return same_data(self.hashes(), recorded)
+
+
+def same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records of `Source.hashes` are of the same images and labels, in any order of the rows."""
+    return one.get("fingerprint") == other.get("fingerprint") or bool(
+        one.get("content") and one.get("content") == other.get("content")
+    )
 
 
 def load(

@@ -19,7 +19,7 @@ from safemax_pl import ranks
 from safemax_pl.averaging import Average
 from safemax_pl.config import build
 from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
+from safemax_pl.errors import UserError, one_line
 from safemax_pl.files import atomic
 from safemax_pl.identity import Identity
 from safemax_pl.loggers import CSVHistory, end_wandb
@@ -120,7 +120,7 @@ class Beginning(Callback):
 
 def does_not_fit(path: Path, error: Exception) -> str:
     """The line about a checkpoint whose content is not that of this fit."""
-    said = " ".join(str(error).split())[:200]
+    said = one_line(error, 200)
     return f"{path} does not fit this run ({type(error).__name__}: {said}): move it away, or give another name="
 
 
@@ -202,7 +202,7 @@ def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
                 raise pickle.UnpicklingError("it is no checkpoint of a fit")
             return path, checkpoint
         except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             if "Weights only load failed" in said:  # followed by advice to run what it holds
                 said = "it holds more than tensors and plain values, such as code, which is not loaded"
             damage = f"{path} is damaged ({said[:200]})"

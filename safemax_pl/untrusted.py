@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from safemax_pl import config_keys
-from safemax_pl.errors import UserError
+from safemax_pl.errors import UserError, one_line
 from safemax_pl.files import PROJECT, dotted, leaves
 
 MOST_JSON, MOST_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
@@ -43,6 +43,7 @@ MOST_TEXT, MOST_INTERPOLATIONS = 4096, 5  # letters of a value of a YAML file, a
 MOST_LETTERS = 10_000  # of a text or a key of a JSON file
 LARGEST = 2**53  # of a whole number: every float64 up to it is exact
 MOST_PARAMETERS = 2 * 10**9  # of a network, 8 GB in float32
+MOST_WEIGHTS = 8 * MOST_PARAMETERS + MOST_JSON  # bytes of their file, in float64 and with a header
 MOST_WIDTH, MOST_BLOCKS, MOST_LEVELS = 2**16, 64, 16  # of a network: any number, blocks of a level, levels
 COUNTS = (  # settings of networks that are whole numbers from 1
     *("attention_head_dim", "attn_norm_num_groups", "block_out_channels", "in_channels", "layers_per_block"),
@@ -105,7 +106,7 @@ def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
         ValueError,
         yaml.YAMLError,
     ) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         raise UserError(f"{path} is damaged ({type(error).__name__}: {said}): {advice}") from error
 
 
@@ -208,10 +209,10 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
         raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of images, by their names; of at most `MOST_IMAGES` bytes."""
+def read_tensors(path: Path, most: int) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of at most `most` bytes, by their names."""
     with damaged(path):
-        return load_file(regular(path, MOST_IMAGES))
+        return load_file(regular(path, most))
 
 
 # -- networks --------------------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
             if instantiate:
                 _check_node(where, value)
         except (ValueError, OmegaConfBaseException, RecursionError) as error:
-            said = " ".join(str(error).split())[:300]
+            said = one_line(error, 300)
             raise UserError(f"{path}: {key}={str(value)[:200]} is not taken from a folder ({said}): {AGAIN}") from error
 
 

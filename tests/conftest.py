@@ -178,6 +178,7 @@ def write_attack():
             "curves": {model: {one: [[x, min(values[model], 1.0)] for x in xs] for one in series} for model in weights},
             "protocol": tree,
             "weights": weights,
+            "judges": metrics["judges"],
             "seconds": 1.0,
             "provenance": metrics["provenance"] | {"command": f"python -m safemax_pl.attack {name}"},
             "folder": where,

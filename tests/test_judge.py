@@ -75,7 +75,10 @@ def test_a_judge_with_one_answer_is_seen_in_what_is_printed_and_written(tmp_path
     fooled.noise_aware.head.bias[label] = 1
     fooled.save(tmp_path / "fooled", {})
     out = judge.judge(str(tmp_path / "fooled"), ["images=50", f"runs_dir={tmp_path}", cache])
-    assert f"false alarms: {false_alarms} of 359" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"false alarms: {false_alarms} of 359" in printed
+    accuracy = json.loads((out / "judge.json").read_text())["classifier"]["accuracy_noise_aware"]
+    assert accuracy < 0.2 and f"{accuracy:.3f} noise-aware on 359 real test images" in printed
     assert {row["auroc"] for row in read(out / "detection.csv")} == {"0.5"}
     rates = {row["called_noise"] for row in read(out / "blend.csv")}
     assert rates == {"1.0" if label == 10 else "0.0"}

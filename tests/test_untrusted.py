@@ -287,7 +287,7 @@ def test_large_files_are_not_read(tmp_path):
     with (tmp_path / "samples.safetensors").open("wb") as file:
         file.truncate(untrusted.MOST_IMAGES + 1)
     with pytest.raises(UserError, match="at most"):
-        untrusted.read_tensors(tmp_path / "samples.safetensors")
+        untrusted.read_tensors(tmp_path / "samples.safetensors", untrusted.MOST_IMAGES)
 
 
 # -- checkpoints and weights -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from safemax_pl import ranks
 from safemax_pl.attacks.base import Attack, Bench, Point
 from safemax_pl.evaluation import NoiseImages
-from safemax_pl.files import atomic, digest, read_tensors, to_json
+from safemax_pl.files import atomic, cached_tensors, digest, to_json
 from safemax_pl.networks import Model
 from safemax_pl.noise import CONTROLS
 
@@ -84,4 +84,4 @@ def _load(path: Path) -> list[Point] | None:
         notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
         return [Point(x, y, scores, shown) for (x, y, scores), shown in zip(notes, images, strict=True)]
 
-    return read_tensors(path, points)
+    return cached_tensors(path, points)

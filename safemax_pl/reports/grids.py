@@ -12,7 +12,7 @@ from torch import Tensor
 from safemax_pl.escaping import slug
 from safemax_pl.reports.charts import Picture, save
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.untrusted import read_tensors
+from safemax_pl.untrusted import MOST_IMAGES, read_tensors
 
 FORGET_COLOUR = "#c1272d"
 SHOWN_SEEDS, SHOWN_RETAIN = 3, 3
@@ -36,10 +36,10 @@ def samples(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -
     forget = max(sets, key=lambda one: sum(one in found for found in kept.values()))
     shown = {label: found[forget] for label, found in kept.items() if forget in found}
     first = next(iter(shown.values()))
-    files = {label: read_tensors(_images(run)) for label, run in shown.items()}
-    columns = {"Original": read_tensors(_images(first))[f"{guidance}/original"]}
-    columns |= {label: tensors[f"{guidance}/unlearned"] for label, tensors in files.items()}
+    files = {label: read_tensors(_images(run), MOST_IMAGES) for label, run in shown.items()}
     tensors = next(iter(files.values()))
+    columns = {"Original": tensors[f"{guidance}/original"]}
+    columns |= {label: images[f"{guidance}/unlearned"] for label, images in files.items()}
     present, names = tensors["labels"].unique().tolist(), first.class_names
     forgotten = [names.index(name) for name in first.metrics["protocol"]["forget_classes"]]
     retained = [label for label in present if label not in forgotten]

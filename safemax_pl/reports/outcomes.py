@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safemax_pl import untrusted
 from safemax_pl.errors import UserError
-from safemax_pl.reports.reading import NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
+from safemax_pl.reports.reading import JUDGES, NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
 
 # Without one of these the number of an attack can't be placed.
 REQUIRED = (
@@ -39,6 +39,7 @@ SHAPE = {
     "curves": {"*": {"*": [[NUMBER]]}},
     "protocol": {"attack": {"images_per_class": int}, "forget_classes": [str], "torch": str},
     "weights": {"*": str},
+    "judges?": JUDGES,
     "provenance": {"command": str, "commit": str | None, "hardware": str},
 }
 Curve = list[tuple[float, float]]
@@ -131,7 +132,7 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     block = block | {"provenance": block["provenance"] | {"command": quoted(block["provenance"]["command"])}}
     try:
         path = run.folder / block["folder"] / "images.safetensors"
-        images = untrusted.read_tensors(untrusted.inside(run.folder, path))
+        images = untrusted.read_tensors(untrusted.inside(run.folder, path), untrusted.MOST_IMAGES)
     except UserError:
         images = {}
     if (

@@ -8,7 +8,7 @@ from typing import Any
 
 from safemax_pl import escaping
 from safemax_pl.escaping import slug
-from safemax_pl.recognition import sentence
+from safemax_pl.recognition import stated
 from safemax_pl.reports import robustness, summary
 from safemax_pl.reports.charts import Picture
 from safemax_pl.reports.reading import FORGET_DEPENDENT, FinishedRun, flat
@@ -63,9 +63,8 @@ class Report:
 
     @property
     def judged(self) -> str:
-        """How well the judges recognise real images, as a sentence; runs of before 0.5.0 don't say."""
-        judges = next((run.metrics["judges"] for run in self.runs if run.metrics.get("judges")), None)
-        return f"{sentence(judges).capitalize()}." if judges else "The runs don't say how well their judges see."
+        """How well the judges recognise real images, as a sentence."""
+        return stated((run.metrics.get("judges") for run in self.runs), "runs")
 
     @property
     def footnotes(self) -> list[str]:
@@ -182,7 +181,7 @@ def _figures(by_heading: dict[str, list[Picture]]) -> list[str]:
 
 def _attacks(found: Robustness, pictures: dict[str, list[Picture]]) -> str:
     """What does not depend on the guidance weight either: attacks have their own."""
-    table = summary.html(found.table, "Headline numbers of the attacks")
+    table = summary.html(found.table, f"Headline numbers of the attacks. {found.judged}")
     footnotes = "".join(f"<li>{escaping.html(line)}</li>" for line in robustness.FOOTNOTES)
     parts = [
         f'<section id="robustness"><h2>Robustness</h2><p>{robustness.LEAD}</p>{table}',
@@ -239,7 +238,8 @@ def markdown(report: Report, folder: Path) -> str:
         ]
         lines += _markdown_figures(report.pictures[guidance], folder)
     if report.robustness:
-        lines += ["## Robustness", "", robustness.LEAD, "", summary.markdown(report.robustness.table), ""]
+        lines += ["## Robustness", "", robustness.LEAD, "", text(report.robustness.judged), ""]
+        lines += [summary.markdown(report.robustness.table), ""]
         lines += [robustness.LEGEND, "", *_markdown_table(robustness.MEANINGS, report.robustness.meanings), ""]
         lines += _markdown_figures(report.attack_pictures, folder)
         lines += ["### Reading the attacks", "", *(f"- {text(line)}" for line in robustness.FOOTNOTES), ""]

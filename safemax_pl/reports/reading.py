@@ -53,6 +53,7 @@ SHARES = {
     *("recall", "retain_accuracy", "ua", "ua_noise_aware"),
 }
 SCORES = {"per_class": {"*": {"*": NUMBER}}, "*": NUMBER}
+JUDGES = {"*": {"accuracy": NUMBER, "accuracy_noise_aware": NUMBER, "n": int}}
 SHAPE = {
     "protocol": {
         "classifier": {"hash": str},
@@ -64,7 +65,7 @@ SHAPE = {
         "torch": str,
     },
     "weights": {"original": str, "unlearned?": str},
-    "judges?": {"*": {"accuracy": NUMBER, "accuracy_noise_aware": NUMBER, "n": int}},
+    "judges?": JUDGES,
     "scores": {"*": {"original": SCORES, "unlearned": {**SCORES, "ua_noise_aware": NUMBER}, "*": {"*": object}}},
     "cost": {"*": NUMBER},
     "training": {

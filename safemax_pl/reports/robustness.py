@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from safemax_pl.files import digest, write_csv
 from safemax_pl.noise import CONTROLS
+from safemax_pl.recognition import stated
 from safemax_pl.reports import statistics
 from safemax_pl.reports.outcomes import Outcome, outcomes
 from safemax_pl.reports.reading import FinishedRun
@@ -131,6 +132,11 @@ class Robustness:
             cells = [_shown(one, row.label, row.label in bold[one.title]) for one in self.attacks]
             shown.append((row, "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))), cells))
         return Table(titles, shown)
+
+    @property
+    def judged(self) -> str:
+        """How well the judges recognise real images, as a sentence."""
+        return stated((one.first.block.get("judges") for one in self.attacks), "attacks")
 
     @property
     def meanings(self) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """What a study has found: trials.csv, best.md, pareto.png and importance.png."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import combinations
 from math import floor, isfinite, log10
@@ -20,7 +20,7 @@ from safemax_pl.drawing import drawing
 from safemax_pl.errors import UserError
 from safemax_pl.escaping import markdown, printable
 from safemax_pl.files import atomic, write_csv
-from safemax_pl.recognition import sentence
+from safemax_pl.recognition import stated
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name
@@ -45,7 +45,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     if not best:
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
-    judges = _judges(folder, best)
+    judges = stated(_judges(folder, best), "trials")
     with atomic(folder / "best.md") as part:
         part.write_text(_markdown(study, names, best, states, judges, command_line), encoding="utf-8")
     with drawing(folder / "pareto.png"):
@@ -70,14 +70,12 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     )
 
 
-def _judges(folder: Path, best: list[FrozenTrial]) -> str:
-    """How well the judges see, as a sentence: all trials have the same, so the first that says it is asked."""
+def _judges(folder: Path, best: list[FrozenTrial]) -> Iterator[dict[str, Any] | None]:
+    """The block `judges` of each trial that can be read."""
     for trial in best:
         with suppress(UserError):  # its folder was moved, or is damaged: the study's own numbers stay
             (run,), _ = read([folder / trial_name(trial.number)])
-            if judges := run.metrics.get("judges"):
-                return f"{sentence(judges).capitalize()}."
-    return "The trials don't say how well their judges see."
+            yield run.metrics.get("judges")
 
 
 def _signs(study: optuna.Study) -> list[int]:

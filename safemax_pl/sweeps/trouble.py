@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from safemax_pl.errors import MachineError, disk_is_full
+from safemax_pl.errors import MachineError, disk_is_full, one_line
 
 OF_THE_INPUT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)  # when an error names them
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -32,7 +32,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def words(error: BaseException) -> str:
     """The error in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,7 +1,5 @@
 """Images that the base model generates, where a method must do without real ones."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,7 @@ from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.errors import UserError
 from safemax_pl.images import from_uint8, to_uint8
 from safemax_pl.priors import Priors, State
+from safemax_pl.sampler import Request
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Task
 
@@ -31,16 +30,16 @@ class Replay:
 
         def generate(i: int) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
-            images = task.sampler.sample(*how(rows))
+            images = task.sampler.sample(*request(rows))
             return [to_uint8(images), (~images.isfinite()).flatten(1).any(dim=1).byte()]
 
-        def how(rows: slice | Tensor) -> Any:
-            return task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape
+        def request(rows: slice | Tensor) -> Request:
+            return Request(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
 
         settings = [labels.tolist(), per_class, task.sampler.settings(), "finite"]
         self.images, broken = priors.fold("replay", settings, parts, generate, concatenate=True)
         if broken.any():
-            said = task.sampler.explain(*how(broken.nonzero()[:250, 0]))
+            said = task.sampler.explain(request(broken.nonzero()[:250, 0]))
             raise UserError(
                 f"the base model's images are not finite ({said}): give another model.path or sampler; after a "
                 f"fault of the machine, delete {data.cache_dir}/priors/replay-*"

@@ -1,6 +1,7 @@
 """Tiny models, tasks, batches and data, without any data set behind them."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from safemax_pl import networks, sources, streams
 from safemax_pl.data import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.frozen import Frozen
+from safemax_pl.module import UnlearningModule
 from safemax_pl.priors import Priors
 from safemax_pl.sampler import Sampler
 from safemax_pl.unlearners.base import Task
@@ -98,6 +100,18 @@ def make_data():
             patch.setattr(sources, "load", lambda *_: sources.Source(split, split, list("abcd"), [], "0" * 12))
             data.setup("fit")
         return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_module():
+    """Lightning's module for steps of a prepared method; its evaluator has but a sampler and the data."""
+
+    def make(student, teacher, unlearner, data):
+        unlearner.prepare = lambda *_: None  # it is
+        evaluator = SimpleNamespace(sampler=Sampler(steps=3), data=data)
+        return UnlearningModule(student, teacher, unlearner, evaluator, partial(torch.optim.Adam, lr=1e-3))
 
     return make
 

@@ -3,9 +3,6 @@
 The backend counts graphs and runs them as they are: the weights are bitwise those of an eager fit.
 """
 
-from functools import partial
-from types import SimpleNamespace
-
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -16,8 +13,6 @@ from safemax_pl import networks
 from safemax_pl.callbacks import COUNTED_STEPS, Cost
 from safemax_pl.compilation import Compilation
 from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
-from safemax_pl.sampler import Sampler
 
 EAGER = [0] * COUNTED_STEPS  # the steps that count FLOPs
 # Graphs after every step. A method of one pass is in tests/test_compilation.py; the others are made of such passes.
@@ -39,22 +34,14 @@ class Graphs(Callback):
 
 
 @pytest.fixture
-def fit(make_data, tmp_path):
+def fit(make_data, make_module, tmp_path):
     """Two steps more than the first ones; returns the weights, and how many graphs there were after every step."""
 
     def run(method, compiled):
         data = make_data((1,), forget_batch_size=4, retain_batch_size=6)
         bench = Bench(method, data, "epsilon", tmp_path)
         bench.student, bench.teacher = small_network(data).train(), Frozen(small_network(data))
-        unlearner = bench.start()
-        unlearner.prepare = lambda *_: None  # it is
-        module = UnlearningModule(
-            bench.student,
-            bench.teacher,
-            unlearner,
-            SimpleNamespace(sampler=Sampler(steps=3), data=data),
-            partial(torch.optim.Adam, lr=1e-3),
-        )
+        module = make_module(bench.student, bench.teacher, bench.start(), data)
         cost, graphs = Cost(10, compiled=compiled), Graphs(CompileCounter())
         unets = [bench.student.unet, bench.teacher.network.unet] if compiled else []
         trainer = Trainer(

@@ -19,7 +19,7 @@ class Painter(Sampler):
         super().__init__(steps=3)
         self.asked = []
 
-    def sample(self, diffusion, denoiser, labels, seeds, shape):
+    def sample(self, diffusion, denoiser, labels, seeds, shape, start=None):
         self.asked.append((labels, seeds))
         return (labels / 4).view(-1, 1, 1, 1).expand(-1, *shape)
 
@@ -101,7 +101,7 @@ def test_an_image_is_the_one_that_the_teacher_samples(make_replay, task):
     seen = []
 
     class Spy(Sampler):
-        def sample(self, diffusion, denoiser, labels, seeds, shape):
+        def sample(self, diffusion, denoiser, labels, seeds, shape, start=None):
             images = super().sample(diffusion, denoiser, labels, seeds, shape)
             seen.append((labels, denoiser, images))
             return images

@@ -9,7 +9,6 @@ import io
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +28,6 @@ from safemax_pl.averaging import Average
 from safemax_pl.callbacks import COUNTED_STEPS, Cost
 from safemax_pl.data import PARTS
 from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
 from safemax_pl.sampler import Sampler, guided
 from safemax_pl.streams import Stream
 from safemax_pl.unlearners.base import Losses, Unlearner
@@ -112,7 +110,7 @@ class OneDevice(SingleDeviceStrategy):
 
 
 @pytest.fixture
-def fit(make_data, tmp_path, monkeypatch):
+def fit(make_data, make_module, tmp_path, monkeypatch):
     """Three steps of a true fit of a method, or of an unlearner, of which two are watched; prepared on the CPU."""
     # once per fit Lightning asks the device how many batches there are
     monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_, **__: True)
@@ -125,18 +123,11 @@ def fit(make_data, tmp_path, monkeypatch):
             unlearner = bench.start() if device == CPU else on_device(bench.start())
         else:
             unlearner = method
-        unlearner.prepare = lambda *_: None  # it is
         for part in ("forget", "retain"):
             data.batch_sizes[part] *= getattr(unlearner, f"needs_{part}")
         cost, watch = Cost(sum(batches)), Watch()
         cost.counted = COUNTED_STEPS  # counting FLOPs takes time, and is watched as well
-        module = UnlearningModule(
-            bench.student,
-            bench.teacher,
-            unlearner,
-            SimpleNamespace(sampler=Sampler(steps=3), data=data),
-            partial(torch.optim.Adam, lr=1e-3),
-        )
+        module = make_module(bench.student, bench.teacher, unlearner, data)
         trainer = Trainer(
             strategy=OneDevice(device, Accelerator()),
             max_steps=3,
