@@ -34,6 +34,7 @@ from safemax_pl.errors import UserError, unknown
 from safemax_pl.escaping import printable
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.files import atomic, digest, write_csv, write_json
+from safemax_pl.needs import is_base_model
 from safemax_pl.networks import Model
 from safemax_pl.recognition import sentence
 from safemax_pl.runs import provenance, read_metrics
@@ -100,6 +101,11 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
                 f"retrain={target} has seen images of {known}: give a run of unlearner=retrain with "
                 f"data.forget_classes={data.forget_labels}"
             )
+    if not is_base_model(target):
+        raise UserError(
+            f"no model at retrain={target} (expected unet/config.json): give a run of unlearner=retrain with "
+            f"data.forget_classes={data.forget_labels}, or a diffusers folder"
+        )
     return networks.pretrained(data, target)
 
 

@@ -26,7 +26,11 @@ def model_card(folder: Path) -> str:
     """The card of the diffusion model in `folder`."""
     tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors", MOST_WEIGHTS)
     cfg, metrics = _config(folder), read_json(folder / "metrics.json")
-    scores = {guidance: models.get("unlearned") or models["model"] for guidance, models in metrics["scores"].items()}
+    scores = {}
+    for guidance, models in metrics["scores"].items():
+        scores[guidance] = models.get("unlearned") or models["model"]
+        if "unlearned" in models:
+            scores[f"{guidance}, original"] = models["original"]
     first = next(iter(scores.values()))
     names = [name for name in first if name != "per_class"]
     table = [["", *scores], *([name, *(_number(by.get(name)) for by in scores.values())] for name in names)]
@@ -38,18 +42,21 @@ def model_card(folder: Path) -> str:
     protocol, cost, published = metrics["protocol"], metrics["cost"], metrics["published"]
     sampler, plan = protocol["sampler"], protocol["plan"]
     data = read_json(folder / "data.json")
-    forgotten = protocol["forget_classes"]
+    forgotten, training = ", ".join(protocol["forget_classes"]), metrics["training"]
+    never_seen = forgotten and cfg.unlearner.get("from_scratch") is True
+    was = f"{forgotten}, from the weights {metrics['weights']['original']}, by {training.get('method')}"
     facts = {
         "data": f"{data['name']}, training split, {len(data['class_names'])} classes"
-        + (f", but {', '.join(forgotten)}" if forgotten else "")
+        + (f", but {forgotten}" if never_seen else "")
         + f"; fingerprint {data['fingerprint']}",
+        **({"unlearned": was} if forgotten and not never_seen else {}),
         "network": f"diffusers' UNet2DModel, {_parameters(tensors)}, class-conditional, loads as float32",
         "process": ", ".join(
             f"{key}={value}"
             for key, value in read_json(folder / "scheduler/scheduler_config.json").items()
             if key in ("num_train_timesteps", "beta_schedule", "prediction_type")
         ),
-        "recipe": _recipe(cfg, metrics["training"]["steps"], cfg.data.retain_batch_size) + f", {protocol['precision']}",
+        "recipe": _recipe(cfg, training["steps"], _batch(cfg, training)) + f", {protocol['precision']}",
         "seed": cfg.seed,
         "cost": f"{cost['unlearn_seconds']:.0f} s of training, {cost['images_per_second']:.0f} images/s, "
         f"{cost['unlearn_flops']:.3g} FLOPs; {_made_on(metrics)}",
@@ -83,7 +90,7 @@ def classifier_card(folder: Path) -> str:
         f"{len(config['class_names'])} classes; fingerprint {info['data']}",
         "networks": f"two of the same kind, with and without a class for noise: {config['architecture']}, together "
         f"{_parameters(tensors)}",
-        "recipe": _recipe(cfg, cfg.trainer.max_steps, cfg.batch_size) + f", shifts of {cfg.shift} pixels",
+        "recipe": _recipe(cfg, cfg.trainer.max_steps, str(cfg.batch_size)) + f", shifts of {cfg.shift} pixels",
         "seed": cfg.seed,
         "made on": _made_on(info),
         "weights": f"matrices in {info['published']['precision']}, hash {info['published']['weights']}",
@@ -113,7 +120,14 @@ def classifier_card(folder: Path) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _recipe(cfg: DictConfig, steps: int, batch: int) -> str:
+def _batch(cfg: DictConfig, training: dict[str, Any]) -> str:
+    """Images of a step; runs before 0.5.0 say only what was configured."""
+    sizes = training.get("batch_sizes") or {"forget": 0, "retain": cfg.data.retain_batch_size}
+    kinds = {kind: size for kind, size in sizes.items() if size}
+    return " and ".join(f"{size} {kind}" if len(kinds) > 1 else str(size) for kind, size in kinds.items())
+
+
+def _recipe(cfg: DictConfig, steps: int, batch: str) -> str:
     """Steps, batch, optimiser and what else decides a fit."""
     schedule, average = cfg.get("lr_scheduler"), cfg.get("ema_decay")
     parts = [

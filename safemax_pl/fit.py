@@ -140,7 +140,8 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank()}
     if not ranks.is_first():
         return run.folder
-    metrics["training"] = training(cfg) | {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None}
+    done = {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None, "batch_sizes": data.batch_sizes}
+    metrics["training"] = training(cfg) | done
     metrics["provenance"] = provenance(command_line)
     keep_images(run.folder, evaluator, images)
     run.finish(metrics)

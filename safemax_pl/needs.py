@@ -59,7 +59,9 @@ def no_base_model(path: str, data_name: str | None, data_path: str | None) -> st
 
 def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_path: str | None) -> str:
     """The line about a judge that is not there; `setting` is classifier or second_classifier."""
-    hint = how_to_make(setting, data_name, data_path)
+    inside = Path(folder) / "classifier"
+    found = (inside / "config.json").exists()
+    hint = f"give {setting}={inside}" if found else how_to_make(setting, data_name, data_path)
     return f"no classifier at {folder} (expected config.json and model.safetensors): {hint}"
 
 

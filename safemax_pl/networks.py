@@ -1,5 +1,6 @@
 """The diffusers UNets with C + 1 class embeddings, fresh or loaded, and the folders that they are kept in."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,11 @@ def fresh(
     if not 0 <= dropout < 1:
         raise UserError(f"model.dropout={dropout}: give a number in [0, 1)")
     if size % 2 ** (len(channels) - 1):
-        raise UserError(f"model.channels has {len(channels)} resolutions, and {size} pixels can't be halved that often")
+        most = (size & -size).bit_length()
+        raise UserError(
+            f"model.channels has {len(channels)} resolutions, and {size} pixels can't be halved that often: give at "
+            f"most {most} widths, or another data.image_size with data.resize=true"
+        )
     attention = [size // 2**level in attention_at for level in range(len(channels))]
     unet = UNet2DModel(
         sample_size=size,
@@ -158,7 +163,7 @@ def _check_sizes(
     if wrong := sorted(width for width in attended if width % head_dim):
         raise UserError(
             f"model.head_dim={head_dim} does not divide the width {wrong[0]}, which has attention (model.attention_at, "
-            "and the middle of the network): give a divisor"
+            f"and the middle of the network): give a divisor, such as {math.gcd(*attended)}"
         )
 
 
@@ -195,9 +200,11 @@ def pretrained(data: ForgetRetainDataModule, path: str) -> Model:
                 "is damaged; give another model"
             )
         if local and not (root / "scheduler").is_dir():
+            above = root.parent
+            remedy = "save the model's DDPMScheduler there with scheduler.save_pretrained"
             raise UserError(
                 f"{path} has no scheduler/ folder, so its noise schedule and parameterisation are unknown: "
-                "save the model's DDPMScheduler there with scheduler.save_pretrained"
+                f"{f'give {above}' if (above / 'scheduler').is_dir() else remedy}"
             )
         scheduler = process(_file(path, "scheduler/scheduler_config.json", local))
         if local:

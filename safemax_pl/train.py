@@ -156,10 +156,14 @@ def make_optimizer(node: Any, parameters: Iterable[torch.nn.Parameter]) -> torch
     try:
         optimizer = make(parameters)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"optimizer: {error}") from error
+        raise UserError(f"optimizer: {one_line(error)}: change its settings ({_settings(node)})") from error
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError("optimizer: LBFGS evaluates the loss several times a step, a fit once: give another")
     return optimizer
+
+
+def _settings(node: Any) -> str:
+    return ", ".join(f"optimizer.{key}={value}" for key, value in node.items() if not key.startswith("_"))
 
 
 class WholeCheckpoints(TorchCheckpointIO):

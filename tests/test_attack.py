@@ -155,7 +155,7 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
         (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
         (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),
         (["attack=null_leak", "data.forget_classes=[]"], "nothing was forgotten"),
-        (["attack=null_leak", "retrain=nowhere"], "nowhere"),
+        (["attack=null_leak", "retrain=nowhere"], "retrain=nowhere .*give a run of unlearner=retrain"),
         (["attack=relearning", "attacks.relearning.images=10"], r"attacks\.relearning\.images=10: expected a list"),
         (["attack=null_leak", "attacks.null_leak.images_per_class=ten"], r"='ten': expected a number"),
     ],

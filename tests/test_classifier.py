@@ -193,6 +193,11 @@ def refused(folder: Path, digits: ForgetRetainDataModule) -> str:
     return str(error.value)
 
 
+def test_the_folder_above_a_classifier_leads_to_it(digits):
+    with pytest.raises(UserError, match=rf"no classifier at .*: give classifier={SHIPPED}$"):
+        Classifier.load(SHIPPED.parent, digits)
+
+
 def test_a_missing_classifier_is_refused(digits, tmp_path):
     assert "no classifier at" in refused(tmp_path / "nothing", digits)
 

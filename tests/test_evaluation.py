@@ -29,6 +29,7 @@ from safemax_pl.metrics.reference import Reference
 from safemax_pl.networks import Model
 from safemax_pl.plans import Rows, SamplingPlan
 from safemax_pl.recognition import recognition
+from safemax_pl.reports.reading import what_must_agree
 from safemax_pl.sampler import Sampler
 from safemax_pl.scores import Scores
 
@@ -793,3 +794,9 @@ def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):
     other.update(RealImages(digits)(rows), rows)
     assert one.classifier is other.classifier
     assert other.compute()["noise_rate"] < 0.1
+
+
+def test_runs_that_forgot_different_classes_can_stand_in_one_table(digits_without, evaluator_of):
+    protocols = [evaluator_of(digits_without(label)).protocol("quick") for label in (3, 8)]
+    counts = [protocol["reference"]["n_paired"] for protocol in protocols]
+    assert what_must_agree(protocols[0]) == what_must_agree(protocols[1]) and counts[0] != counts[1]

@@ -427,8 +427,9 @@ def test_ctrl_c_in_training_says_how_to_go_on(tmp_path, monkeypatch):
 
 
 def test_a_setting_that_the_optimizer_refuses_is_named_before_any_compute(tmp_path):
-    with pytest.raises(UserError, match=r"optimizer: Invalid learning rate: -1"):
-        fit(tiny(tmp_path, "optimizer.lr=-1"), "wrong")
+    for wrong, said in (("-1", "Invalid learning rate: -1"), ("abc", "")):
+        with pytest.raises(UserError, match=rf"optimizer: {said}.*change its settings \(optimizer\.lr={wrong}\)"):
+            fit(tiny(tmp_path, f"optimizer.lr={wrong}"), "wrong")
     assert not (tmp_path / "wrong").exists()
 
 

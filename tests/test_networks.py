@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from safemax_pl import networks
-from safemax_pl.config import compose
+from safemax_pl.config import build, compose
 from safemax_pl.diffusion import Diffusion
 from safemax_pl.errors import UserError
 from safemax_pl.sources import Source, Split
@@ -358,6 +358,24 @@ def test_a_model_without_scheduler_folder_is_refused(tmp_path):
     tiny_unet().save_pretrained(tmp_path / "unet")
     with pytest.raises(UserError, match="no scheduler/ folder"):
         networks.pretrained(toy_data(), str(tmp_path))
+
+
+def test_the_folder_of_a_network_leads_to_the_one_above_it(saved):
+    with pytest.raises(UserError, match=rf"no scheduler/ folder.*: give {saved}$"):
+        networks.pretrained(toy_data(), str(saved / "unet"))
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "said"),
+    [
+        (28, [], "28 pixels can't be halved that often: give at most 3 widths"),
+        (16, ["model.channels=[64,192]", "model.head_dim=128"], "give a divisor, such as 64$"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_images_names_one_that_does(size, change, said):
+    cfg = compose("fit", ["model=unet_medium", "data=cifar10", *change])
+    with pytest.raises(UserError, match=said):
+        build(cfg.model, data=toy_data(3, size))
 
 
 def test_a_scheduler_of_an_unknown_prediction_is_refused(tmp_path):

@@ -179,6 +179,22 @@ def test_a_model_card_has_data_recipe_seed_scores_licence_and_command(runs, mode
     assert "![samples](samples.png)" in card and (model / "samples.png").exists()
 
 
+def test_the_card_of_an_unlearned_model_says_what_was_forgotten_and_what_was_before(runs, model, tmp_path):
+    place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={runs}/cache"]
+    batches = ["data.forget_batch_size=2", "data.retain_batch_size=4"]
+    original = ["model=pretrained", f"model.path={model}", "data.forget_classes=[3]", *batches]
+    cards = []
+    for name, chosen in {"safemax": original, "fine": [*original, "unlearner=finetune"]}.items():
+        run = fit(compose("fit", [*TINY_FIT, *place, *chosen]), name)
+        cards.append((publish.publish(run, tmp_path / "published" / name) / "README.md").read_text())
+    before = json.loads((model / "metrics.json").read_text())["published"]["weights"]
+    scores = json.loads((run / "metrics.json").read_text())["scores"]["w=0"]
+    assert all(f"| unlearned | 3, from the weights {before}, by " in card and ", but 3" not in card for card in cards)
+    assert "of 2 forget and 4 retain images" in cards[0] and "steps of 4 images" in cards[1]
+    both = [f"{scores[which]['fid_retain/classifier']:.4g}" for which in ("unlearned", "original")]
+    assert "|  | w=0 | w=0, original |" in cards[1] and f"| fid_retain/classifier | {' | '.join(both)} |" in cards[1]
+
+
 def test_a_classifier_card_has_its_scores_and_what_it_says_of_noise(runs, classifier):
     card = (classifier / "README.md").read_text()
     scores = json.loads((runs / "classifier/metrics.json").read_text())["scores"]

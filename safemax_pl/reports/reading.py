@@ -15,7 +15,7 @@ from safemax_pl.files import dotted, leaves
 from safemax_pl.runs import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
-FORGET_DEPENDENT = ("forget_classes", "reference.n", "plan.rows")
+FORGET_DEPENDENT = ("forget_classes", "reference.n", "reference.n_paired", "plan.rows")
 # Follows from a judge's hash, or is marked by a note (device)
 IMPLIED_BY_HASHES = (
     "device",
