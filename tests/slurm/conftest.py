@@ -1,7 +1,9 @@
 """A real SLURM of one node, started for the tests and stopped after them."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,7 +37,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-ReturnToService=2
+ReturnToService=0
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -54,6 +56,7 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.daemons: dict[str, subprocess.Popen] = {}
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "WANDB"))}
         self.environment = {
             **outside,
@@ -105,15 +108,55 @@ class Cluster:
         assert shown["JobState"] == "COMPLETED", f"{shown}\n{self.output(job)}"
         return shown
 
-    def take_up(self) -> None:
-        """Take the node that is down up again; it may have registered by itself (ReturnToService) before."""
-        resume = ["scontrol", "update", "node=localhost", "state=resume"]
-        subprocess.run(resume, env=self.environment, capture_output=True, check=False)
-        self.wait("the node", lambda: "DOWN" not in self("scontrol", "show", "node", "localhost"))
+    def start(self, *daemon: str) -> None:
+        """Start a daemon, which ends with the tests, whatever ends them."""
+        with (self.folder / f"{daemon[0]}.log").open("a") as log:
+            command = ["setpriv", "--pdeathsig=TERM", *daemon]
+            self.daemons[daemon[0]] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def start_node(self) -> None:
+        self.start("slurmd", "-D", "-N", "localhost", "-f", f"{self.folder}/slurm.conf")
+
+    def crash_node(self, job: str) -> None:
+        """Kill all that runs on the node, as if its power had failed, and start it again."""
+        self.daemons["slurmd"].kill()
+        self.daemons["slurmd"].wait()
+        kill_job(job)
+        self("scontrol", "update", "node=localhost", "state=down", "reason=test")
+        self.wait("end of the job", lambda: self.show(job)["JobState"] == "PENDING")
+        self.start_node()
+        self("scontrol", "update", "node=localhost", "state=resume")
+
+    def stop(self) -> None:
+        for daemon in reversed(self.daemons.values()):
+            daemon.terminate()
+        for daemon in self.daemons.values():
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
 
     def logs(self) -> str:
         files = sorted([*self.folder.glob("*.out"), *self.folder.glob("*.log")])
         return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-2000:]}" for file in files)
+
+
+def kill_job(job: str) -> None:
+    """Kill all processes of a job, SLURM's own first, which would report their end."""
+    own, others = [], []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if f"slurmstepd: [{job}." in (process / "cmdline").read_text(errors="replace"):
+                own.append(process)
+            elif f"SLURM_JOB_ID={job}\0" in (process / "environ").read_text(errors="replace"):
+                others.append(process)
+    assert own and others, f"job {job} does not run"
+    for process in (*own, *others):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
@@ -141,26 +184,11 @@ def cluster() -> Iterator[Cluster]:
     (folder / "slurm.conf").write_text(CONFIG.format(host=host, ports=free_ports(2), folder=folder))
     cluster = Cluster(folder)
     munge = ("key-file=munge.key", "socket=munge.socket", "pid-file=munged.pid", "seed-file=munged.seed")
-    commands = {
-        "munged": ["--foreground", *(f"--{option.replace('=', f'={folder}/')}" for option in munge)],
-        "slurmctld": ["-D", "-f", f"{folder}/slurm.conf"],
-        "slurmd": ["-D", "-N", "localhost", "-f", f"{folder}/slurm.conf"],
-    }
-    daemons = []
     try:
-        for name, options in commands.items():
-            with (folder / f"{name}.log").open("w") as log:
-                daemons.append(
-                    subprocess.Popen(
-                        ["setpriv", "--pdeathsig=TERM", name, *options],  # ends with the tests, whatever ends them
-                        env=cluster.environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                    )
-                )
-            if name == "munged":
-                cluster.wait("munged", (folder / "munge.socket").exists)
+        cluster.start("munged", "--foreground", *(f"--{option.replace('=', f'={folder}/')}" for option in munge))
+        cluster.wait("munged", (folder / "munge.socket").exists)
+        cluster.start("slurmctld", "-D", "-f", f"{folder}/slurm.conf")
+        cluster.start_node()
         sinfo = ["sinfo", "--noheader", "--format=%T"]
         cluster.wait(
             "an idle node",
@@ -173,12 +201,5 @@ def cluster() -> Iterator[Cluster]:
         cluster("scancel", "--user=root")
         cluster.wait("end of all jobs", lambda: cluster("squeue", "--noheader") == "")
     finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-        for daemon in daemons:
-            try:
-                daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+        cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -123,9 +123,7 @@ def test_an_interrupted_fit_goes_on_by_itself_to_the_same_result(cluster, fits, 
         case "preemption":
             cluster.sbatch("--partition=urgent", "--exclusive", "--wrap=sleep 3")
         case "node":
-            cluster("scontrol", "update", "node=localhost", "state=down", "reason=test")
-            cluster.wait("end of the job", lambda: cluster.show(job)["JobState"] == "PENDING")
-            cluster.take_up()
+            cluster.crash_node(job)
     assert cluster.completed(job)["Restarts"] == "1"
     assert_same(run, runs / "whole")
     records = sorted(run.glob("wandb/offline-run-*"))
