@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import FOLDER, command, print_table, show
-from safemax_pl import tables
-from safemax_pl.errors import unknown
-from safemax_pl.files import atomic
+from safemax_pl.common.errors import unknown
+from safemax_pl.common.files import atomic
+from safemax_pl.evaluation import tables
 
 SCRIPTS = (
     "overhead",

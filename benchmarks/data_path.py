@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.setting import random_data
 from benchmarks.timing import FOLDER, Side, command, compare, default_device, memory_bandwidth, publish
-from safemax_pl import streams
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion.process import Diffusion
 
 
 class Images(Dataset):
@@ -116,7 +116,7 @@ def main(batch: int = 128, batches: int = 20, repeats: int = 7, folder: str = FO
         cases[case] = sides, 1 + 4 + (8 if diffusion else 0)  # uint8 read, float written; noise and x_t written
     cases["noise"] = (
         {
-            "ours": lambda: [streams.normal(keys, Stream.NOISE, shape) for _ in range(batches)],
+            "ours": lambda: [rng.normal(keys, Stream.NOISE, shape) for _ in range(batches)],
             "torch.randn": lambda: [torch.randn(2 * batch, *shape, device=device) for _ in range(batches)],
         },
         4,

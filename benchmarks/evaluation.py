@@ -29,13 +29,13 @@ from benchmarks.timing import (
     synchronize,
 )
 from safemax_pl import evaluate
-from safemax_pl.classifier import Classifier
-from safemax_pl.evaluation import Evaluator, ModelImages
-from safemax_pl.files import PROJECT
-from safemax_pl.metrics.frechet import FrechetDistance
-from safemax_pl.metrics.kernel import KernelDistance
-from safemax_pl.metrics.manifold import PrecisionRecall
-from safemax_pl.scores import Scores
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.common.files import PROJECT
+from safemax_pl.evaluation.evaluator import Evaluator, ModelImages
+from safemax_pl.evaluation.metric_suite import Scores
+from safemax_pl.evaluation.metrics.frechet import FrechetDistance
+from safemax_pl.evaluation.metrics.kernel import KernelDistance
+from safemax_pl.evaluation.metrics.manifold import PrecisionRecall
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "sampling": [(ModelImages, "forward")],

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks.setting import Training, digits_data, random_data
 from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
-from safemax_pl import group_norm
-from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, compose
-from safemax_pl.files import PROJECT
-from safemax_pl.group_norm import GroupNorm
-from safemax_pl.images import from_uint8
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import build, compose
+from safemax_pl.data.batch import from_uint8
+from safemax_pl.diffusion import group_norm
+from safemax_pl.diffusion.group_norm import GroupNorm
 
 WITHOUT, WITH = "without", "with"
 NETWORKS = {"model=unet_digits": 32, "model=unet_cifar": 1}

@@ -34,9 +34,9 @@ from benchmarks.timing import (
     spread,
     step_floor,
 )
-from safemax_pl.config import CONFIGS, build, compose
-from safemax_pl.errors import unknown
-from safemax_pl.priors import Priors, State
+from safemax_pl.common.errors import unknown
+from safemax_pl.config.compose import CONFIGS, build, compose
+from safemax_pl.unlearners.preparation import Priors, State
 
 # whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain
 VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "safemax_paper")

@@ -49,9 +49,9 @@ from benchmarks.timing import (
     stopwatch,
     synchronize,
 )
-from safemax_pl.config import build, compose
-from safemax_pl.errors import UserError
-from safemax_pl.flops import counter
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.flops import counter
+from safemax_pl.config.compose import build, compose
 from safemax_pl.unlearners.base import Unlearner
 
 REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"

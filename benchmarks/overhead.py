@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setting import accelerator, silent_fit
 from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, stopwatch, synchronize
-from safemax_pl import streams
-from safemax_pl.callbacks import COUNTED_STEPS
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.module import UnlearningModule
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.training.cost import COUNTED_STEPS
+from safemax_pl.training.module import UnlearningModule
 
 
 class BareLoop:
@@ -51,13 +51,13 @@ class BareLoop:
     def take_step(self) -> None:
         forget, retain = (self.data.draw(part, self.step, self.device) for part in ("forget", "retain"))
         assert forget is not None and retain is not None
-        u = streams.uniform(forget.keys, Stream.TIMESTEP).double()
+        u = rng.uniform(forget.keys, Stream.TIMESTEP).double()
         t_f = (-torch.log1p(-u * self.mass) / (1 / self.T)).long().clamp(0, self.T - 1)
-        t = torch.cat([t_f, streams.integers(retain.keys, Stream.TIMESTEP, self.T)])
-        eps = [streams.normal(part.keys, Stream.NOISE, self.data.image_shape) for part in (forget, retain)]
+        t = torch.cat([t_f, rng.integers(retain.keys, Stream.TIMESTEP, self.T)])
+        eps = [rng.normal(part.keys, Stream.NOISE, self.data.image_shape) for part in (forget, retain)]
         a, b = self.a[t].view(-1, 1, 1, 1), self.b[t].view(-1, 1, 1, 1)
         x_t = a * torch.cat([forget.x_0, retain.x_0]) + b * torch.cat(eps)
-        dropped = streams.uniform(retain.keys, Stream.NULL_LABEL) < 0.1
+        dropped = rng.uniform(retain.keys, Stream.NULL_LABEL) < 0.1
         labels = torch.cat([forget.labels, torch.where(dropped, self.null_label, retain.labels)])
         size = len(t_f)
         with torch.no_grad():

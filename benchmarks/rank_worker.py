@@ -10,14 +10,14 @@ import torch.distributed as dist
 from lightning import Callback
 
 from benchmarks.timing import command
-from safemax_pl import ranks
-from safemax_pl.config import build, compose
+from safemax_pl.common import distributed
+from safemax_pl.common.files import write_json
+from safemax_pl.config.compose import build, compose
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluate import make_evaluator
-from safemax_pl.files import write_json
-from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
-from safemax_pl.plans import Rows
-from safemax_pl.train import WholeCheckpoints
+from safemax_pl.training.loop import WholeCheckpoints
+from safemax_pl.training.module import UnlearningModule
 
 WARM = 3  # steps before the clock starts
 SAMPLED = 64  # images
@@ -46,7 +46,7 @@ def measure(network: str, batch: int, devices: int, steps: int, out: str) -> Non
     data.setup("fit")
     student = build(cfg.model, data=data)
     evaluator = make_evaluator(cfg, data)
-    ranks.start(evaluator.make_trainer())
+    distributed.start(evaluator.make_trainer())
     teacher = Frozen(build(cfg.model, data=data))
     module = UnlearningModule(student, teacher, build(cfg.unlearner), evaluator, build(cfg.optimizer))
     times = StepTimes()
@@ -64,25 +64,25 @@ def measure(network: str, batch: int, devices: int, steps: int, out: str) -> Non
         dist.all_reduce(gradient)
         found["exchange"].append(time.perf_counter() - start)
 
-    mine = torch.arange(ranks.number(), SAMPLED, devices)
+    mine = torch.arange(distributed.number(), SAMPLED, devices)
     images = evaluator.images_of(student.eval(), 0.0)
     images(Rows(mine[:2] % 10, mine[:2], mine[:2]))
     found["sampling"] = []
     for _ in range(SAMPLINGS):
         start = time.perf_counter()
         images(Rows(mine % 10, mine, mine))
-        ranks.total(torch.zeros(1))  # all have their images
+        distributed.total(torch.zeros(1))  # all have their images
         found["sampling"].append(SAMPLED / (time.perf_counter() - start))
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(ranks.broadcast(folder)) / "last.ckpt"
+        path = Path(distributed.broadcast(folder)) / "last.ckpt"
         start = time.perf_counter()
         trainer.save_checkpoint(path)
         found |= {"checkpoint_seconds": time.perf_counter() - start}
-        if ranks.is_first():
+        if distributed.is_first():
             found["checkpoint_bytes"] = path.stat().st_size
             write_json(Path(out), found)
-        ranks.total(torch.zeros(1))
+        distributed.total(torch.zeros(1))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.rank_worker import EXCHANGES, SAMPLINGS
 from benchmarks.timing import FOLDER, command, publish, ratio, spread
-from safemax_pl.files import PROJECT
+from safemax_pl.common.files import PROJECT
 
 CASES = (("unet_digits", 128), ("unet_cifar", 32))  # much computing, much exchange
 

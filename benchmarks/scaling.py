@@ -23,10 +23,10 @@ from diffusers import DiTTransformer2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import FOLDER, command, publish
-from safemax_pl.config import build, compose
-from safemax_pl.errors import UserError
-from safemax_pl.flops import counter
-from safemax_pl.plans import SamplingPlan
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.flops import counter
+from safemax_pl.config.compose import build, compose
+from safemax_pl.data.sampling_plan import SamplingPlan
 
 NODE = 8  # GPUs
 # Forward passes per forget image and per retain image of a step: a backward pass counts as two, a teacher's as one.

@@ -20,7 +20,7 @@ import torch
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
 from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
-from safemax_pl.config import build, compose
+from safemax_pl.config.compose import build, compose
 
 BOUNDS = {"ua_noise_aware": 0.99, "delta/fid_retain/classifier": 0.5}
 REFERENCE = "safemax"

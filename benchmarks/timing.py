@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from safemax_pl.config import quiet
-from safemax_pl.errors import UserError, clear_errors, unknown
-from safemax_pl.files import write_json
-from safemax_pl.flops import counter
-from safemax_pl.hardware import hardware
-from safemax_pl.runs import provenance
+from safemax_pl.common.errors import UserError, clear_errors, unknown
+from safemax_pl.common.files import write_json
+from safemax_pl.common.flops import counter
+from safemax_pl.common.hardware import hardware
+from safemax_pl.config.compose import quiet
+from safemax_pl.runs.run import provenance
 
 FOLDER = "runs/benchmarks"
 Side = Callable[[], Any]
@@ -100,7 +100,7 @@ def default_device() -> torch.device:
 
 
 def flops(call: Side) -> int:
-    """Floating-point operations of one call, forward and backward, as `safemax_pl.flops` counts them."""
+    """Floating-point operations of one call, forward and backward, as `safemax_pl.common.flops` counts them."""
     with counter() as counted:
         call()
     return counted.get_total_flops()

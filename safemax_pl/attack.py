@@ -24,21 +24,22 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save_file
 
-from safemax_pl import networks, ranks, untrusted
-from safemax_pl.attacks import pictures, running
+from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
-from safemax_pl.config import CONFIGS, build, command_on_target, load_config, parse
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.drawing import drawing
-from safemax_pl.errors import UserError, unknown
-from safemax_pl.escaping import printable
+from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.common import distributed, untrusted
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.escaping import printable
+from safemax_pl.common.figures import drawing
+from safemax_pl.common.files import atomic, digest, write_csv, write_json
+from safemax_pl.config.compose import CONFIGS, build, command_on_target, load_config, parse
+from safemax_pl.config.prerequisites import is_base_model
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluate import load_subject, make_evaluator
-from safemax_pl.files import atomic, digest, write_csv, write_json
-from safemax_pl.needs import is_base_model
-from safemax_pl.networks import Model
-from safemax_pl.recognition import sentence
-from safemax_pl.runs import provenance, read_metrics
-from safemax_pl.tables import plain_console
+from safemax_pl.evaluation.tables import plain_console
+from safemax_pl.runs.run import provenance, read_metrics
 
 NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
@@ -70,16 +71,16 @@ def attack(target: str, overrides: list[str]) -> Path:
     for one in attacks.values():
         for model in models.values():
             one.check(model, bench)
-    ranks.start(trainer)
+    distributed.start(trainer)
     for name, one in attacks.items():
-        block, results = run_attack(name, one, models, bench, subject.folder, show_progress and ranks.is_first())
-        if ranks.is_first():
+        block, results = run_attack(name, one, models, bench, subject.folder, show_progress and distributed.is_first())
+        if distributed.is_first():
             remember(subject.folder / "metrics.json", name, block)
             picture = subject.folder / block["folder"] / "figure.png"
             with drawing(picture):
-                pictures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
+                figures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
             print_block(block)
-    if ranks.is_first():
+    if distributed.is_first():
         print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
 
@@ -106,7 +107,7 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
             f"no model at retrain={target} (expected unet/config.json): give a run of unlearner=retrain with "
             f"data.forget_classes={data.forget_labels}, or a diffusers folder"
         )
-    return networks.pretrained(data, target)
+    return unet.pretrained(data, target)
 
 
 def chosen(value: Any) -> list[str]:
@@ -125,18 +126,18 @@ def chosen(value: Any) -> list[str]:
 
 def run_attack(
     name: str, attack: Attack, models: dict[str, Model], bench: Bench, folder: Path, show_progress: bool
-) -> tuple[dict[str, Any], running.Results]:
+) -> tuple[dict[str, Any], runner.Results]:
     """Run one attack on all models and write its files; returns the block for `metrics.json` and all points."""
     start = time.perf_counter()
-    protocol = running.protocol(attack, bench)
-    results = running.run(attack, models, bench, show_progress)
+    protocol = runner.protocol(attack, bench)
+    results = runner.run(attack, models, bench, show_progress)
     curves = {model: {one: [(p.x, p.y) for p in points] for one, points in by.items()} for model, by in results.items()}
     classes = len(bench.data.forget_labels)
     numbers = {model: attack.number(by, classes) for model, by in curves.items()}
-    numbers |= running.noise_numbers(attack, bench)
+    numbers |= runner.noise_numbers(attack, bench)
     weights = {model: network.weights_digest for model, network in models.items()}
     out = untrusted.inside(folder, folder / "attacks" / f"{name}-{digest(protocol, weights)}")
-    if ranks.is_first():
+    if distributed.is_first():
         write_files(out, attack, results)
     headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
     block = {
@@ -155,7 +156,7 @@ def run_attack(
     return block, results
 
 
-def write_files(out: Path, attack: Attack, results: running.Results) -> None:
+def write_files(out: Path, attack: Attack, results: runner.Results) -> None:
     """Write curve.csv (every score of every point) and images.safetensors (of `Attack.shown`)."""
     rows = [
         {"model": model, "series": series, "x": point.x, "y": point.y}

@@ -21,24 +21,27 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import figures, identity, memory, networks, ranks, tables, untrusted
-from safemax_pl.classifier import Classifier
-from safemax_pl.config import CONFIGS, build, command_on_target, compose, load_config, override
-from safemax_pl.config_keys import check_keys, check_values
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.drawing import drawing
-from safemax_pl.errors import UserError
-from safemax_pl.escaping import printable
-from safemax_pl.evaluation import Evaluator, NoiseImages
-from safemax_pl.files import atomic, check_writable, digest, write_json
-from safemax_pl.needs import check_needs
-from safemax_pl.networks import Model
-from safemax_pl.noise import CONTROLS
-from safemax_pl.plans import Rows
-from safemax_pl.progress import progress_bars
-from safemax_pl.recognition import recognition
-from safemax_pl.runs import comparable, provenance, read_metrics, run_folder, training
-from safemax_pl.scores import Result
+from safemax_pl.classifier.accuracy import recognition
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.classifier.noise import CONTROLS
+from safemax_pl.common import distributed, memory, untrusted
+from safemax_pl.common.console import progress_bars
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.escaping import printable
+from safemax_pl.common.figures import drawing
+from safemax_pl.common.files import atomic, check_writable, digest, write_json
+from safemax_pl.config.compose import CONFIGS, build, command_on_target, compose, load_config, override
+from safemax_pl.config.prerequisites import check_needs
+from safemax_pl.config.schema import check_keys, check_values
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation import figures, tables
+from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
+from safemax_pl.evaluation.metric_suite import Result
+from safemax_pl.runs import identity
+from safemax_pl.runs.run import comparable, provenance, read_metrics, run_folder, training
 
 # Shape that a saved configuration must have to be scored
 SAVED = {
@@ -243,7 +246,7 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     check_writable(folder if is_run else Path(cfg.runs_dir), remedy)
     check_writable(Path(cfg.data.cache_dir).expanduser(), "set data.cache_dir to another folder")
     data = build(cfg.data)
-    model = networks.pretrained(data, target)
+    model = unet.pretrained(data, target)
     original = build(cfg.model, data=data) if "path" in cfg.model else None
     if is_run:
         check_identity(folder, cfg, rest, identity.of_data(data), original)
@@ -320,7 +323,7 @@ def _forget_machine(saved: DictConfig, path: Path, overrides: list[str]) -> None
         kept = plain.get(group, {}).get(name, value)
         if kept != value or isinstance(kept, bool):
             OmegaConf.update(saved, key, value, merge=False)
-            if ranks.is_first() and key not in given:
+            if distributed.is_first() and key not in given:
                 print(printable(f"{path} has {key}={kept}, {value} is used: give it again to use it"))
 
 
@@ -337,7 +340,7 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     trainer = evaluator.make_trainer()
     row = bytes_per_row(subject.model, evaluator)
     check_plan(evaluator.final, row, evaluator, trainer.world_size, trainer.strategy.root_device)
-    ranks.start(trainer)
+    distributed.start(trainer)
     metrics, images = score(evaluator, subject.model, subject.original)
     with untrusted.damaged(subject.folder / "config.yaml"):
         made = (read_metrics(subject.folder) or {}).get("training") or training(subject.cfg) if subject.is_run else None
@@ -345,7 +348,7 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
     same = subject.is_run and comparable(load_config(subject.folder / "config.yaml")) == comparable(subject.cfg)
     out = subject.folder / "evaluations" / ("same" if same else digest(metrics["protocol"], metrics["weights"]))
     untrusted.inside(subject.folder, out)
-    if not ranks.is_first():
+    if not distributed.is_first():
         return out
     keep_images(out, evaluator, images)
     write_json(out / "metrics.json", metrics)

@@ -30,29 +30,32 @@ from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from safemax_pl import figures, identity, memory, networks, ranks, tables
-from safemax_pl.averaging import Average
-from safemax_pl.callbacks import Cost
-from safemax_pl.compilation import Compilation, clear_compile_errors
-from safemax_pl.config import build, command, run_name
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.drawing import drawing
-from safemax_pl.errors import MachineError, UserError, one_line
+from safemax_pl.common import distributed, memory
+from safemax_pl.common.errors import MachineError, UserError, one_line
+from safemax_pl.common.figures import drawing
+from safemax_pl.common.files import check_writable, existing
+from safemax_pl.common.untrusted import damaged
+from safemax_pl.config.compose import build, command, run_name
+from safemax_pl.config.prerequisites import check_needs
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.data.sampling_plan import sharded_loader
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.trainable import Parameters, trainable
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluate import bytes_per_row, check_plan, doubts, draw_samples, keep_images, make_evaluator, score
-from safemax_pl.evaluation import Evaluator
-from safemax_pl.files import check_writable, existing
-from safemax_pl.frozen import Frozen
-from safemax_pl.loggers import CSVHistory, ForgivingWandb, ending_wandb
-from safemax_pl.module import UnlearningModule, quick_metrics
-from safemax_pl.needs import check_needs
-from safemax_pl.networks import Model
-from safemax_pl.parameters import Parameters, trainable
-from safemax_pl.plans import sharded_loader
-from safemax_pl.runs import Run, provenance, run_folder, training
-from safemax_pl.stop_when import StopWhen
-from safemax_pl.train import make_loggers, make_optimizer, train
+from safemax_pl.evaluation import figures, tables
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.runs import identity
+from safemax_pl.runs.loggers import CSVHistory, ForgivingWandb, ending_wandb
+from safemax_pl.runs.run import Run, provenance, run_folder, training
+from safemax_pl.training.compilation import Compilation, clear_compile_errors
+from safemax_pl.training.cost import Cost
+from safemax_pl.training.early_stopping import StopWhen
+from safemax_pl.training.ema import Average
+from safemax_pl.training.loop import make_loggers, make_optimizer, train
+from safemax_pl.training.module import UnlearningModule, quick_metrics
 from safemax_pl.unlearners.base import Unlearner
-from safemax_pl.untrusted import damaged
 
 MOST_REHEARSED = 10_000  # steps of a schedule
 
@@ -69,7 +72,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     """
     run = Run(run_folder(cfg, name), cfg)
     if (metrics := run.metrics) is not None:
-        if ranks.is_first():
+        if distributed.is_first():
             identity.check(str(run.folder), run.identity, identity.of_config(cfg, build(cfg.data)))
             with damaged(run.folder / "metrics.json"):
                 tables.print_scores(metrics, name)
@@ -100,7 +103,7 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     made_from = identity.of_fit(data, original, evaluator)
     identity.check(str(run.folder), run.identity, made_from)
     stop = StopWhen(cfg.stop_when, evaluator, original is not None) if cfg.stop_when is not None else None
-    ranks.start(evaluator.make_trainer())
+    distributed.start(evaluator.make_trainer())
     run.clear()
     data.validate_on(evaluator.plan("quick"), evaluator.batch_size, len(evaluator.guidance))
 
@@ -125,20 +128,20 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if stop is not None:
         measures.append(stop)
     loggers = make_loggers(cfg.get("logger"), run.folder)
-    if original is not None and not ranks.broadcast(run.checkpoints):
+    if original is not None and not distributed.broadcast(run.checkpoints):
         log_original(loggers, evaluator, original)
     evaluator.references(evaluator.plan("quick"))  # now, as no step should wait for them
     with clear_compile_errors():
         train(cfg, run, module, data, loggers, [*measures, *callbacks], made_from)
     if parameters is not None:
         parameters.merge(student)
-    if ranks.is_first():
-        networks.save(student, data, run.folder)
-    student.weights_digest = ranks.broadcast(networks.weights_digest(student))
+    if distributed.is_first():
+        unet.save(student, data, run.folder)
+    student.weights_digest = distributed.broadcast(unet.weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
     metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank()}
-    if not ranks.is_first():
+    if not distributed.is_first():
         return run.folder
     done = {"steps": cost.steps, "stopped_by": stop.stopped_by if stop else None, "batch_sizes": data.batch_sizes}
     metrics["training"] = training(cfg) | done
@@ -157,7 +160,7 @@ def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:
     """Draw samples.png and curves.png of a finished run from its files, where they are missing."""
     if not (folder / "samples.png").exists() and (folder / "samples.safetensors").exists():
         with drawing(folder / "samples.png"):
-            draw_samples(folder, metrics, networks.class_names(folder / "data.json"), title)
+            draw_samples(folder, metrics, unet.class_names(folder / "data.json"), title)
     if not (folder / "curves.png").exists():
         with drawing(folder / "curves.png"):
             rows = CSVHistory(folder / "metrics.csv").rows
@@ -244,7 +247,7 @@ def log_original(loggers: list[Logger], evaluator: Evaluator, original: Model) -
     """Log the original's scores on the quick plan as step 0: the start of every curve."""
     for guidance in evaluator.guidance:
         result, _ = evaluator.test_original(original, guidance, "quick")
-        for doubt in doubts(result, evaluator.data.num_classes) if ranks.is_first() else ():
+        for doubt in doubts(result, evaluator.data.num_classes) if distributed.is_first() else ():
             print(f"warning (w={guidance:g}): {doubt}", file=sys.stderr)
         for logger in loggers:
             logger.log_metrics(quick_metrics(guidance, result), step=0)

@@ -19,21 +19,22 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch.utils.data import TensorDataset
 
-from safemax_pl import identity, memory, ranks
-from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import ClassifierModule, calibrate, score_classifier
-from safemax_pl.config import build, command, run_name
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
-from safemax_pl.escaping import printable
-from safemax_pl.files import check_writable
-from safemax_pl.loggers import ForgivingWandb, ending_wandb
-from safemax_pl.needs import check_needs
-from safemax_pl.runs import Run, provenance, run_folder
-from safemax_pl.sources import Split
-from safemax_pl.tables import plain_console
-from safemax_pl.train import make_loggers, make_optimizer, train
-from safemax_pl.untrusted import damaged
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.classifier.training import ClassifierModule, calibrate, score_classifier
+from safemax_pl.common import distributed, memory
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.escaping import printable
+from safemax_pl.common.files import check_writable
+from safemax_pl.common.untrusted import damaged
+from safemax_pl.config.compose import build, command, run_name
+from safemax_pl.config.prerequisites import check_needs
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.data.sources import Split
+from safemax_pl.evaluation.tables import plain_console
+from safemax_pl.runs import identity
+from safemax_pl.runs.loggers import ForgivingWandb, ending_wandb
+from safemax_pl.runs.run import Run, provenance, run_folder
+from safemax_pl.training.loop import make_loggers, make_optimizer, train
 
 
 @ending_wandb()
@@ -44,7 +45,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
         cfg.data, forget_classes=[], forget_batch_size=0, retain_batch_size=cfg.batch_size
     )
     if (metrics := run.metrics) is not None:
-        if ranks.is_first():
+        if distributed.is_first():
             identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
             run.clear()
             with damaged(run.folder / "metrics.json"):
@@ -72,11 +73,11 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     memory.check(f"batch_size={cfg.batch_size}, for the backward pass,", rows * row, device, "give a smaller one")
     made_from = identity.of_data(data)
     identity.check(str(run.folder), run.identity, made_from)
-    ranks.start(trainer)
+    distributed.start(trainer)
     run.clear()
     loggers = make_loggers(cfg.get("logger"), run.folder)
     train(cfg, run, module, data, loggers, [], made_from)
-    if not ranks.is_first():
+    if not distributed.is_first():
         return run.folder
     classifier.eval().to(trainer.strategy.root_device)  # Lightning moves it to the CPU when the fit ends
     calibrate(classifier, calibration)

@@ -26,15 +26,15 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax_pl import untrusted
-from safemax_pl.cards import MARK, PICTURES, classifier_card, model_card
-from safemax_pl.classifier import Classifier
-from safemax_pl.config import load_config, without_folders, without_locations
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.files import PROJECT, atomic, file_digest, folder_argument, not_finite, write_json
-from safemax_pl.networks import Model, check_network, class_names, process, weights_digest
-from safemax_pl.runs import read_metrics
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.common import untrusted
+from safemax_pl.common.errors import UserError, clear_errors
+from safemax_pl.common.files import PROJECT, atomic, file_digest, folder_argument, not_finite, write_json
+from safemax_pl.config.compose import load_config, without_folders, without_locations
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.unet import Model, check_network, class_names, process, weights_digest
+from safemax_pl.runs.model_card import MARK, PICTURES, classifier_card, model_card
+from safemax_pl.runs.run import read_metrics
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LIMITS = {"unet": 45.0, "classifier": 15.0}  # MB of weights that a repository should hold, 10⁶ bytes each

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safemax_pl import untrusted
-from safemax_pl.drawing import drawing
-from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.escaping import cell, printable
-from safemax_pl.files import atomic, folder_argument
+from safemax_pl.common import untrusted
+from safemax_pl.common.errors import UserError, clear_errors
+from safemax_pl.common.escaping import cell, printable
+from safemax_pl.common.figures import drawing
+from safemax_pl.common.files import atomic, folder_argument
 from safemax_pl.reports import charts, curves, grids, page, robustness, robustness_pictures, summary
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.notes import notes

@@ -27,13 +27,13 @@ from lightning import Callback
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
-from safemax_pl import identity
-from safemax_pl.config import build, compose, quiet, run_name, split_arguments
-from safemax_pl.errors import MachineError, UserError, clear_errors
+from safemax_pl.common.errors import MachineError, UserError, clear_errors
+from safemax_pl.config.compose import build, compose, quiet, run_name, split_arguments
+from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.fit import fit
-from safemax_pl.needs import check_needs
 from safemax_pl.reports.reading import read
-from safemax_pl.runs import run_folder
+from safemax_pl.runs import identity
+from safemax_pl.runs.run import run_folder
 from safemax_pl.sweeps import results
 from safemax_pl.sweeps.claims import Claim
 from safemax_pl.sweeps.pruning import QuickPruning

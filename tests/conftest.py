@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from safemax_pl import loggers
+from safemax_pl.runs import loggers
 
 PROTOCOL = {
     "version": 2,

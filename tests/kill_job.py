@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from safemax_pl.config import compose, quiet
+from safemax_pl.config.compose import compose, quiet
 from safemax_pl.fit import fit
 
 KILLS_AT_WRITES, KILLS_AT_ANY_TIME = 7, 2

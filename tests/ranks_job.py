@@ -8,15 +8,15 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 
-from safemax_pl import ranks
 from safemax_pl.attack import attack
-from safemax_pl.config import CONFIGS, compose, quiet
-from safemax_pl.errors import UserError, clear_errors
+from safemax_pl.common import distributed
+from safemax_pl.common.errors import UserError, clear_errors
+from safemax_pl.config.compose import CONFIGS, compose, quiet
+from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluate import evaluate, make_evaluator
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
-from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
+from safemax_pl.training.module import UnlearningModule
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
 TINY = [
@@ -74,7 +74,7 @@ class Log:
         self.log_dict, module.log_dict = module.log_dict, self.keep  # type: ignore[method-assign]
 
     def keep(self, values: dict[str, torch.Tensor], **arguments: Any) -> None:
-        self.losses += [ranks.mean(value).item() for value in values.values()]
+        self.losses += [distributed.mean(value).item() for value in values.values()]
         self.log_dict(values, **arguments)
 
 
@@ -97,7 +97,7 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
     sgd = instantiate({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01})
     module = UnlearningModule(student, teacher, unlearner, evaluator, sgd)
     log = Log(module)
-    if fails_on == ranks.number():
+    if fails_on == distributed.number():
         losses = unlearner.losses
         unlearner.losses = lambda *batch: type(losses(*batch))(*(loss * torch.nan for loss in losses(*batch)))
     settings = {"logger": False, "enable_checkpointing": False, "max_steps": 2, "limit_val_batches": 0}
@@ -109,7 +109,7 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
 
 def job(folder: Path, run: Path, devices: int) -> dict[str, Any]:
     """Every method, the scores of a run, an attack on it, a fit that stops early and a classifier."""
-    ranks.start(make_evaluator_of(folder, devices).make_trainer())
+    distributed.start(make_evaluator_of(folder, devices).make_trainer())
     result: dict[str, Any] = {method: steps(folder, devices, method) for method in METHODS}
     result["bounded"] = steps(folder, devices, "rgd", "unlearner.bound=0.001")
     for method, moving in SOME_WEIGHTS:
@@ -145,7 +145,7 @@ def fails(folder: Path) -> None:
         step(self, *arguments)
 
     UnlearningModule.training_step = broken  # type: ignore[method-assign]
-    with clear_errors(), ranks.together():
+    with clear_errors(), distributed.together():
         fit(compose("fit", tiny(folder, 2)), "fails")
 
 
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     if what == "fails":
         fails(where)
     else:
-        torch.save(job(where, Path(what), 2), where / f"rank{ranks.number()}.pt")
+        torch.save(job(where, Path(what), 2), where / f"rank{distributed.number()}.pt")

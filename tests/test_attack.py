@@ -14,9 +14,9 @@ from test_fit import tiny
 
 from safemax_pl import attack
 from safemax_pl.attacks.null_leak import NullLeak
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 
 SMALL = [

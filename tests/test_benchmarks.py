@@ -29,10 +29,10 @@ from benchmarks import (
 from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
-from safemax_pl.config import build, compose, quiet
-from safemax_pl.errors import UserError
-from safemax_pl.evaluation import ModelImages
-from safemax_pl.priors import Priors
+from safemax_pl.common.errors import UserError
+from safemax_pl.config.compose import build, compose, quiet
+from safemax_pl.evaluation.evaluator import ModelImages
+from safemax_pl.unlearners.preparation import Priors
 
 CPU = torch.device("cpu")
 CEILING = 1e12  # FLOPs or bytes per second

@@ -8,9 +8,9 @@ import json
 import pyarrow.parquet
 import pytest
 
-from safemax_pl.config import compose
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import compose
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 

@@ -23,17 +23,17 @@ from safetensors.torch import save_file
 from test_fit import TINY
 from torch import nn
 
-from safemax_pl import networks
-from safemax_pl.config import compose, override
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT
-from safemax_pl.group_norm import GroupNorm
-from safemax_pl.module import UnlearningModule
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import compose, override
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.group_norm import GroupNorm
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.publish import FILES, LIMITS
 from safemax_pl.reports.reading import read
-from safemax_pl.sampler import Sampler
-from safemax_pl.targets import MaxEntropyTarget
+from safemax_pl.training.module import UnlearningModule
+from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 
 STUDY = PROJECT / "experiments/cifar"
 
@@ -212,18 +212,18 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
         image_shape, num_classes = (3, 32, 32), int(data.removeprefix("cifar"))
 
     def megabytes(*networks: nn.Module) -> float:
-        return sum(2 * weight.numel() for network in networks for weight in network.parameters()) / 1e6
+        return sum(2 * weight.numel() for network in unet for weight in network.parameters()) / 1e6
 
     def base(experiment: str) -> float:
         model = instantiate(compose("fit", [f"experiment={data}_{experiment}"]).model, data=Shape())
-        assert isinstance(model, networks.Model) and isinstance(model.unet, UNet2DModel)
+        assert isinstance(model, unet.Model) and isinstance(model.unet, UNet2DModel)
         return megabytes(model)
 
     def judges(kind: str) -> float:
         make = instantiate(compose("fit_classifier", [f"experiment={data}_{kind}"]).architecture)
         return megabytes(make((3, 32, 32), Shape.num_classes), make((3, 32, 32), Shape.num_classes + 1))
 
-    monkeypatch.setattr(networks, "Diffusion", lambda *_: None)
+    monkeypatch.setattr(unet, "Diffusion", lambda *_: None)
     with torch.device("meta"):
         assert 0.8 * LIMITS["unet"] < base("pretrain_medium") < LIMITS["unet"]
         assert base("pretrain") < 12

@@ -16,10 +16,10 @@ from lightning import Trainer
 from ranks_job import METHODS, SOME_WEIGHTS, job, tiny
 from safetensors.torch import load_file
 
-from safemax_pl import ranks
-from safemax_pl.config import compose
-from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT
+from safemax_pl.common import distributed
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import compose
 from safemax_pl.fit import fit
 
 COUNTS = ("ua", "ua_noise_aware", "noise_rate", "retain_accuracy", "judge_disagreement")
@@ -239,8 +239,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_words(failing):
 
 def test_the_ranks_that_a_failing_one_has_started_end_with_it(monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    monkeypatch.setattr(ranks, "_started", [other])
-    with pytest.raises(ZeroDivisionError), ranks.together():
+    monkeypatch.setattr(distributed, "_started", [other])
+    with pytest.raises(ZeroDivisionError), distributed.together():
         raise ZeroDivisionError
     assert other.wait() == -signal.SIGKILL  # and not 0, by itself
 
@@ -251,7 +251,7 @@ def test_more_devices_than_the_job_of_a_cluster_has_tasks_are_refused(monkeypatc
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_NODEID", "0")
     with pytest.raises(UserError, match="are 4 ranks, and this job has 1: start it with one task per device"):
-        ranks.start(Trainer(accelerator="cpu", devices=4, strategy="ddp", logger=False))
+        distributed.start(Trainer(accelerator="cpu", devices=4, strategy="ddp", logger=False))
 
 
 @pytest.mark.parametrize(

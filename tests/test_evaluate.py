@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from test_fit import tiny
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 
 

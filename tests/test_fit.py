@@ -18,11 +18,11 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from safemax_pl.config import compose
-from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import compose
 from safemax_pl.fit import fit
-from safemax_pl.module import UnlearningModule
+from safemax_pl.training.module import UnlearningModule
 
 TINY = [
     "experiment=digits_forget1",
@@ -167,7 +167,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, ema_decay, mon
     overrides = (f"ema_decay={ema_decay}", schedule)
     whole = fit(tiny(tmp_path, *overrides), "whole")
 
-    from safemax_pl.module import UnlearningModule
+    from safemax_pl.training.module import UnlearningModule
 
     step = UnlearningModule.training_step
 
@@ -269,7 +269,7 @@ def test_the_numbers_are_written_whatever_happens_to_the_pictures(tmp_path, monk
 
     cfg = tiny(tmp_path, "trainer.max_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr("safemax_pl.figures.sample_grid", fails)
+        patch.setattr("safemax_pl.evaluation.figures.sample_grid", fails)
         folder = fit(cfg, "a$_$b")
     assert "warning: " in (err := capsys.readouterr().err) and "samples.png was not drawn (ValueError: no room)" in err
     assert (folder / "curves.png").exists() and not (folder / "samples.png").exists()
@@ -369,7 +369,7 @@ def test_the_command_prints_one_line_for_a_mistake_and_no_traceback(tmp_path):
 
 KILLED = """
 import os, runpy, signal, sys
-from safemax_pl.module import UnlearningModule
+from safemax_pl.training.module import UnlearningModule
 
 def training_step(self, batch, batch_idx, step=UnlearningModule.training_step):
     if self.global_step == 11:

@@ -14,15 +14,16 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from safemax_pl import noise, streams
-from safemax_pl.architectures import Mixer, ResNet
-from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import ClassifierModule, calibrate, logits_of, score_classifier, shifted
-from safemax_pl.config import compose
-from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError
+from safemax_pl.classifier import noise
+from safemax_pl.classifier.architectures import Mixer, ResNet
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.classifier.training import ClassifierModule, calibrate, logits_of, score_classifier, shifted
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.config.compose import compose
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.sources import Split
 from safemax_pl.fit_classifier import fit_classifier
-from safemax_pl.sources import Split
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -48,7 +49,7 @@ def confident(scale: float) -> Classifier:
 
 
 def keys(n: int) -> Tensor:
-    return streams.combine(torch.arange(n), 7)
+    return rng.combine(torch.arange(n), 7)
 
 
 def test_no_shift_changes_nothing():

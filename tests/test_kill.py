@@ -12,10 +12,10 @@ import torch
 from kill_job import KILLS_AT_ANY_TIME, KILLS_AT_WRITES
 from safetensors.torch import load_file
 
-from safemax_pl.errors import UserError
-from safemax_pl.files import PROJECT
-from safemax_pl.runs import PREVIOUS, Run
-from safemax_pl.train import WholeCheckpoints, load_checkpoint
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.runs.run import PREVIOUS, Run
+from safemax_pl.training.loop import WholeCheckpoints, load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import original_salun
 from benchmarks.original_salun import Original, compare_with, main
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 
 TINY = ("model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4")
 STUB = {

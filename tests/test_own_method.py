@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_fit import TINY
 
-from safemax_pl.files import PROJECT
+from safemax_pl.common.files import PROJECT
 
 SECTION = re.search(r"^## A method of your own\n(.*?)(?=^## |\Z)", (PROJECT / "README.md").read_text(), re.M | re.S)
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from test_fit import TINY as TINY_FIT
 from test_fit_classifier import TINY as TINY_CLASSIFIER
 
-from safemax_pl import networks, publish
-from safemax_pl.classifier import Classifier
-from safemax_pl.config import compose, load_config, without_locations
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
+from safemax_pl import publish
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT, file_digest
+from safemax_pl.config.compose import compose, load_config, without_locations
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion import unet
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import PROJECT, file_digest
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 
@@ -65,7 +66,7 @@ def classifier(runs, tmp_path) -> Path:
 
 
 def predictions(folder: Path, data: ForgetRetainDataModule) -> torch.Tensor:
-    loaded = networks.pretrained(data, str(folder)).eval()
+    loaded = unet.pretrained(data, str(folder)).eval()
     assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -6,9 +6,9 @@ import shlex
 import pytest
 from test_fit import TINY
 
-from safemax_pl.config import check_command_line, compose, split_arguments
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import check_command_line, compose, split_arguments
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import PROJECT
 from safemax_pl.fit import fit
 
 README = (PROJECT / "README.md").read_text()

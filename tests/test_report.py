@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_fit import tiny
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.fit import fit
 from safemax_pl.report import main, report
 from safemax_pl.reports import grids

@@ -8,9 +8,9 @@ from ranks_job import SMALL, steps
 
 from benchmarks.rank_worker import measure
 from benchmarks.scaling import PASSES, Batches, Machine, Network, Run, main, networks, runs
-from safemax_pl.errors import UserError
-from safemax_pl.flops import counter
-from safemax_pl.module import UnlearningModule
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.flops import counter
+from safemax_pl.training.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
 NETWORK = Network("small", parameters=10**6, forward_flops=1e9, kernels=100)

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from safemax_pl.files import PROJECT
+from safemax_pl.common.files import PROJECT
 
 SCRIPTS = [PROJECT / ".ci/run", *PROJECT.glob("experiments/*/*.sh"), *PROJECT.glob("slurm/*.s*")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from safemax_pl.attack import attack
-from safemax_pl.config import compose, quiet
+from safemax_pl.config.compose import compose, quiet
 from safemax_pl.fit import fit
 
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_defences")

@@ -10,15 +10,15 @@ from pathlib import Path
 from statistics import median
 
 from safemax_pl.attack import attack
-from safemax_pl.callbacks import Cost
-from safemax_pl.config import build, compose, quiet
+from safemax_pl.common.flops import counter
+from safemax_pl.config.compose import build, compose, quiet
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluate import load_subject, make_evaluator
 from safemax_pl.fit import fit
-from safemax_pl.flops import counter
-from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
-from safemax_pl.plans import Rows
 from safemax_pl.reports.reading import read
+from safemax_pl.training.cost import Cost
+from safemax_pl.training.module import UnlearningModule
 
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_parameters")
 FIT = ["experiment=digits_methods", "seed=0", "logger=csv", "trainer.enable_progress_bar=false", f"runs_dir={RUNS}"]

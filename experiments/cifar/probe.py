@@ -23,14 +23,14 @@ from study import TINY
 from torch import Tensor, nn
 
 from benchmarks.timing import default_device, matmul_flops, stopwatch
-from safemax_pl import streams
-from safemax_pl.classifier import Classifier
-from safemax_pl.classifier_training import ClassifierModule
-from safemax_pl.config import build, compose
-from safemax_pl.data import LabelledImages
-from safemax_pl.energy import joules
-from safemax_pl.networks import Model
-from safemax_pl.precision import full_precision
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.classifier.training import ClassifierModule
+from safemax_pl.common import rng
+from safemax_pl.common.energy import joules
+from safemax_pl.common.precision import full_precision
+from safemax_pl.config.compose import build, compose
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.diffusion.unet import Model
 
 CUDA = torch.cuda.is_available()
 DEVICE = default_device()
@@ -73,9 +73,9 @@ def base_model(plain_norm: bool) -> Model:
 
 
 def inputs(count: int) -> Inputs:
-    keys = streams.combine(torch.arange(count, device=DEVICE), 1)
-    x, epsilon = (streams.normal(keys, stream, (3, 32, 32)) for stream in (1, 2))
-    t, labels = (streams.integers(keys, stream, high) for stream, high in ((3, 1000), (4, 10)))
+    keys = rng.combine(torch.arange(count, device=DEVICE), 1)
+    x, epsilon = (rng.normal(keys, stream, (3, 32, 32)) for stream in (1, 2))
+    t, labels = (rng.integers(keys, stream, high) for stream, high in ((3, 1000), (4, 10)))
     return x, t, labels, epsilon
 
 
@@ -176,14 +176,14 @@ def machine(found: Findings) -> None:
 
 def draws(found: Findings) -> None:
     """Random numbers are to be the same on both devices."""
-    keys = streams.combine(3, torch.arange(4096))
+    keys = rng.combine(3, torch.arange(4096))
     here = keys.to(DEVICE)
-    normal, normal_here = (streams.normal(k, 3, (3, 32, 32)) for k in (keys, here))
+    normal, normal_here = (rng.normal(k, 3, (3, 32, 32)) for k in (keys, here))
     found.say(
-        integers_equal=torch.equal(streams.integers(keys, 2, 1000), streams.integers(here, 2, 1000).cpu()),
-        uniform_equal=torch.equal(streams.uniform(keys, 1, (7,)), streams.uniform(here, 1, (7,)).cpu()),
+        integers_equal=torch.equal(rng.integers(keys, 2, 1000), rng.integers(here, 2, 1000).cpu()),
+        uniform_equal=torch.equal(rng.uniform(keys, 1, (7,)), rng.uniform(here, 1, (7,)).cpu()),
         normal_difference=(normal - normal_here.cpu()).abs().max().item(),
-        draw_ms=milliseconds(lambda: streams.normal(here[:BATCH], 3, (3, 32, 32))),
+        draw_ms=milliseconds(lambda: rng.normal(here[:BATCH], 3, (3, 32, 32))),
     )
 
 
@@ -218,7 +218,7 @@ def judge(found: Findings) -> None:
     optimizer = module.make_optimizer(module.parameters())
     count = cfg.batch_size if CUDA else 4
     x, _, labels, _ = inputs(count)
-    images = LabelledImages(x, labels, streams.combine(torch.arange(count, device=DEVICE), 5))
+    images = LabelledImages(x, labels, rng.combine(torch.arange(count, device=DEVICE), 5))
 
     def step() -> None:
         optimizer.zero_grad()

@@ -13,8 +13,8 @@ from typing import Any
 
 from study import SCORED, SHIPPED, WEIGHTS
 
-from safemax_pl.errors import UserError, clear_errors
-from safemax_pl.runs import read_metrics
+from safemax_pl.common.errors import UserError, clear_errors
+from safemax_pl.runs.run import read_metrics
 
 FID = "fid_retain/classifier"
 COMPARED = ("plan", "sampler", "classifier", "data")  # of two protocols

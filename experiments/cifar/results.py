@@ -12,15 +12,15 @@ import torch
 from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import clear_errors
-from safemax_pl.files import atomic, write_csv
-from safemax_pl.images import from_uint8
+from safemax_pl.common.errors import clear_errors
+from safemax_pl.common.files import atomic, write_csv
+from safemax_pl.data.batch import from_uint8
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.evaluation.tables import markdown
 from safemax_pl.report import report
 from safemax_pl.reports.reading import FinishedRun, read
-from safemax_pl.runs import read_metrics
-from safemax_pl.sampler import Sampler
-from safemax_pl.tables import markdown
+from safemax_pl.runs.run import read_metrics
 
 OUT = study.RUNS / "results" if study.DRY else Path(__file__).parent
 PUBLISHED = (study.WEIGHTS, study.SHIPPED)

@@ -36,15 +36,15 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from benchmarks.timing import default_device, matmul_flops
-from safemax_pl import group_norm
-from safemax_pl.config import compose, quiet
-from safemax_pl.errors import UserError, clear_errors, unknown
+from safemax_pl.common.errors import UserError, clear_errors, unknown
+from safemax_pl.common.files import SCRATCH, atomic, write_json
+from safemax_pl.config.compose import compose, quiet
+from safemax_pl.diffusion import group_norm
 from safemax_pl.evaluate import evaluate
-from safemax_pl.files import SCRATCH, atomic, write_json
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 from safemax_pl.publish import FILES, publish
-from safemax_pl.runs import provenance, read_metrics
+from safemax_pl.runs.run import provenance, read_metrics
 
 DRY = os.environ.get("DRY") == "1"
 WALL = time.time()
@@ -81,8 +81,14 @@ STUDIED = "airplane"  # of gate and targets: the class of the poster's own study
 TARGETS = {
     "max_entropy_1": ["unlearner.target.image_std=1"],
     "max_entropy_uniform": ["unlearner.target.image_std=0.57735"],
-    "identity": ["~unlearner.target.image_std", "unlearner.target._target_=safemax_pl.targets.IdentityTarget"],
-    "fresh_noise": ["~unlearner.target.image_std", "unlearner.target._target_=safemax_pl.targets.FreshNoiseTarget"],
+    "identity": [
+        "~unlearner.target.image_std",
+        "unlearner.target._target_=safemax_pl.unlearners.safemax_target.IdentityTarget",
+    ],
+    "fresh_noise": [
+        "~unlearner.target.image_std",
+        "unlearner.target._target_=safemax_pl.unlearners.safemax_target.FreshNoiseTarget",
+    ],
 }
 # Scoring is most of the cost: fewer images and steps than the standard plan
 SCORED = [

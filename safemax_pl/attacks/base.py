@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safemax_pl.data import ForgetRetainDataModule
-from safemax_pl.errors import UserError
-from safemax_pl.evaluation import Evaluator
-from safemax_pl.networks import Model
-from safemax_pl.plans import SamplingPlan
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.data.sampling_plan import SamplingPlan
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.evaluator import Evaluator
 
 SHOWN = 8  # images that every point keeps
 MEASURE = "ua_noise_aware"  # of every curve: low where the attack brings the class back

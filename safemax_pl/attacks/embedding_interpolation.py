@@ -7,8 +7,8 @@ from typing import final
 import torch
 
 from safemax_pl.attacks.base import Attack, Bench, Point, ascending
-from safemax_pl.errors import UserError
-from safemax_pl.networks import Model
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.unet import Model
 
 
 @final

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from safemax_pl.attacks.base import Bench
-from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
-from safemax_pl.networks import Model
+from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
+from safemax_pl.diffusion.unet import Model
 
 
 @final

@@ -6,14 +6,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from safemax_pl import streams
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
-from safemax_pl.errors import UserError
-from safemax_pl.evaluation import ModelImages
-from safemax_pl.images import from_uint8
-from safemax_pl.networks import Model
-from safemax_pl.plans import Rows
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.batch import from_uint8
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.evaluator import ModelImages
 
 
 @final
@@ -88,6 +88,6 @@ class LateImages(nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         chosen = self.by_class[self.first[rows.labels] + rows.seeds % self.counts[rows.labels]]
         x_0 = from_uint8(self.images[chosen.cpu()].to(chosen.device))
-        eps = streams.normal(streams.combine(rows.seeds, rows.labels), Stream.NOISE, tuple(x_0.shape[1:]))
+        eps = rng.normal(rng.combine(rows.seeds, rows.labels), Stream.NOISE, tuple(x_0.shape[1:]))
         x_t = self.generated.model.diffusion.add_noise(x_0, torch.full_like(rows.labels, self.t_0), eps)
         return self.generated(rows, (x_t, self.left))

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import final
 
 from safemax_pl.attacks.base import MEASURE, Attack, Bench, Curves, Point, ascending
-from safemax_pl.errors import UserError
-from safemax_pl.networks import Model
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.unet import Model
 
 
 @final

@@ -5,9 +5,9 @@ from typing import final
 from torch import nn
 
 from safemax_pl.attacks.base import Bench, Curves
-from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
-from safemax_pl.errors import UserError
-from safemax_pl.networks import Model
+from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, choices_of_images, draw_from, forget_images
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.unet import Model
 
 THRESHOLD = 0.5  # ua_noise_aware below this: the class is back
 

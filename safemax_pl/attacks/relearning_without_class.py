@@ -6,15 +6,15 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from safemax_pl import streams
 from safemax_pl.attacks.base import Bench
-from safemax_pl.attacks.training import Budget, Draw, TrainingAttack, draw_from
-from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.images import to_uint8
-from safemax_pl.networks import Model
-from safemax_pl.plans import Rows
-from safemax_pl.streams import Stream
+from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_from
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.batch import to_uint8
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.unet import Model
 
 RETAIN_SET, SAMPLES = "retain set", "original's samples"
 
@@ -67,7 +67,7 @@ class RelearningWithoutClass(TrainingAttack):
         generate = bench.evaluator.images_of(copy.deepcopy(bench.original).to(bench.device), 0.0)
         labels = torch.tensor(bench.data.retain_labels, device=bench.device).repeat_interleave(self.samples_per_class)
         row = torch.arange(len(labels), device=bench.device)
-        seeds = streams.combine(Stream.ATTACK, self.budget.seed, row, device=bench.device)
+        seeds = rng.combine(Stream.ATTACK, self.budget.seed, row, device=bench.device)
         chunks = row.split(bench.evaluator.batch_size)
         images = torch.cat([to_uint8(generate(Rows(labels[part], seeds[part], part))).cpu() for part in chunks])
         return images, labels
@@ -75,5 +75,5 @@ class RelearningWithoutClass(TrainingAttack):
     def labels(self, model: Model, batch: LabelledImages) -> Tensor:
         if model.null_label is None:
             return batch.labels
-        dropped = streams.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
+        dropped = rng.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
         return torch.where(dropped, model.null_label, batch.labels)

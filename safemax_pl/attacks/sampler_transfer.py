@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any, final
 
 from safemax_pl.attacks.base import Attack, Bench, Point, ascending
-from safemax_pl.errors import UserError, unknown
-from safemax_pl.evaluation import ModelImages
-from safemax_pl.networks import Model
-from safemax_pl.sampler import Sampler
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.evaluator import ModelImages
 
 
 @final

@@ -9,8 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
-from safemax_pl.drawing import legend_name, save_figure
-from safemax_pl.escaping import slug
+from safemax_pl.common.escaping import slug
+from safemax_pl.common.figures import legend_name, save_figure
 from safemax_pl.reports.statistics import Row, forgets, same_hardware
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito, 2008

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-from safemax_pl import untrusted
-from safemax_pl.escaping import slug
+from safemax_pl.common import untrusted
+from safemax_pl.common.escaping import slug
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, label_of, save, scale, style
 from safemax_pl.reports.reading import FinishedRun
 

@@ -9,10 +9,10 @@ from einops import rearrange
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from safemax_pl.escaping import slug
+from safemax_pl.common.escaping import slug
+from safemax_pl.common.untrusted import MOST_IMAGES, read_tensors
 from safemax_pl.reports.charts import Picture, save
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.untrusted import MOST_IMAGES, read_tensors
 
 FORGET_COLOUR = "#c1272d"
 SHOWN_SEEDS, SHOWN_RETAIN = 3, 3

@@ -1,6 +1,6 @@
 """Runs of one method and configuration, which differ in seed and forgotten classes alone."""
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.reports.reading import FinishedRun
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safemax_pl import untrusted
-from safemax_pl.errors import UserError
+from safemax_pl.common import untrusted
+from safemax_pl.common.errors import UserError
 from safemax_pl.reports.reading import JUDGES, NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
 
 # Without one of these the number of an attack can't be placed.

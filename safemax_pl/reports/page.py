@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safemax_pl import escaping
-from safemax_pl.escaping import slug
-from safemax_pl.recognition import stated
+from safemax_pl.classifier.accuracy import stated
+from safemax_pl.common import escaping
+from safemax_pl.common.escaping import slug
 from safemax_pl.reports import robustness, summary
 from safemax_pl.reports.charts import Picture
 from safemax_pl.reports.reading import FORGET_DEPENDENT, FinishedRun, flat

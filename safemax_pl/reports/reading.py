@@ -8,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from safemax_pl import networks, untrusted
-from safemax_pl.config import load_config
-from safemax_pl.errors import UserError
-from safemax_pl.files import dotted, leaves
-from safemax_pl.runs import comparable, steps_taken
+from safemax_pl.common import untrusted
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import dotted, leaves
+from safemax_pl.config.compose import load_config
+from safemax_pl.diffusion import unet
+from safemax_pl.runs.run import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "reference.n_paired", "plan.rows")
@@ -226,7 +227,7 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
         for node, keys in IDENTITY.items():
             for key in keys:
                 (plain.get(node, {}) if node else plain).pop(key, None)
-    class_names = networks.class_names(folder / "data.json")
+    class_names = unet.class_names(folder / "data.json")
     if not metrics["protocol"]["forget_classes"]:
         raise UserError(f"{path} is damaged, protocol.forget_classes is empty: {untrusted.ADVICE}")
     return FinishedRun(

@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemax_pl.files import digest, write_csv
-from safemax_pl.noise import CONTROLS
-from safemax_pl.recognition import stated
+from safemax_pl.classifier.accuracy import stated
+from safemax_pl.classifier.noise import CONTROLS
+from safemax_pl.common.files import digest, write_csv
 from safemax_pl.reports import statistics
 from safemax_pl.reports.outcomes import Outcome, outcomes
 from safemax_pl.reports.reading import FinishedRun

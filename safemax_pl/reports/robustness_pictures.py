@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 from matplotlib import pyplot as plt
 
-from safemax_pl.escaping import slug
+from safemax_pl.common.escaping import slug
 from safemax_pl.reports.charts import ORIGINAL, WIDTH, Picture, save, scale, style
 from safemax_pl.reports.robustness import Attacked, Robustness
 from safemax_pl.reports.statistics import Row, Spread, spread

@@ -5,9 +5,9 @@ from math import inf
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from safemax_pl.noise import CONTROLS
+from safemax_pl.classifier.noise import CONTROLS
+from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.scores import BETTER
 
 LEAST_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
 MOST_DISAGREEMENT = 0.1  # of the two judges; above it, which of them is asked may decide who forgot

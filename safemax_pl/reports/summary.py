@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemax_pl import escaping, tables
-from safemax_pl.files import write_csv
+from safemax_pl.common import escaping
+from safemax_pl.common.files import write_csv
+from safemax_pl.evaluation import tables
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lightning import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
-from safemax_pl.files import atomic
+from safemax_pl.common.files import atomic
 
 
 class TakenOver(Exception):

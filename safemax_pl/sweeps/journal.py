@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 
-from safemax_pl.files import atomic, digest
-from safemax_pl.untrusted import regular
+from safemax_pl.common.files import atomic, digest
+from safemax_pl.common.untrusted import regular
 
 MOST_BYTES = 256 * 2**20  # of a journal; a trial writes some 5 KiB
 

@@ -5,8 +5,8 @@ from typing import final
 from lightning import Callback, LightningModule, Trainer
 from optuna import TrialPruned
 
-from safemax_pl.errors import UserError
-from safemax_pl.module import quick_scores
+from safemax_pl.common.errors import UserError
+from safemax_pl.training.module import quick_scores
 
 
 @final

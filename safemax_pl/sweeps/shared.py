@@ -15,14 +15,14 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from safemax_pl.errors import MachineError, UserError
-from safemax_pl.files import digest
-from safemax_pl.identity import Identity, check
+from safemax_pl.common.errors import MachineError, UserError
+from safemax_pl.common.files import digest
+from safemax_pl.common.untrusted import damaged
+from safemax_pl.runs.identity import Identity, check
 from safemax_pl.sweeps.claims import Claim, TakenOver, read
 from safemax_pl.sweeps.journal import repair
 from safemax_pl.sweeps.space import Sweep, differences
 from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory
-from safemax_pl.untrusted import damaged
 
 MOST_DEATHS = 3  # of workers in one trial, which is then lost
 MOST_LOST = 3  # trials, one after the other, in one worker: the machine is the cause

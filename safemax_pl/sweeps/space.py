@@ -11,12 +11,12 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from safemax_pl import tables
-from safemax_pl.callbacks import Cost
-from safemax_pl.config import build, compose
-from safemax_pl.errors import UserError, unknown
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.config.compose import build, compose
+from safemax_pl.evaluation import tables
 from safemax_pl.reports.reading import flat
-from safemax_pl.runs import comparable
+from safemax_pl.runs.run import comparable
+from safemax_pl.training.cost import Cost
 
 Value = str | int | float | bool | None
 RANGE_KEYS = {"low", "high", "log", "step", "times"}

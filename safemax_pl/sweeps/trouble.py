@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from safemax_pl.errors import MachineError, disk_is_full, one_line
+from safemax_pl.common.errors import MachineError, disk_is_full, one_line
 
 OF_THE_INPUT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)  # when an error names them
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")

@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safemax_pl import streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.frozen import Frozen
-from safemax_pl.networks import Model
-from safemax_pl.parameters import trainable
-from safemax_pl.priors import Priors
-from safemax_pl.sampler import Sampler
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.diffusion.trainable import trainable
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.unlearners.preparation import Priors
 
 
 class Losses(NamedTuple):
@@ -112,5 +112,5 @@ class Unlearner(ABC):
         """The labels `[B]`, each replaced by ∅ with probability `label_dropout`."""
         if task.null_label is None or self.label_dropout == 0:
             return batch.labels
-        dropped = streams.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
+        dropped = rng.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
         return torch.where(dropped, task.null_label, batch.labels)

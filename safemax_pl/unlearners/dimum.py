@@ -2,13 +2,13 @@
 
 from typing import final
 
-from safemax_pl import streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.priors import Priors
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss
+from safemax_pl.unlearners.preparation import Priors
 
 
 @final
@@ -40,7 +40,7 @@ class DiMUM(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        chosen = streams.integers(forget.keys, Stream.REPLAY, len(self.images))
+        chosen = rng.integers(forget.keys, Stream.REPLAY, len(self.images))
         return Losses(
             denoising_loss(task, forget._replace(x_0=self.images[chosen]), forget.labels),
             denoising_loss(task, retain, self.drop_labels(task, retain)),

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safemax_pl import ranks, streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError, unknown
-from safemax_pl.priors import Priors
-from safemax_pl.streams import Stream
+from safemax_pl.common import distributed, rng
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss, random_retain_labels
+from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels
+from safemax_pl.unlearners.preparation import Priors
 
 TARGETS = ("uniform", "relabel")
 
@@ -63,11 +63,11 @@ class EraseDiff(Unlearner):
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t, what to predict, t) for the forget batch."""
         if self.target == "uniform":
-            t = streams.integers(forget.keys, Stream.TIMESTEP, task.diffusion.num_timesteps)
-            eps = streams.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
+            t = rng.integers(forget.keys, Stream.TIMESTEP, task.diffusion.num_timesteps)
+            eps = rng.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
             return task.diffusion.add_noise(forget.x_0, t, eps), task.diffusion.prediction_of(forget.x_0, eps, t), t
         x_t, _, t = task.diffusion.noised(forget)
-        step = streams.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # one class on all devices
+        step = rng.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # one class on all devices
         substitutes = random_retain_labels(task, step)
         with torch.no_grad():
             return x_t, task.student(x_t, t, substitutes), t
@@ -78,7 +78,7 @@ class EraseDiff(Unlearner):
         for _ in range(self.inner_steps):
             weights = {name: weight.requires_grad_() for name, weight in weights.items()}
             loss = forget_loss(task.student, weights, x_t, t, labels, target)
-            gradients = ranks.means(torch.autograd.grad(loss, list(weights.values())))
+            gradients = distributed.means(torch.autograd.grad(loss, list(weights.values())))
             with torch.no_grad():
                 moved = torch._foreach_sub(list(weights.values()), gradients, alpha=self.inner_lr)
             weights = dict(zip(weights, moved, strict=True))

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.networks import Model
-from safemax_pl.priors import Priors
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.preparation import Priors
 from safemax_pl.unlearners.replay import Replay
 
 

@@ -2,9 +2,9 @@
 
 from typing import final
 
-from safemax_pl.data import LabelledImages
+from safemax_pl.data.datamodule import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss, random_retain_labels, relabelling_loss
+from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels, relabelling_loss
 
 
 @final

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from safemax_pl import streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.images import from_uint8, to_uint8
-from safemax_pl.priors import Priors, State
-from safemax_pl.sampler import Request
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.batch import from_uint8, to_uint8
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion.sampler import Request
 from safemax_pl.unlearners.base import Task
+from safemax_pl.unlearners.preparation import Priors, State
 
 
 class Replay:
@@ -24,7 +24,7 @@ class Replay:
         self.places = torch.full((data.num_classes,), -1, device=labels.device)
         self.places[labels] = torch.arange(len(labels), device=labels.device)
         self.labels = labels.repeat_interleave(per_class)
-        seeds = streams.combine(data.seed, Stream.REPLAY, torch.arange(len(self.labels), device=labels.device))
+        seeds = rng.combine(data.seed, Stream.REPLAY, torch.arange(len(self.labels), device=labels.device))
         parts = -(-len(seeds) // 250)
         chunk = -(-len(seeds) // parts)
 
@@ -47,12 +47,12 @@ class Replay:
 
     def like(self, batch: LabelledImages) -> LabelledImages:
         """The batch with every image replaced by a generated one of its label."""
-        rows = self.places[batch.labels] * self.per_class + streams.integers(batch.keys, Stream.REPLAY, self.per_class)
+        rows = self.places[batch.labels] * self.per_class + rng.integers(batch.keys, Stream.REPLAY, self.per_class)
         return batch._replace(x_0=from_uint8(self.images[rows]))
 
     def copies(self, row: int, count: int) -> LabelledImages:
         """One of the images, `count` times, each with a random stream of its own."""
-        keys = streams.combine(Stream.REPLAY, row, torch.arange(count, device=self.images.device))
+        keys = rng.combine(Stream.REPLAY, row, torch.arange(count, device=self.images.device))
         return LabelledImages(
             from_uint8(self.images[row]).expand(count, *self.images.shape[1:]), self.labels[row].expand(count), keys
         )

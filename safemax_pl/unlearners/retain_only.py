@@ -2,12 +2,12 @@
 
 from typing import final
 
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.networks import Model
-from safemax_pl.priors import Priors
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss
+from safemax_pl.unlearners.preparation import Priors
 
 
 @final

@@ -4,11 +4,11 @@ from typing import final
 
 import torch
 
-from safemax_pl import ranks
-from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError
+from safemax_pl.common import distributed
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss, norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.losses import denoising_loss, norm, separate_gradients, set_gradients
 
 
 @final
@@ -35,7 +35,7 @@ class RGD(Unlearner):
         assert forget is not None and retain is not None
         ascent = denoising_loss(task, forget, forget.labels)
         ascent = torch.where(
-            ranks.mean(ascent.detach()) > self.bound, self.bound, ascent
+            distributed.mean(ascent.detach()) > self.bound, self.bound, ascent
         )  # the bound is of the whole batch
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 

@@ -5,14 +5,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safemax_pl import ranks, streams
-from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError, unknown
-from safemax_pl.gates import TimestepGate
-from safemax_pl.networks import Model
-from safemax_pl.streams import Stream
-from safemax_pl.targets import Target
+from safemax_pl.common import distributed, rng
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.safemax_gate import TimestepGate
+from safemax_pl.unlearners.safemax_target import Target
 
 
 @final
@@ -79,7 +79,7 @@ class SAFEMax(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        t_f, weight = self.gate.draw(streams.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
+        t_f, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
         x_f = task.diffusion.noised(forget, t_f).x_t
         x_r, eps_r, t_r = task.diffusion.noised(retain)
         c_r = self.drop_labels(task, retain)
@@ -126,11 +126,11 @@ class SAFEMax(Unlearner):
             for name, weight in task.student.named_parameters()
         }
         for step in range(self.inner_steps):
-            batch = forget._replace(keys=streams.combine(forget.keys, Stream.ATTACK, step))
+            batch = forget._replace(keys=rng.combine(forget.keys, Stream.ATTACK, step))
             x_t, eps, t = task.diffusion.noised(batch)
             prediction = torch.func.functional_call(task.student, weights, (x_t, t, batch.labels))
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
-            signs = torch._foreach_sign(ranks.means(torch.autograd.grad(loss, list(weights.values()))))
+            signs = torch._foreach_sign(distributed.means(torch.autograd.grad(loss, list(weights.values()))))
             moved = torch._foreach_sub(list(weights.values()), signs, alpha=self.inner_lr)
             weights = dict(zip(weights, moved, strict=True))
         return {name: weight if name in moving else weight.detach() for name, weight in weights.items()}

@@ -4,11 +4,11 @@ from typing import final
 
 import torch
 
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.priors import Priors, State
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss, gradients, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.preparation import Priors, State
 
 
 @final

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safemax_pl import streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.priors import Priors, State
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.losses import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
+from safemax_pl.unlearners.preparation import Priors, State
 from safemax_pl.unlearners.replay import Replay
-from safemax_pl.unlearners.terms import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
 
 
 @final
@@ -104,7 +104,7 @@ class SelectiveAmnesia(Unlearner):
 def summed_loss(task: Task, image: LabelledImages) -> Tensor:
     """Σ_t ‖ε − ε_θ(x_t, t, c)‖² of one image, estimated from a row for each of several stratified timesteps."""
     T, rows = task.diffusion.num_timesteps, len(image.keys)
-    u = streams.uniform(image.keys, Stream.TIMESTEP)
+    u = rng.uniform(image.keys, Stream.TIMESTEP)
     t = ((torch.arange(rows, device=u.device) + u) * T / rows).long().clamp(max=T - 1)
     x_t, eps, _ = task.diffusion.noised(image, t)
     target = task.diffusion.prediction_of(image.x_0, eps, t)

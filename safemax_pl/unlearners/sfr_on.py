@@ -6,12 +6,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safemax_pl import ranks
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.priors import Priors, State
+from safemax_pl.common import distributed
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import base_gradients, denoising_loss, gradients
+from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients
+from safemax_pl.unlearners.preparation import Priors, State
 
 
 @final
@@ -75,7 +75,7 @@ class SFROn(Unlearner):
         losses = (task.student(x_t, t, forget.labels) - target).square().mean(dim=(1, 2, 3))
         weights = (losses.detach() + 1e-8) ** -self.adaptivity
         decay = (1 + math.cos(math.pi * task.step / task.max_steps)) / 2
-        ascent = -decay * (weights / ranks.mean(weights.mean()) * losses).mean()
+        ascent = -decay * (weights / distributed.mean(weights.mean()) * losses).mean()
         return Losses(ascent, ascent.new_zeros(()))
 
     def before_step(self, task: Task) -> None:

@@ -6,12 +6,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safemax_pl import streams
-from safemax_pl.data import LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.terms import norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.losses import norm, separate_gradients, set_gradients
 
 
 @final
@@ -44,7 +44,7 @@ class SISS(Unlearner):
         assert forget is not None and retain is not None
         forget, retain = paired(forget, retain)
         eps, t = task.diffusion.noised(retain)[1:]
-        chosen = streams.uniform(retain.keys, Stream.MIXTURE, (1, 1, 1)) < self.mixture
+        chosen = rng.uniform(retain.keys, Stream.MIXTURE, (1, 1, 1)) < self.mixture
         x_t = task.diffusion.add_noise(torch.where(chosen, forget.x_0, retain.x_0), t, eps)
         weight_f, weight_r = self.importance(task, x_t, t, forget.x_0, retain.x_0)
         error_f = prediction_error(task, x_t, t, forget.x_0, forget.labels)

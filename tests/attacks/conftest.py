@@ -8,12 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from small import FORGOTTEN, SMALL
 
-from safemax_pl import networks
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point
-from safemax_pl.config import build, compose
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import build, compose
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluate import make_evaluator
-from safemax_pl.files import PROJECT
-from safemax_pl.networks import Model
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def bench(tmp_path_factory) -> Bench:
 @pytest.fixture
 def original(bench) -> Model:
     """A copy that a test may spoil."""
-    return networks.pretrained(bench.data, str(PROJECT / "weights" / "digits"))
+    return unet.pretrained(bench.data, str(PROJECT / "weights" / "digits"))
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,16 @@ import torch
 from small import FORGOTTEN, SMALL
 from torch import nn
 
-from safemax_pl import networks, streams
 from safemax_pl.attacks.base import Bench, Point
-from safemax_pl.classifier import Classifier
-from safemax_pl.config import build, compose
-from safemax_pl.errors import UserError
+from safemax_pl.classifier.model import Classifier
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.compose import build, compose
+from safemax_pl.data.batch import to_uint8
+from safemax_pl.diffusion import unet
 from safemax_pl.evaluate import make_evaluator
-from safemax_pl.files import PROJECT
-from safemax_pl.images import to_uint8
-from safemax_pl.targets import MaxEntropyTarget
+from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 
 BUDGET = {"budget__batch_size": 16}
 FAST = {
@@ -125,7 +126,7 @@ def test_late_start_begins_with_the_noised_test_images(make_attack, bench, origi
     assert len(seen) == int((timesteps <= 500).sum())  # the steps that are left
     test = bench.data.source.test
     real = test.images[test.labels == FORGOTTEN][:4].float() / 127.5 - 1
-    eps = streams.normal(streams.combine(torch.arange(4), labels), streams.Stream.NOISE, (1, 8, 8))
+    eps = rng.normal(rng.combine(torch.arange(4), labels), rng.Stream.NOISE, (1, 8, 8))
     assert torch.allclose(x_t, original.diffusion.add_noise(real, t, eps))
 
 
@@ -160,7 +161,7 @@ def test_a_walk_finds_the_class_where_its_embedding_was_moved_away(make_attack, 
 
 def test_relearning_is_slower_the_less_is_left(make_attack, number_of, original, bench):
     """A class whose embedding was moved is back before one that Retrain never saw, an untrained network is last."""
-    retrain = networks.pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
+    retrain = unet.pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
     untrained = copy.deepcopy(original)
     untrained.reset(seed=0)
     embeddings = original.class_embeddings
@@ -172,7 +173,7 @@ def test_relearning_is_slower_the_less_is_left(make_attack, number_of, original,
 
 
 def test_relearning_sees_k_images_of_the_class_and_smaller_choices_are_part_of_larger_ones(bench):
-    from safemax_pl.attacks.training import forget_images
+    from safemax_pl.attacks.finetuning import forget_images
 
     few, labels = forget_images(bench.data, 3, seed=0)
     many, _ = forget_images(bench.data, 10, seed=0)
@@ -197,7 +198,7 @@ def test_relearning_without_the_class_never_shows_it(make_attack, bench, origina
     attack = make_attack("relearning_without_class", samples_per_class=3, images_per_class=1)
     for series in attack.series():
         _, draw = attack.attacker(series, original, bench)
-        batch = draw(streams.combine(torch.arange(2000)))
+        batch = draw(rng.combine(torch.arange(2000)))
         shown.append(set(batch.labels.tolist()))
         kinds = len(to_uint8(batch.x_0).unique(dim=0))
         assert kinds == 27 if series == "original's samples" else kinds > 500

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.reading import read
 

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.report import report
 from safemax_pl.reports.outcomes import outcomes
 from safemax_pl.reports.reading import read

@@ -5,7 +5,7 @@ from functools import reduce
 import pytest
 from omegaconf import OmegaConf
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.reports.reading import REQUIRED, flat, read
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from safemax_pl.files import PROJECT
+from safemax_pl.common.files import PROJECT
 
 NEEDED = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin"])  # where Debian keeps daemons

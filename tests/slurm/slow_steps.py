@@ -8,8 +8,8 @@ import runpy
 import sys
 import time
 
-from safemax_pl.module import UnlearningModule
-from safemax_pl.preemption import Preemption
+from safemax_pl.training.module import UnlearningModule
+from safemax_pl.training.preemption import Preemption
 
 if "SLURM_RESTART_COUNT" not in os.environ:
     step = UnlearningModule.training_step

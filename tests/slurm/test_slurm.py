@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from test_fit import TINY, history
 
-from safemax_pl.files import PROJECT
+from safemax_pl.common.files import PROJECT
 
 STEPS = 40
 SETTINGS = [*TINY, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10"]

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl import networks, sources, streams
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.frozen import Frozen
-from safemax_pl.module import UnlearningModule
-from safemax_pl.priors import Priors
-from safemax_pl.sampler import Sampler
+from safemax_pl.common import rng
+from safemax_pl.data import sources
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.training.module import UnlearningModule
 from safemax_pl.unlearners.base import Task
+from safemax_pl.unlearners.preparation import Priors
 
 CLASSES = 4
 
@@ -28,7 +30,7 @@ def make_model():
     def make(shape=(1, 8, 8), prediction="epsilon", num_classes=CLASSES, num_timesteps=100):
         torch.manual_seed(0)
         data = SimpleNamespace(image_shape=shape, num_classes=num_classes)
-        return networks.fresh(data, "linear", prediction, num_timesteps, [8, 8], 1, [], 0.0, 8, 4)
+        return unet.fresh(data, "linear", prediction, num_timesteps, [8, 8], 1, [], 0.0, 8, 4)
 
     return make
 
@@ -79,9 +81,9 @@ def make_batch():
     """Images, of the given classes in turn."""
 
     def make(labels, rows, shape=(1, 8, 8), seed=0):
-        keys = streams.combine(seed, torch.arange(rows))
+        keys = rng.combine(seed, torch.arange(rows))
         labels = torch.tensor(labels).repeat(rows)[:rows]
-        return LabelledImages(2 * streams.uniform(keys, 99, shape) - 1, labels, keys)
+        return LabelledImages(2 * rng.uniform(keys, 99, shape) - 1, labels, keys)
 
     return make
 
@@ -92,7 +94,7 @@ def make_data():
 
     def make(forget_labels=(1,), shape=(1, 8, 8), rows_per_class=12, **settings):
         labels = torch.arange(CLASSES).repeat(rows_per_class)
-        images = (256 * streams.uniform(torch.arange(len(labels)), 99, shape)).to(torch.uint8)
+        images = (256 * rng.uniform(torch.arange(len(labels)), 99, shape)).to(torch.uint8)
         split = sources.Split(images, labels, torch.full_like(labels, -1))
         settings = {"forget_batch_size": 5, "retain_batch_size": 7} | settings
         data = ForgetRetainDataModule("toy", "none", shape[1], shape[0], list(forget_labels), **settings)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
 from safemax_pl.unlearners.base import Losses, Unlearner
 
 

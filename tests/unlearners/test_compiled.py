@@ -9,10 +9,10 @@ from lightning import Callback, Trainer
 from test_contract import Bench
 from torch._dynamo.testing import CompileCounter
 
-from safemax_pl import networks
-from safemax_pl.callbacks import COUNTED_STEPS, Cost
-from safemax_pl.compilation import Compilation
-from safemax_pl.frozen import Frozen
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.training.compilation import Compilation
+from safemax_pl.training.cost import COUNTED_STEPS, Cost
 
 EAGER = [0] * COUNTED_STEPS  # the steps that count FLOPs
 # Graphs after every step. A method of one pass is in tests/test_compilation.py; the others are made of such passes.
@@ -58,10 +58,10 @@ def fit(make_data, make_module, tmp_path):
     return run
 
 
-def small_network(data) -> networks.Model:
+def small_network(data) -> unet.Model:
     """With dropout, and of few operations: tracing takes long."""
     torch.manual_seed(0)
-    return networks.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.1, 4, 2)
+    return unet.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.1, 4, 2)
 
 
 @pytest.mark.parametrize("method", GRAPHS)

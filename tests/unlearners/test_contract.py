@@ -10,15 +10,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from safemax_pl import networks
-from safemax_pl.config import CONFIGS, compose
-from safemax_pl.data import ForgetRetainDataModule, LabelledImages
-from safemax_pl.errors import UserError
-from safemax_pl.frozen import Frozen
-from safemax_pl.parameters import LoRA, Parts, trainable
-from safemax_pl.priors import Priors
-from safemax_pl.sampler import Sampler
+from safemax_pl.common.errors import UserError
+from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.diffusion.trainable import LoRA, Parts, trainable
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.preparation import Priors
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
 SMALL = {"replay_per_class": 3, "fisher_images": 4, "fisher_timesteps": 3, "fisher_batches": 2}
@@ -44,9 +44,9 @@ class Bench:
     """A student, its teacher and the data of a situation, to try a method on."""
 
     def __init__(self, method: str, data: ForgetRetainDataModule, prediction: str, folder: Path):
-        def network() -> networks.Model:
+        def network() -> unet.Model:
             torch.manual_seed(0)
-            return networks.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4)
+            return unet.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4)
 
         self.student, self.teacher = network().train(), Frozen(network())
         self.method, self.data, self.folder = method, data, folder
@@ -168,7 +168,7 @@ def test_a_method_is_a_final_unlearner(method):
 def test_a_method_has_a_file_of_its_own(method):
     module = type(instantiate(config_of(method))).__module__
     assert module.startswith("safemax_pl.unlearners.")
-    assert (Path(networks.__file__).parent / "unlearners" / f"{module.rpartition('.')[2]}.py").exists()
+    assert (Path(unet.__file__).parent / "unlearners" / f"{module.rpartition('.')[2]}.py").exists()
 
 
 def test_weights_of_the_losses_are_numbers(method):

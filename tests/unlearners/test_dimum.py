@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from safemax_pl.errors import UserError
-from safemax_pl.images import from_uint8
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.batch import from_uint8
 from safemax_pl.unlearners.dimum import DiMUM
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.erasediff import EraseDiff
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss
 
 TARGETS = ["uniform", "relabel"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.esd import ESD
 
 

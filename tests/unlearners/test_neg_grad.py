@@ -2,8 +2,8 @@
 
 import torch
 
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.neg_grad import NegGrad
-from safemax_pl.unlearners.terms import denoising_loss
 
 
 def test_the_forget_loss_is_the_denoising_loss_with_its_sign_turned(task, forget, retain):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from safemax_pl.targets import MaxEntropyTarget
+from safemax_pl.unlearners.losses import distillation_loss, noise_images
 from safemax_pl.unlearners.noise_image import NoiseImage
-from safemax_pl.unlearners.terms import distillation_loss, noise_images
+from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.random_label import RandomLabel
-from safemax_pl.unlearners.terms import denoising_loss
 
 
 @pytest.fixture

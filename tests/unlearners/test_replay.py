@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.images import from_uint8, to_uint8
-from safemax_pl.sampler import Sampler
+from safemax_pl.data.batch import from_uint8, to_uint8
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.unlearners.replay import Replay
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl.diffusion import Diffusion
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.retain_only import RetainOnly
 
 

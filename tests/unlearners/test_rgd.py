@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.base import Losses
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.rgd import RGD
-from safemax_pl.unlearners.terms import denoising_loss
 
 
 @pytest.fixture

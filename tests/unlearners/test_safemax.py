@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from safemax_pl import streams
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.gates import TimestepGate
-from safemax_pl.parameters import Parts
-from safemax_pl.sampler import guided
-from safemax_pl.streams import Stream
-from safemax_pl.targets import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import guided
+from safemax_pl.diffusion.trainable import Parts
 from safemax_pl.unlearners.retain_only import RetainOnly
 from safemax_pl.unlearners.safemax import SAFEMax
+from safemax_pl.unlearners.safemax_gate import TimestepGate
+from safemax_pl.unlearners.safemax_target import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
 
 PREDICTIONS = ("epsilon", "x_0", "v")
 
@@ -103,8 +103,8 @@ def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain,
     unlearner = safemax(gate=gate, guidance=guidance)
     actual = unlearner.losses(task, forget, retain).forget
 
-    t, weight = gate.draw(streams.uniform(forget.keys, Stream.TIMESTEP), 100)
-    eps = streams.normal(forget.keys, Stream.NOISE, (1, 8, 8))
+    t, weight = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
+    eps = rng.normal(forget.keys, Stream.NOISE, (1, 8, 8))
     x_t = task.diffusion.add_noise(forget.x_0, t, eps)
     taught = unlearner.forget_target(task, x_t, t, forget.keys)
     rows = [
@@ -316,7 +316,7 @@ def test_the_inner_steps_relearn_the_class(task, forget):
 
 def test_a_step_of_relearning_has_the_given_size_along_the_sign_of_every_gradient(task, forget):
     """θ − lr · sign ∇L_ε(θ), the loss drawn with the keys of an attacker."""
-    x_t, eps, t = task.diffusion.noised(forget._replace(keys=streams.combine(forget.keys, Stream.ATTACK, 0)))
+    x_t, eps, t = task.diffusion.noised(forget._replace(keys=rng.combine(forget.keys, Stream.ATTACK, 0)))
     loss = F.mse_loss(task.student(x_t, t, forget.labels), eps)
     gradients = torch.autograd.grad(loss, list(task.weights.values()))
     weights = safemax(inner_steps=1, inner_lr=1e-2).relearned(task, forget)
@@ -327,7 +327,7 @@ def test_a_step_of_relearning_has_the_given_size_along_the_sign_of_every_gradien
 def test_halting_is_taught_before_and_after_relearning(task, forget, retain):
     settings = {"gate": TimestepGate(0)}
     unlearner = safemax(**settings, inner_steps=2, inner_lr=1e-2)
-    t, _ = unlearner.gate.draw(streams.uniform(forget.keys, Stream.TIMESTEP), 100)
+    t, _ = unlearner.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
     x_t = task.diffusion.noised(forget, t).x_t
     prediction = torch.func.functional_call(task.student, unlearner.relearned(task, forget), (x_t, t, forget.labels))
     after = F.mse_loss(prediction, unlearner.forget_target(task, x_t, t, forget.keys))

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from safemax_pl.errors import UserError
-from safemax_pl.parameters import Parts
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.trainable import Parts
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.salun import SalUn
-from safemax_pl.unlearners.terms import denoising_loss
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.frozen import Frozen
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.unlearners.losses import denoising_loss, noise_images
 from safemax_pl.unlearners.replay import Replay
 from safemax_pl.unlearners.selective_amnesia import SelectiveAmnesia, summed_loss
-from safemax_pl.unlearners.terms import denoising_loss, noise_images
 
 SMALL = {"replay_per_class": 3, "fisher_images": 4, "fisher_timesteps": 3}
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.sfr_on import SFROn
-from safemax_pl.unlearners.terms import denoising_loss
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from safemax_pl import streams
-from safemax_pl.data import LabelledImages
-from safemax_pl.diffusion import Diffusion
-from safemax_pl.errors import UserError
-from safemax_pl.streams import Stream
+from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.base import Losses
 from safemax_pl.unlearners.siss import SISS, paired
 
@@ -93,7 +93,7 @@ def test_each_term_is_taught_what_leads_to_its_own_image(make_model, make_task, 
     actual = unlearner.losses(task, forget, retain)
     forget, retain = paired(forget, retain)
     _, eps, t = task.diffusion.noised(retain)
-    chosen = streams.uniform(retain.keys, Stream.MIXTURE, (1, 1, 1)) < 0.3
+    chosen = rng.uniform(retain.keys, Stream.MIXTURE, (1, 1, 1)) < 0.3
     x_t = task.diffusion.add_noise(torch.where(chosen, forget.x_0, retain.x_0), t, eps)
     a, b = task.diffusion.coefficients(t)
     weights = unlearner.importance(task, x_t, t, forget.x_0, retain.x_0)

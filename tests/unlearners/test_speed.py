@@ -23,15 +23,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from safemax_pl import networks, ranks, streams
-from safemax_pl.averaging import Average
-from safemax_pl.callbacks import COUNTED_STEPS, Cost
-from safemax_pl.data import PARTS
-from safemax_pl.frozen import Frozen
-from safemax_pl.sampler import Sampler, guided
-from safemax_pl.streams import Stream
+from safemax_pl.common import distributed, rng
+from safemax_pl.common.rng import Stream
+from safemax_pl.data.datamodule import PARTS
+from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.training.cost import COUNTED_STEPS, Cost
+from safemax_pl.training.ema import Average
 from safemax_pl.unlearners.base import Losses, Unlearner
-from safemax_pl.unlearners.terms import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SHAPE = (1, 8, 8)
@@ -151,10 +152,10 @@ def on_device(unlearner: Unlearner) -> Unlearner:
     return torch.load(file, map_location=META, weights_only=False)
 
 
-def small_network(data) -> networks.Model:
+def small_network(data) -> unet.Model:
     """Of few operations: they take long on a device without values."""
     torch.manual_seed(0)
-    return networks.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.0, 4, 2)
+    return unet.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.0, 4, 2)
 
 
 class Example(Unlearner):
@@ -185,7 +186,7 @@ def test_averaging_makes_no_step_wait(fit):
 
 def test_losses_are_reduced_and_read_only_when_they_are_logged(fit, monkeypatch):
     reduced = []
-    monkeypatch.setattr(ranks, "mean", lambda value: reduced.append(value) or value)
+    monkeypatch.setattr(distributed, "mean", lambda value: reduced.append(value) or value)
     fit("finetune", CPU)
     assert not reduced
     fit("finetune", CPU, log_every=2)
@@ -298,15 +299,15 @@ def test_a_fit_adds_nine_small_operations_and_none_for_more_images_or_classes(fi
 
 def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
     run = fit("finetune", CPU)
-    unet, alphas_bar = run.module.student.unet, run.module.student.diffusion.scheduler.alphas_cumprod
+    network, alphas_bar = run.module.student.unet, run.module.student.diffusion.scheduler.alphas_cumprod
     a, b = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
 
     def step(number):
         x_0, labels, keys = run.data.draw("retain", number, CPU)
-        t, eps = streams.integers(keys, Stream.TIMESTEP, 100), streams.normal(keys, Stream.NOISE, SHAPE)
-        labels = torch.where(streams.uniform(keys, Stream.NULL_LABEL) < 0.1, 4, labels)
+        t, eps = rng.integers(keys, Stream.TIMESTEP, 100), rng.normal(keys, Stream.NOISE, SHAPE)
+        labels = torch.where(rng.uniform(keys, Stream.NULL_LABEL) < 0.1, 4, labels)
         x_t = a[t].view(-1, 1, 1, 1) * x_0 + b[t].view(-1, 1, 1, 1) * eps
-        F.mse_loss(unet(x_t, t, labels, return_dict=False)[0], eps).backward()
+        F.mse_loss(network(x_t, t, labels, return_dict=False)[0], eps).backward()
 
     assert run.counts == loop(run, step) + twice(FIT + LOSSES)
 
@@ -318,7 +319,7 @@ FURTHER_PASSES = {
 }
 
 
-def divided(network: networks.Model, tensors: int) -> networks.Model:
+def divided(network: unet.Model, tensors: int) -> unet.Model:
     """The network with 64 more weights in some number of tensors, of which a pass makes one: it costs the same."""
     network.more = torch.nn.ParameterList(torch.zeros(64 // tensors) for _ in range(tensors))
     network.register_forward_hook(lambda self, _, output: output * (1 + torch.cat([*self.more]).view(SHAPE)))
@@ -359,7 +360,9 @@ def test_an_inner_step_exchanges_all_gradients_between_ranks_at_once(
     assert unlearner.inner_steps == inner_steps
     _, alone = bench.gradients(unlearner, 0)
     two = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
-    monkeypatch.setattr(ranks, "dist", SimpleNamespace(**two, all_reduce=lambda x: sizes.append(x.mul_(2).numel())))
+    monkeypatch.setattr(
+        distributed, "dist", SimpleNamespace(**two, all_reduce=lambda x: sizes.append(x.mul_(2).numel()))
+    )
     _, together = bench.gradients(unlearner, 0)
     assert sizes == [len(alone)] * inner_steps
     assert torch.equal(together, alone)

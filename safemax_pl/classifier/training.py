@@ -1,0 +1,181 @@
+"""How the classifier is trained, calibrated and judged itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from safemax_pl.classifier import noise
+from safemax_pl.classifier.model import TEMPERATURES, Classifier
+from safemax_pl.common import distributed, rng
+from safemax_pl.common.divergence import StopsWhenDiverged
+from safemax_pl.common.errors import UserError
+from safemax_pl.data.batch import from_uint8, to_uint8
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.sources import Split
+
+MOST_LOGIT = 1e4  # of a classifier that has learned something: tens
+DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
+
+
+class ClassifierModule(StopsWhenDiverged):
+    """Trains both networks of a `Classifier` side by side; they share batches, not weights.
+
+    The noise-aware one sees every image plain or under some noise, and `noise_share` noise images per real one.
+
+    Args:
+        classifier: to train, in place; its weights become channels-last, which convolutions compute faster.
+        optimizer: a factory, parameters -> optimiser; a one-cycle schedule is put on it.
+        shift: largest move of a training image, in pixels.
+        noise_share: noise images per real image, in (0, 1].
+        label_smoothing: of the plain network's and the noise-aware network's targets, in [0, 1).
+
+    Raises:
+        UserError: for a value outside these ranges.
+    """
+
+    diverged = f"{DIVERGED}: the loss became NaN or infinite before step {{step}}"
+    accuracies: dict[str, MeanMetric]
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        optimizer: Callable[..., Optimizer],
+        shift: int,
+        noise_share: float = 1.0,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        if not 0 < noise_share <= 1:
+            raise UserError(f"noise_share={noise_share}: give a number of noise images per real image, in (0, 1]")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing={label_smoothing}: give a number in [0, 1)")
+        self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.make_optimizer, self.shift = optimizer, shift
+        self.noise_share, self.label_smoothing = noise_share, label_smoothing
+        metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
+        self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.classifier.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=self.trainer.max_steps + 1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, LabelledImages | None], batch_idx: int) -> Tensor:
+        real = batch["retain"]
+        assert real is not None
+        x = shifted(real.x_0, real.keys, self.shift)
+        plain = self.loss(self.classifier.plain(channels_last(x))[0], real.labels)
+        n = max(round(self.noise_share * len(x)), 1)
+        noise_labels = torch.full_like(real.labels[:n], len(self.classifier.class_names))
+        faded = torch.where(rng.uniform(real.keys, rng.Stream.TARGET, (1, 1, 1)) < 0.5, x, noise.faded(real.keys, x))
+        images = torch.cat([faded, noise.mixture(real.keys[:n], x[:n], distributed.number(), distributed.count())])
+        logits = self.classifier.noise_aware(channels_last(images))[0]
+        aware = self.loss(logits, torch.cat([real.labels, noise_labels]))
+        self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)
+        self.watch(plain + aware)
+        return plain + aware
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        verdict = self.classifier(images)
+        for name, logits in (("plain", verdict.plain), ("noise_aware", verdict.noise_aware)):
+            self.accuracies[name].update((logits.argmax(1) == labels).float())
+            self.log(f"calibration/{name}", self.accuracies[name], prog_bar=True)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:
+    """Images `[B, C, H, W]`, each moved by up to `most` pixels both ways; the border is repeated."""
+    if most == 0:
+        return x
+    batch, _, height, width = x.shape
+    padded = F.pad(x, (most,) * 4, mode="replicate")
+    down, right = (rng.uniform(keys, rng.Stream.SAMPLER_STEP, (2,)) * (2 * most + 1)).long().unbind(1)
+    rows = down[:, None] + torch.arange(height, device=x.device)
+    columns = right[:, None] + torch.arange(width, device=x.device)
+    picked = padded[torch.arange(batch, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def logits_of(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both networks for uint8 images of any number, on the classifier's device; returned on the CPU."""
+    device = next(classifier.parameters()).device
+    training = classifier.training
+    classifier.eval()
+    with torch.no_grad():
+        verdicts = [classifier(chunk.to(device)) for chunk in images.split(500)]
+    classifier.train(training)
+    return torch.cat([v.plain.cpu() for v in verdicts]), torch.cat([v.noise_aware.cpu() for v in verdicts])
+
+
+def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
+    """Accuracy of the plain and of the noise-aware network on real images."""
+    plain, aware = logits_of(classifier, split.images)
+    return tuple((logits.argmax(1) == split.labels).double().mean().item() for logits in (plain, aware))  # type: ignore[return-value]
+
+
+def calibrate(classifier: Classifier, split: Split) -> None:
+    """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599).
+
+    Raises:
+        UserError: for logits that no temperature of `TEMPERATURES` can mend.
+    """
+    logits, _ = logits_of(classifier, split.images)
+    logits = logits * classifier.temperature.cpu()
+    if not logits.abs().max() < MOST_LOGIT:
+        raise UserError(f"{DIVERGED}: its logits on held-out images reach {logits.abs().max():.3g}")
+    log_temperature = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits / log_temperature.exp(), split.labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    classifier.temperature.fill_(log_temperature.detach().exp().clamp(*TEMPERATURES).item())
+
+
+def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
+    """Accuracies on real images, and for every kind of noise what the noise head and the plain network call it.
+
+    Returns:
+        `accuracy`, `accuracy_noise_aware`; per kind `noise_rate` (share called noise), `plain_favourite` (the class
+        that the plain network sees most often in it) and that class's share.
+    """
+    plain, aware = accuracies(classifier, test)
+    keys = rng.combine(torch.arange(2000), 1)
+    real = from_uint8(test.images[torch.arange(2000) % len(test.images)])
+    confusion = {}
+    for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
+        for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):
+            said_plain, said_aware = logits_of(classifier, to_uint8(corrupt(keys, real)))
+            shares = torch.bincount(said_plain.argmax(1), minlength=said_plain.shape[1]) / len(keys)
+            confusion[kind] = {
+                "group": group,
+                "noise_rate": (said_aware.argmax(1) == said_plain.shape[1]).double().mean().item(),
+                "plain_favourite": classifier.class_names[int(shares.argmax())],
+                "plain_favourite_share": shares.max().item(),
+            }
+    return {
+        "accuracy": plain,
+        "accuracy_noise_aware": aware,
+        "temperature": classifier.temperature.item(),
+        "n_test": len(test.labels),
+        "noise": confusion,
+    }

@@ -1,0 +1,80 @@
+"""What a command needs before it can start, asked for all at once and before any image is decoded."""
+
+import shlex
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.data import sources
+
+MADE_BY = {  # setting -> what makes it, and where in the run it is
+    "model.path": ("pretrain", ""),
+    "classifier": ("classifier", "/classifier"),
+    "second_classifier": ("second_classifier", "/classifier"),
+}
+
+
+def check_needs(cfg: DictConfig) -> None:
+    """Look for the data, the base model and the judges that a configuration names.
+
+    Raises:
+        UserError: one line about everything that is missing, with the commands that make it.
+    """
+    missing = []
+    path = None if OmegaConf.is_missing(cfg.data, "path") else cfg.data.path
+    try:
+        sources.check_path("" if path is None else path)
+    except UserError as error:
+        missing.append("data.path is missing: give data.path=FOLDER" if path is None else str(error))
+    base = cfg.get("model", {}).get("path")
+    if base is not None and not is_base_model(base):
+        missing.append(no_base_model(base, cfg.data.name, path))
+    for setting in ("classifier", "second_classifier"):
+        if (folder := cfg.get(setting)) is not None and not (Path(folder) / "config.json").exists():
+            missing.append(no_classifier(setting, folder, cfg.data.name, path))
+    if len(missing) > 1:
+        lines = "; ".join(f"({number}) {line}" for number, line in enumerate(missing, 1))
+        raise UserError(f"{len(missing)} things are missing: {lines}")
+    if missing:
+        raise UserError(missing[0])
+
+
+def is_base_model(path: str) -> bool:
+    """Whether `path` is a folder with a UNet, or can be a hub id."""
+    root = Path(path)
+    if (root / "unet/config.json").exists() or (root / "config.json").exists():
+        return True
+    return not (root.exists() or root.parent.exists() or root.is_absolute() or path.count("/") != 1)
+
+
+def no_base_model(path: str, data_name: str | None, data_path: str | None) -> str:
+    """The line about a base model that is not there."""
+    inside = ", give the folder above it" if (Path(path).parent / "unet").is_dir() else ""
+    hint = how_to_make("model.path", data_name, data_path)
+    what = f"no base model at {path} (expected unet/config.json{inside})"
+    return f"{what}: {hint}, or set model.path to a folder or hub id"
+
+
+def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_path: str | None) -> str:
+    """The line about a judge that is not there; `setting` is classifier or second_classifier."""
+    inside = Path(folder) / "classifier"
+    found = (inside / "config.json").exists()
+    hint = f"give {setting}={inside}" if found else how_to_make(setting, data_name, data_path)
+    return f"no classifier at {folder} (expected config.json and model.safetensors): {hint}"
+
+
+def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> str:
+    """The command that trains what `setting` names, and what to give then."""
+    kind, inside = MADE_BY[setting]
+    known = f"{data_name}_{kind}" in [file.stem for file in (PROJECT / "configs/experiment").glob("*.yaml")]
+    experiment = f"{data_name if known else 'imagefolder'}_{kind}"
+    usual = [file for file in (PROJECT / "configs/data").glob("*.yaml") if file.stem == data_name]
+    differs = data_path is not None and not (usual and OmegaConf.select(OmegaConf.load(usual[0]), "path") == data_path)
+    data = f" {shlex.quote(f'data.path={data_path}')}" if differs else ""
+    module = "fit" if kind == "pretrain" else "fit_classifier"
+    return (
+        f"train one with `python -m safemax_pl.{module} experiment={experiment}{data}` and give "
+        f"{setting}=runs/{experiment}{inside}"
+    )

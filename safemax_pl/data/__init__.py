@@ -1,0 +1,1 @@
+"""Labelled images: read, decoded once, split into a forget and a retain set, drawn in batches."""

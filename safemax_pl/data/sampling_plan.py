@@ -1,0 +1,56 @@
+"""Plans of what to sample: rows of (label, seed), the same for every model that is compared."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from safemax_pl.common.errors import UserError
+
+
+class Rows(NamedTuple):
+    """Rows of a sampling plan: image i is made from its label and its seed; `position` is its place in the plan."""
+
+    labels: Tensor
+    seeds: Tensor
+    position: Tensor
+
+
+class SamplingPlan(Dataset):
+    """What to generate: `forget_per_class` images of each forget class and `retain_total` spread over the others.
+
+    Rows of one label have the seeds 0, 1, ...: every model is scored on the same noise.
+    """
+
+    def __init__(self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int):
+        per_class = retain_total // max(len(retain), 1)
+        if (retain and per_class < 1) or (forget and forget_per_class < 1):
+            raise UserError(
+                f"a sampling plan needs an image of every class: got {forget_per_class} per forget class and "
+                f"{retain_total} for {len(retain)} retain classes"
+            )
+        counts = [(label, forget_per_class) for label in forget] + [(label, per_class) for label in retain]
+        labels = [torch.full((count,), label) for label, count in counts]
+        self.labels = torch.cat(labels)
+        self.seeds = torch.cat([torch.arange(count) for _, count in counts])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Rows:
+        return Rows(self.labels[i], self.seeds[i], torch.tensor(i))
+
+
+def sharded_loader(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """The rows of one rank, each row on exactly one rank: nothing is padded, so nothing is counted twice.
+
+    Raises:
+        UserError: when there are fewer rows than ranks.
+    """
+    if len(dataset) < world_size:  # type: ignore[arg-type]
+        raise UserError(
+            f"{len(dataset)} images are too few for {world_size} devices: "  # type: ignore[arg-type]
+            "give a plan in evaluation.plans at least one per device, or take fewer trainer.devices"
+        )
+    return DataLoader(Subset(dataset, range(rank, len(dataset), world_size)), batch_size=batch_size)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""From weights to images: the process, the network and the sampler."""

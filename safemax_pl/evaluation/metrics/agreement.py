@@ -1,0 +1,33 @@
+"""Whether two judges see the same in the same images."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from safemax_pl.classifier.model import Verdict
+
+
+class Disagreement(Metric):
+    """Share of the images generated for each label to which two noise-aware classifiers give different classes, `[C]`.
+
+    "Noise" is one of the classes. NaN for labels without images.
+
+    Args:
+        num_classes: C.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.add_state("different", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, verdict: Verdict, second: Verdict, labels: Tensor) -> None:
+        """Add what two judges say `[B, ...]` of images generated for `labels` `[B]`."""
+        different = (verdict.noise_aware.argmax(dim=1) != second.noise_aware.argmax(dim=1)).double()
+        self.different.index_add_(0, labels, different)
+        self.counts.index_add_(0, labels, torch.ones_like(different))
+
+    def compute(self) -> Tensor:
+        return self.different / self.counts

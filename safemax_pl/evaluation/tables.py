@@ -1,0 +1,87 @@
+"""The table that a run ends with, on the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.common.escaping import printable
+from safemax_pl.runs.run import steps_taken
+
+COLUMNS = (
+    "ua_noise_aware",
+    "ua_noise_aware/second",
+    "ua",
+    "noise_rate",
+    "forget_probability",
+    "entropy",
+    "retain_accuracy",
+    "retain_accuracy/second",
+    *(
+        f"{name}/{network}"
+        for network in ("classifier", "inception")
+        for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
+    ),
+    "drift",
+    "noise_std",
+    "noise_saturation",
+    "noise_correlation",
+    "judge_disagreement",
+)
+
+
+def markdown(rows: list[list[Any]], left: int | None = None) -> str:
+    """Rows of cells, the first of them the head, as Markdown; columns after the first `left` are aligned right."""
+    head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    left = len(rows[0]) if left is None else left
+    return "\n".join([head, "|---" * left + "|---:" * (len(rows[0]) - left) + "|", *body])
+
+
+def plain_console() -> Console:
+    """A console that prints names as they are: square brackets are no markup, colons no emoji."""
+    return Console(markup=False, emoji=False)
+
+
+def print_scores(metrics: dict[str, Any], title: str) -> None:
+    """Print the scores of a `metrics.json`: one row per metric, one column per model and control."""
+    console = plain_console()
+    for guidance, models in metrics["scores"].items():
+        line = Text.assemble((printable(title), "bold"), f"   {printable(guidance)}, {printable(_plan(metrics))}")
+        console.print(line, soft_wrap=True)
+        table = Table()
+        table.add_column("metric")
+        for model in models:
+            table.add_column(
+                printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
+            )
+        for name in COLUMNS:
+            if any(name in scores for scores in models.values()):
+                table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
+        console.print(table)
+    if metrics.get("cost"):
+        console.print(
+            "   ".join(f"{printable(name)} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True
+        )
+
+
+def print_end_of_fit(training: dict[str, Any]) -> None:
+    """Print, from the `training` section of a `metrics.json`, how many steps were taken and why no more."""
+    steps, most, stopped_by = steps_taken(training), training["max_steps"], training.get("stopped_by")
+    why = "all of them" if steps >= most else "trainer.max_time was over"
+    if stopped_by:
+        why = f"stop_when was satisfied: {', '.join(stopped_by)}"
+    elif training.get("stop_when"):
+        why += "; stop_when was not satisfied"
+    print(printable(f"steps: {steps} of {most}, {why}"))
+
+
+def _plan(metrics: dict[str, Any]) -> str:
+    plan, sampler = metrics["protocol"]["plan"], metrics["protocol"]["sampler"]
+    forget = ", ".join(metrics["protocol"]["forget_classes"]) or "nothing"
+    return (
+        f"forgetting {forget}; plan {plan['name']} ({plan['forget_per_class']} per forget class, "
+        f"{plan['retain_total']} retain), {sampler['name']} {sampler['steps']} steps"
+        + (f"; {sentence(metrics['judges'])}" if metrics.get("judges") else "")
+    )

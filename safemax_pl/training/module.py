@@ -1,0 +1,173 @@
+"""The one LightningModule that every method is trained with: optimiser, logging and sampling are the same for all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from safemax_pl.common import distributed, rng
+from safemax_pl.common.divergence import StopsWhenDiverged
+from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.trainable import trainable
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.metric_suite import Result, Scores
+from safemax_pl.runs.loggers import CSVHistory
+from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.preparation import Priors
+
+Batch = dict[str, LabelledImages | None]
+
+# Optimisers that can update all weights by one kernel, and where; the result is the same up to rounding
+FUSED = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
+FUSED_ON = "cpu", "cuda"
+
+
+class UnlearningModule(StopsWhenDiverged):
+    """Trains a student with an unlearner, and scores it on the quick plan during validation.
+
+    Optimisation is manual, so that a method may treat its two gradients apart. On several ranks each has a share of
+    every batch and of every plan: losses, gradients and scores are those of one rank, up to the order of sums. Only
+    dropout is drawn for each rank apart, so with dropout the fits of different numbers of ranks differ as seeds do.
+
+    Args:
+        student: the model to train, in place; of its weights those that have `requires_grad`.
+        teacher: a frozen copy of the weights before unlearning.
+        unlearner: the method.
+        evaluator: gives plans, images and scores.
+        optimizer: a factory, parameters -> optimiser; those of `FUSED` get `fused=True` unless they say otherwise.
+        lr_scheduler: a factory, optimiser -> scheduler that is stepped after every step; or None.
+        gradient_clip: largest norm of the gradient; None does not clip.
+        seed: of dropout, together with the step and the rank; everything else is drawn from the batches' own streams.
+    """
+
+    diverged = (
+        "the loss became NaN or infinite before step {step}: lower optimizer.lr or the weights of the losses, under "
+        "another name; a checkpoint that was written before is kept in the run's folder"
+    )
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Frozen,
+        unlearner: Unlearner,
+        evaluator: Evaluator,
+        optimizer: Callable[..., Optimizer],
+        lr_scheduler: Callable[..., LRScheduler] | None = None,
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.teacher, self.unlearner, self.evaluator = student, teacher, unlearner, evaluator
+        self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self.gradient_clip, self.seed = gradient_clip, seed
+        self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
+        self.prior_seconds, self.prior_flops = 0.0, 0.0
+
+    def configure_optimizers(self) -> Any:
+        make, device = self.make_optimizer, self.device.type
+        chosen = {"fused", "foreach", "differentiable"} & getattr(make, "keywords", {}).keys()
+        fuse = getattr(make, "func", make) in FUSED and device in FUSED_ON and not chosen
+        optimizer = make(trainable(self.student).values(), **({"fused": True} if fuse else {}))
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def task(self) -> Task:
+        """What the unlearner gets to see of the current step."""
+        return Task(
+            student=self.student,
+            teacher=self.teacher,
+            diffusion=self.student.diffusion,
+            sampler=self.evaluator.sampler,
+            forget_labels=self._forget_labels,
+            retain_labels=self._retain_labels,
+            null_label=self.student.null_label,
+            step=self.global_step,
+            max_steps=self.trainer.max_steps,
+            backward=self.manual_backward,
+        )
+
+    def on_train_start(self) -> None:
+        self._all_finite = torch.ones((), dtype=torch.bool, device=self.device)
+        data = self.evaluator.data
+        self._forget_labels, self._retain_labels = (
+            torch.tensor(labels, dtype=torch.long, device=self.device)
+            for labels in (data.forget_labels, data.retain_labels)
+        )
+        assert isinstance(self.teacher.network, Model)
+        bar = self.trainer.progress_bar_callback is not None and distributed.is_first()
+        priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device, bar)
+        self.unlearner.prepare(self.task(), data, priors)
+        self.prior_seconds, self.prior_flops = priors.seconds, priors.flops
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(int(rng.combine(self.seed, self.global_step, self.global_rank)))  # dropout
+        optimizer, task = self.optimizers(), self.task()
+        assert not isinstance(optimizer, list)
+        losses = self.unlearner.losses(task, batch["forget"], batch["retain"])
+        optimizer.zero_grad()
+        self.unlearner.backward(task, losses)
+        limit = float("inf") if self.gradient_clip is None else self.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        self.unlearner.before_step(task)
+        optimizer.step()
+        if (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step()  # type: ignore[union-attr]
+        self.watch(losses.forget + losses.retain + norm)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_losses(losses)
+
+    def log_losses(self, losses: Losses) -> None:
+        """Log the losses of all ranks together; between two calls no step makes the host wait for the device.
+
+        Lightning reads what the progress bar shows after every step, logged anew or not: it gets copies on the host.
+        """
+        self.check_finite()
+        forget, retain = distributed.mean(torch.stack(losses).detach()).cpu()
+        self.log_dict({"loss/forget": forget, "loss/retain": retain}, prog_bar=True)
+
+    # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------
+
+    def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if not self._scores:
+            plan = self.evaluator.plan("quick")
+            self._scores = [self.evaluator.scores(plan).to(self.device) for _ in self.evaluator.guidance]
+        make_images = self.evaluator.images_of(self.student, self.evaluator.guidance[dataloader_idx])
+        self._scores[dataloader_idx].update(make_images(rows), rows)
+
+    def on_validation_epoch_end(self) -> None:
+        for guidance, scores in zip(self.evaluator.guidance, self._scores, strict=True):
+            metrics = quick_metrics(guidance, scores.compute())
+            for logger in self.loggers:
+                logger.log_metrics(metrics, step=self.global_step)
+            scores.reset()
+
+
+def quick_metrics(guidance: float, result: Result) -> dict[str, float]:
+    """The scalars of one result of the quick plan as `quick_w<w>/<metric>`, for the loggers."""
+    return {f"quick_w{guidance:g}/{name}": value for name, value in result.items() if name != "per_class"}
+
+
+def quick_scores(trainer: Trainer) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """What the validation of this step has logged: `quick_w<w>` -> (scores, the original's); on rank 0 alone.
+
+    There are none of an original where the fit starts from random weights.
+    """
+    rows = next(logger for logger in trainer.loggers if isinstance(logger, CSVHistory)).rows
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for place, step in enumerate((trainer.global_step, 0)):
+        for key, value in rows.get(step, {}).items():
+            guidance, _, name = key.partition("/")
+            if guidance.startswith("quick_w"):
+                found.setdefault(guidance, ({}, {}))[place][name] = float(value)
+    return found
