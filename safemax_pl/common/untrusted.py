@@ -69,11 +69,7 @@ NODES = {
     "parameters": ("safemax_pl.diffusion.trainable.*",),
     "sampler": ("safemax_pl.diffusion.sampler.Sampler",),
     "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
-    "unlearner": (
-        "safemax_pl.unlearners.safemax_gate.*",
-        "safemax_pl.unlearners.safemax_target.*",
-        "safemax_pl.unlearners.*",
-    ),
+    "unlearner": ("safemax_pl.unlearners.*",),
 }
 FACTORIES = ("architecture", "lr_scheduler", "optimizer")  # nodes that are _partial_: called later, with weights
 # Arguments of the Trainer that a saved configuration may have: others add code, write files or skip data

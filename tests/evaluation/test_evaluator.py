@@ -28,8 +28,7 @@ from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluate import score
-from safemax_pl.evaluation import evaluator
-from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
+from safemax_pl.evaluation.evaluator import PROTOCOL_VERSION, Evaluator, NoiseImages
 from safemax_pl.evaluation.metric_suite import Scores
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics
 from safemax_pl.evaluation.metrics.reference import Reference
@@ -460,7 +459,7 @@ def test_a_damaged_reference_is_computed_anew_with_a_warning(evaluator_of, digit
 def test_another_version_of_the_code_has_another_reference(evaluator_of, digits, tmp_path, monkeypatch):
     evaluator_of(digits, cache_dir=tmp_path).reference()
     before = set((tmp_path / "reference").iterdir())
-    monkeypatch.setattr(evaluator, "PROTOCOL_VERSION", evaluator.PROTOCOL_VERSION + 1)
+    monkeypatch.setattr("safemax_pl.evaluation.evaluator.PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     evaluator_of(digits, cache_dir=tmp_path).reference()
     assert len(before) == 2 and len(set((tmp_path / "reference").iterdir()) - before) == 2
 
