@@ -2,8 +2,8 @@
 
 Scores weights/digits/without_3 against the original as `python -m safemax_pl.evaluate` does, with the plan and sampler
 of experiment=digits_methods and an empty cache, and clocks the parts; then once more, with the cache that is left.
-Time in a part that another one calls counts for the inner one alone. Judging includes the features, which come of the
-same pass. Prints the seconds and the share of every part, the ratio to sampling alone, and the floor: FLOPs of the
+Time in a part that another one calls counts for the inner one alone. Classifying includes the features, which the same
+pass computes. Prints the seconds and the share of every part, the ratio to sampling alone, and the floor: FLOPs of the
 network's passes at the rate of the fastest matrix product. Takes a minute and a half on two cores.
 """
 
@@ -39,7 +39,7 @@ from safemax_pl.evaluation.metrics.manifold import PrecisionRecall
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "sampling": [(ModelImages, "forward")],
-    "judging and features": [(Classifier, "forward")],
+    "classifying and features": [(Classifier, "forward")],
     "real images: features and statistics": [(Evaluator, "reference")],
     "FID": [(FrechetDistance, "update"), (FrechetDistance, "compute")],
     "KID": [(KernelDistance, "update"), (KernelDistance, "compute")],

@@ -96,8 +96,8 @@ def passes(training: Training, repeats: int) -> Comparison:
     return compare({WITHOUT: partial(run, apart), WITH: partial(run, together)}, repeats)
 
 
-def judge(repeats: int) -> tuple[Comparison, dict[str, float]]:
-    """The judge of the digits on 1 000 images in bfloat16, and what that does to its features and verdicts."""
+def classifier(repeats: int) -> tuple[Comparison, dict[str, float]]:
+    """The classifier of the digits on 1 000 images in bfloat16, and what that does to its features and verdicts."""
     device, data = default_device(), digits_data()
     classifier = Classifier.load(PROJECT / "weights/digits/classifier", data).to(device)
     images = from_uint8(data.source.train.images[:1000]).to(device)
@@ -148,11 +148,11 @@ def main(repeats: int = 5, networks: dict[str, int] = NETWORKS, compiled: bool =
         for lever, timed in levers(training, repeats, compiled).items():
             rows.append(row(f"{lever}, {case}", timed))
             seconds[f"{lever}, {case}"] = timed.seconds
-    timed, errors = judge(repeats)
-    rows.append(row("judge in bfloat16, 1000 digits", timed))
-    seconds["judge in bfloat16, 1000 digits"] = timed.seconds
+    timed, errors = classifier(repeats)
+    rows.append(row("classifier in bfloat16, 1000 digits", timed))
+    seconds["classifier in bfloat16, 1000 digits"] = timed.seconds
     title = f"Levers: time without over time with, {repeats} repeats in turn"
-    return publish("levers", title, rows, seconds, folder, judge_in_bfloat16=errors)
+    return publish("levers", title, rows, seconds, folder, classifier_in_bfloat16=errors)
 
 
 def row(lever: str, timed: Comparison) -> dict[str, Any]:

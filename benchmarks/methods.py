@@ -36,7 +36,7 @@ from benchmarks.timing import (
 )
 from safemax_pl.common.errors import unknown
 from safemax_pl.config.compose import CONFIGS, build, compose
-from safemax_pl.unlearners.preparation import Priors, State
+from safemax_pl.unlearners.preparation import Preparation, State
 
 # whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain
 VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "safemax_paper")
@@ -46,8 +46,8 @@ REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
 ALTERNATING = {"sfr_on"}  # methods with two kinds of steps in turn
 
 
-class CountedPriors(Priors):
-    """Priors that are zeros of the right shapes; their FLOPs are those of the first part, on tensors without values.
+class CountedPriors(Preparation):
+    """Preparation that returns zeros of the right shapes and counts the FLOPs of the first part on the meta device.
 
     Args:
         sampler_steps: of generated images, of which `OnePass` takes one.
@@ -85,14 +85,14 @@ def main(
     device, shape = default_device(), (3, 32, 32)
     training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
-    sides, priors, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
+    sides, preparation, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
     for method in (*REFERENCES, *(method for method in methods if method not in REFERENCES)):
         cfg = compose("fit", [f"unlearner={method}"])
         unlearner, counted = build(cfg.unlearner), CountedPriors(cfg.sampler.steps)
         unlearner.prepare(training.task(), training.data, counted)
         kinds = 2 if method in ALTERNATING else 1
         sides[method] = partial(take_steps, training, unlearner, kinds)
-        priors[method], accounts[method] = counted.flops, counting.account_without_values(unlearner, kinds)
+        preparation[method], accounts[method] = counted.flops, counting.account_without_values(unlearner, kinds)
     timed = compare(sides, repeats)
     for method in ALTERNATING & set(sides):
         timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]
@@ -115,8 +115,9 @@ def main(
             }
         ),
         f"Before the fit, {per_class} images per class, counted": [
-            row | {f"steps of {counted_batch} + {counted_batch}": priors[row["method"]] / step_flops[row["method"]]}
-            for row in as_shares({"TFLOPs": {method: count / 1e12 for method, count in priors.items() if count}})
+            row
+            | {f"steps of {counted_batch} + {counted_batch}": preparation[row["method"]] / step_flops[row["method"]]}
+            for row in as_shares({"TFLOPs": {method: count / 1e12 for method, count in preparation.items() if count}})
         ],
     }
     title = f"A step of every method, {' '.join(network)}, {batch} + {batch} images, {repeats} repeats"

@@ -88,7 +88,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Batches:
-    """Images of a plan or of a prior, which are shared out to the devices and go through the network in batches.
+    """Images of a plan or of a preparation, which are shared out to the devices and go through the network in batches.
 
     Attributes:
         count: of images, on all devices together.
@@ -143,7 +143,7 @@ class Run:
 
 @cache
 def runs() -> dict[str, Run]:
-    """The ten methods in `experiment=cifar100_forget10`, by its own steps, batches, plans, sampler and priors."""
+    """The ten methods in `experiment=cifar100_forget10`, by its own steps, batches, plans, sampler and preparation."""
     cfg = compose("fit", ["experiment=cifar100_forget10"])
     forget, retain = len(cfg.data.forget_classes), 100 - len(cfg.data.forget_classes)
     plans, sampler_steps = cfg.evaluation.plans, cfg.sampler.steps
@@ -161,26 +161,26 @@ def runs() -> dict[str, Run]:
     for method, passes in PASSES.items():
         settings = compose("fit", ["experiment=cifar100_forget10", f"unlearner={method}"]).unlearner
         per_image = sum(size * count for size, count in zip(batches, passes, strict=True)) / sum(batches)
-        priors: list[Batches] = []
+        preparation: list[Batches] = []
         match method:
             case "salun":  # the gradient of all forget images
-                priors = [Batches(500 * forget, at_once=128, calls=3)]
+                preparation = [Batches(500 * forget, at_once=128, calls=3)]
             case "esd":
-                priors = [Batches(settings.replay_per_class * forget, 250, sampler_steps)]
+                preparation = [Batches(settings.replay_per_class * forget, 250, sampler_steps)]
             case (
                 "selective_amnesia"
             ):  # replay of what is kept; images of all, and the gradients of each one's timesteps
                 timesteps = settings.fisher_timesteps
-                priors = [
+                preparation = [
                     Batches(settings.replay_per_class * retain, 250, sampler_steps),
                     Batches(settings.fisher_images, 250, sampler_steps),
                     Batches(settings.fisher_images * timesteps, at_once=timesteps, calls=3),
                 ]
             case "sfr_on":  # gradients of batches of 128 images of each kind
                 counts = [min(500 * classes // 128, settings.fisher_batches) for classes in (forget, retain)]
-                priors = [Batches(128 * count, at_once=128, calls=3) for count in counts]
+                preparation = [Batches(128 * count, at_once=128, calls=3) for count in counts]
         calls = max(passes) if method == "safemax" else sum(passes)  # SAFEMax passes both batches through at once
-        found[method] = Run(cfg.trainer.max_steps, sum(batches), per_image, calls, (*scored, *priors))
+        found[method] = Run(cfg.trainer.max_steps, sum(batches), per_image, calls, (*scored, *preparation))
     return found
 
 

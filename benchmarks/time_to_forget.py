@@ -3,7 +3,8 @@
 Fits every method, with its own default settings, until the quick plan, scored every few steps, says ua_noise_aware ≥
 0.99 and fid_retain/classifier at most 0.5 above the original's. The rest is experiment=digits_methods, but for 16 + 16
 images a step instead of 32 + 32, 10 sampler steps instead of 25 (also of images that a method generates before its
-fit), no second judge, and one thread (its gain: `python -m benchmarks.levers`). Prints steps, seconds and forward units
+fit), no second classifier, and one thread (its gain: `python -m benchmarks.levers`). Prints steps, seconds, and units of
+a forward pass
 (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of a
 method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
 there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
@@ -61,8 +62,8 @@ def main(
             row[f"/ {REFERENCE}"] = ratio(seconds[method], seconds[REFERENCE])
         flops = [run["cost"]["unlearn_flops"] for run in found]
         row["forward units"] = spread([count / unit for count in flops])
-        row["before the fit, s"] = spread([run["cost"]["prior_seconds"] for run in found])
-        row["before the fit, forward units"] = spread([run["cost"]["prior_flops"] / unit for run in found])
+        row["before the fit, s"] = spread([run["cost"]["preparation_seconds"] for run in found])
+        row["before the fit, forward units"] = spread([run["cost"]["preparation_flops"] / unit for run in found])
         row["share of floor"] = sum(flops) / ceiling / sum(seconds[method])
         scores = [run["scores"]["w=0"] for run in found]
         row["ua_noise_aware"] = spread([models["unlearned"]["ua_noise_aware"] for models in scores])

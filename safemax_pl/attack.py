@@ -148,7 +148,7 @@ def run_attack(
         "curves": curves,
         "protocol": protocol,
         "weights": weights,
-        "judges": bench.evaluator.judges,
+        "classifiers": bench.evaluator.accuracies,
         "seconds": time.perf_counter() - start,
         "provenance": provenance(),
         "folder": str(out.relative_to(folder)),
@@ -202,7 +202,7 @@ def print_block(block: dict[str, Any]) -> None:
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
     console.print(table)
-    console.print(printable(sentence(block["judges"]).capitalize()), soft_wrap=True)
+    console.print(printable(sentence(block["classifiers"]).capitalize()), soft_wrap=True)
     console.print(f"{block['seconds']:.1f} s   {printable(block['folder'])}/figure.png", soft_wrap=True)
 
 

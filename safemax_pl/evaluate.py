@@ -59,7 +59,7 @@ SAVED = {
     "sampler": {"_target_": str},
     "trainer": {"_target_": str, "precision": str, "enable_progress_bar": bool},
 }
-LEAST_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
+MIN_OF_A_STEP = 10  # sampling holds at least a tenth of what a training step keeps: the skip connections
 Images = dict[str, dict[str, Tensor]]  # "w=0" -> "unlearned" | "model" | "original" -> uint8 [N, C, H, W]
 
 
@@ -89,8 +89,8 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         **settings,
     )
     device = make_trainer().strategy.root_device
-    for role, judge in evaluator.judges_by_role():
-        evaluator.judges[role] = recognition(judge, data, device, role)
+    for role, classifier in evaluator.classifiers():
+        evaluator.accuracies[role] = recognition(classifier, data, device, role)
     return evaluator
 
 
@@ -104,7 +104,7 @@ def bytes_per_row(model: Model, evaluator: Evaluator) -> int:
 def check_plan(name: str, row: int, evaluator: Evaluator, devices: int, device: torch.device) -> None:
     """Refuse a plan that all of a device's memory could not hold; `row` is of `bytes_per_row`."""
     images = len(evaluator.plan(name))
-    sampled = min(evaluator.batch_size, -(-images // devices)) * row // LEAST_OF_A_STEP
+    sampled = min(evaluator.batch_size, -(-images // devices)) * row // MIN_OF_A_STEP
     memory.check(f"evaluation.batch_size={evaluator.batch_size}", sampled, device, "give a smaller one")
     every = 3 * images * math.prod(evaluator.data.image_shape)  # of two models, and those being joined
     memory.check(f"evaluation.plans.{name}", every, torch.device("cpu"), "give fewer images")
@@ -119,8 +119,8 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         original: the model before unlearning; None if there is none, as for a base model.
 
     Returns:
-        `{"protocol", "judges", "weights", "scores": {"w=0": {"unlearned" | "model", "original", "normal_noise", ...:
-        scores}}}` and the images of the plan.
+        `{"protocol", "classifiers", "weights", "scores": {"w=0": {"unlearned" | "model", "original", ...: scores}}}`
+        and the images of the plan.
     """
     plan = evaluator.final
     shape, scores = evaluator.data.image_shape, dict[str, dict[str, Any]]()
@@ -142,7 +142,7 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> tuple[d
         pictures[f"w={guidance:g}"] = images
     weights = {"original": original.weights_digest if original is not None else None, name: model.weights_digest}
     protocol = evaluator.protocol(plan)
-    return {"protocol": protocol, "judges": evaluator.judges, "weights": weights, "scores": scores}, pictures
+    return {"protocol": protocol, "classifiers": evaluator.accuracies, "weights": weights, "scores": scores}, pictures
 
 
 def doubts(original: Result, num_classes: int) -> list[str]:
@@ -186,7 +186,7 @@ def draw_samples(folder: Path, metrics: dict[str, Any], class_names: list[str], 
         class_names: of all classes.
         title: above the picture.
     """
-    kept = untrusted.read_tensors(folder / "samples.safetensors", untrusted.MOST_IMAGES)
+    kept = untrusted.read_tensors(folder / "samples.safetensors", untrusted.MAX_IMAGES)
     first = next(iter(metrics["scores"]))
     panels = {name: kept[f"{first}/{name}"] for name in metrics["scores"][first] if f"{first}/{name}" in kept}
     forget = [class_names.index(name) for name in metrics["protocol"]["forget_classes"]]
@@ -264,11 +264,11 @@ def check_identity(
     """Compare what a run was made from with what its settings lead to now; settings that are overridden may differ.
 
     Raises:
-        UserError: for other data, another base model or another judge.
+        UserError: for other data, another base model or another classifier.
     """
     recorded = identity.read(folder, "delete it") or {}
     changed = {item.lstrip("+~").partition("=")[0] for item in overrides}
-    now = identity.of_config_judges(cfg) | now
+    now = identity.of_config_classifiers(cfg) | now
     if original is not None:
         now["base model"] = original.weights_digest
     kept = {

@@ -1,4 +1,4 @@
-"""Judge a judge: does a classifier tell noise that it has never seen from real images?
+"""Evaluate a classifier: does it tell noise that it has never seen from real images?
 
 Usage:
   python -m safemax_pl.evaluate_classifier weights/digits/classifier data=digits
@@ -6,8 +6,8 @@ Usage:
 
 Writes into a folder of runs_dir: operating_curve.png (detection of every kind of held-out noise against false alarms on
 the real test images), blend_curve.png (what is said of real images as they turn into noise), the numbers of both and
-the control table (what plain `ua` would report for the same noise, for every class) as CSV, and judge.json. Every
-setting is in configs/judge.yaml.
+the control table (what plain `ua` would report for the same noise, for every class) as CSV, and classifier.json. Every
+setting is in configs/evaluate_classifier.yaml.
 """
 
 from pathlib import Path
@@ -32,22 +32,22 @@ from safemax_pl.evaluation.tables import plain_console
 from safemax_pl.runs.run import provenance, run_folder
 
 
-def judge(target: str, overrides: list[str]) -> Path:
+def evaluate_classifier(target: str, overrides: list[str]) -> Path:
     """Measure the classifier in the folder `target`; returns the folder with the figures."""
-    cfg = compose("judge", overrides)
+    cfg = compose("evaluate_classifier", overrides)
     if not (Path(target) / "config.json").exists():
         raise UserError(no_classifier("classifier", target, cfg.data.name, cfg.data.path))
-    check_writable(run_folder(cfg, "judge"), "set runs_dir to another folder")
+    check_writable(run_folder(cfg, "evaluate_classifier"), "set runs_dir to another folder")
     data: ForgetRetainDataModule = build(cfg.data)
     classifier = Classifier.load(target, data).to("cuda" if torch.cuda.is_available() else "cpu")
     operation = measure(classifier, data.source.test, cfg.images, cfg.seed)
     scores = dict(zip(("accuracy", "accuracy_noise_aware"), accuracies(classifier, data.source.test), strict=True))
-    out = run_folder(cfg, f"judge_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}")
+    out = run_folder(cfg, f"classifier_{data.name}_{digest(classifier.digest, cfg.images, cfg.seed)}")
     sizes = {"n": cfg.images, "seed": cfg.seed}
     for name, rows in tables(operation).items():
         write_csv(out / f"{name}.csv", [row | sizes for row in rows])
     write_json(
-        out / "judge.json",
+        out / "classifier.json",
         {
             "classifier": classifier.summary() | scores | {"architecture": classifier.architecture},
             "data": {"name": data.name, "fingerprint": data.source.fingerprint},
@@ -62,7 +62,9 @@ def judge(target: str, overrides: list[str]) -> Path:
     with drawing(out / "blend_curve.png"):
         figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
     print_operation(operation, f"{target}, {subject}; {sentence({'classifier': scores | {'n': operation.real}})}")
-    print(f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, judge.json")
+    print(
+        f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, classifier.json"
+    )
     return out
 
 
@@ -94,7 +96,7 @@ def print_operation(operation: Operation, title: str) -> None:
 
 
 def main() -> None:
-    command_on_target(__doc__ or "", judge)
+    command_on_target(__doc__ or "", evaluate_classifier)
 
 
 if __name__ == "__main__":

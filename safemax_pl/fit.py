@@ -57,7 +57,7 @@ from safemax_pl.training.loop import make_loggers, make_optimizer, train
 from safemax_pl.training.module import UnlearningModule, quick_metrics
 from safemax_pl.unlearners.base import Unlearner
 
-MOST_REHEARSED = 10_000  # steps of a schedule
+MAX_REHEARSED = 10_000  # steps of a schedule
 
 
 @ending_wandb()
@@ -214,7 +214,7 @@ def check_schedule(node: Any, optimizer: torch.optim.Optimizer, steps: int) -> N
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             schedule = build(node)(optimizer)
-            for _ in range(min(steps, MOST_REHEARSED)):  # one of limited length ends in an error
+            for _ in range(min(steps, MAX_REHEARSED)):  # one of limited length ends in an error
                 schedule.step()
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(f"lr_scheduler: {one_line(error)}") from error

@@ -1,8 +1,8 @@
-"""Train the classifier that judges generated images: C classes, and C classes and noise.
+"""Train the classifier that classifiers generated images: C classes, and C classes and noise.
 
 Usage:
   python -m safemax_pl.fit_classifier experiment=digits_classifier
-  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      the second judge, of another kind
+  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      the second classifier, of another kind
   python -m safemax_pl.fit_classifier experiment=cifar10_classifier data.path=FOLDER_WITH_PARQUET
 
 The run's folder gets classifier/ (model.safetensors and config.json with its scores) and last.ckpt. The same command
@@ -104,7 +104,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
 def check_settings(cfg: DictConfig) -> None:
     """Refuse what would fail, or make no sense, only after the training."""
     if cfg.data.forget_classes:
-        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a judge knows all classes, leave it out")
+        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a classifier knows all classes, leave it out")
     if not cfg.data.calibration_fraction:
         raise UserError("data.calibration_fraction=0 leaves no image for the temperature: give a number in (0, 1)")
     if cfg.shift >= cfg.data.image_size:

@@ -73,7 +73,7 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     weights = run / part / FILES[part]
     with untrusted.damaged(weights):
         untrusted.check_weights(weights)
-    tensors = rounded(untrusted.read_tensors(weights, untrusted.MOST_WEIGHTS), precision)
+    tensors = rounded(untrusted.read_tensors(weights, untrusted.MAX_WEIGHTS), precision)
     config = untrusted.read_json(run / part / "config.json")
     check_fit(weights, config, tensors)
     cfg = configuration(run)
@@ -197,7 +197,7 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
         published = metrics["published"]["weights"]
     if scored is None or scored != published:
         raise UserError(f"{evaluation} has scored other weights ({scored}) than those in {folder}: evaluate {folder}")
-    metrics |= {"protocol": found["protocol"], "scores": found["scores"], "judges": found.get("judges", {})}
+    metrics |= {"protocol": found["protocol"], "scores": found["scores"], "classifiers": found.get("classifiers", {})}
     metrics["published"]["scored"] = True
     write_json(folder / "metrics.json", metrics)
     if (evaluation / "samples.png").exists():
@@ -212,7 +212,7 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
 def _is_ours(card: Path) -> bool:
     """Whether a README.md was written by this command."""
     with untrusted.damaged(card, "move it away"):
-        return untrusted.regular(card, untrusted.MOST_JSON).read_text(encoding="utf-8").startswith(MARK)
+        return untrusted.regular(card, untrusted.MAX_JSON).read_text(encoding="utf-8").startswith(MARK)
 
 
 def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,13 @@ PROTOCOL = {
     "forget_classes": ["3"],
     "data": {"name": "digits", "fingerprint": "abc"},
     "reference": {"split": "train", "n": 1292},
-    "classifier": {"hash": "judge"},
+    "classifier": {"hash": "classifier"},
     "torch": "2.13.0+cpu",
     "device": "cpu",
 }
 ORIGINAL = {"ua": 0.0, "ua_noise_aware": 0.0, "noise_rate": 0.0, "retain_accuracy": 0.99, "fid_retain/classifier": 1.0}
 NOISE = {"ua": 0.8, "ua_noise_aware": 1.0, "noise_rate": 1.0, "retain_accuracy": 0.1, "fid_retain/classifier": 90.0}
-COST = {"unlearn_seconds": 10.0, "prior_seconds": 0.5, "unlearn_flops": 1e12, "prior_flops": 5e11}
+COST = {"unlearn_seconds": 10.0, "preparation_seconds": 0.5, "unlearn_flops": 1e12, "preparation_flops": 5e11}
 COST |= {"peak_memory_mb": 512.0}
 
 
@@ -88,7 +88,7 @@ def write_run_to():
         guidance: tuple[int, ...] = (0,),
         commit: str | None = "c0ffee",
         weights: str = "raw",
-        judges: dict[str, dict[str, float]] | None = None,
+        classifiers: dict[str, dict[str, float]] | None = None,
         from_scratch: bool = False,
     ) -> Path:
         name = name or f"{method}-{seed}-{forget}"
@@ -104,7 +104,7 @@ def write_run_to():
         metrics = {
             "protocol": tree,
             "weights": {"original": "aaa", "unlearned": name},
-            "judges": judges or {},
+            "classifiers": classifiers or {},
             "scores": {f"w={w}": models for w in guidance},
             "name": name,
             "cost": COST | (cost or {}),
@@ -178,7 +178,7 @@ def write_attack():
             "curves": {model: {one: [[x, min(values[model], 1.0)] for x in xs] for one in series} for model in weights},
             "protocol": tree,
             "weights": weights,
-            "judges": metrics["judges"],
+            "classifiers": metrics["classifiers"],
             "seconds": 1.0,
             "provenance": metrics["provenance"] | {"command": f"python -m safemax_pl.attack {name}"},
             "folder": where,

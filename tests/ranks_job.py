@@ -45,7 +45,7 @@ CLASSIFIER = [
     "batch_size=32",
     "optimizer._target_=torch.optim.SGD",
 ]
-SMALL = {  # what makes priors small and the inner parts of methods active
+SMALL = {  # what makes preparation small and the inner parts of methods active
     "selective_amnesia": ["unlearner.replay_per_class=3", "unlearner.fisher_images=20", "unlearner.fisher_timesteps=4"],
     "esd": ["unlearner.replay_per_class=5"],
     "sfr_on": ["unlearner.fisher_batches=2"],

@@ -94,7 +94,7 @@ def test_retrain_is_attacked_as_a_model_of_its_own(attacked):
         assert block["headline"]["values"]["retrain"] == block["headline"]["values"]["original"]
 
 
-def test_an_attack_says_what_it_was_worth_and_how_it_was_judged(attacked):
+def test_an_attack_says_what_it_was_worth_and_how_it_was_scored(attacked):
     protocol = attacked["relearning"]["protocol"]
     assert protocol["attack"]["images"] == {"1 image": 1, "10 images": 10} and protocol["attack"]["budget"][
         "score_at"
@@ -103,10 +103,10 @@ def test_an_attack_says_what_it_was_worth_and_how_it_was_judged(attacked):
     assert attacked["relearning"]["headline"]["limit"] == 2
 
 
-def test_the_accuracy_of_the_judge_stands_below_the_table(run, attacked, capsys):
+def test_the_accuracy_of_the_classifier_stands_below_the_table(run, attacked, capsys):
     attack.print_block(attacked["null_leak"])
-    judge = json.loads((run / "metrics.json").read_text())["judges"]["classifier"]
-    assert f"Classifier accuracy {judge['accuracy']:.3f} plain" in capsys.readouterr().out
+    classifier = json.loads((run / "metrics.json").read_text())["classifiers"]["classifier"]
+    assert f"Classifier accuracy {classifier['accuracy']:.3f} plain" in capsys.readouterr().out
 
 
 def test_the_scores_of_the_run_stay(run, attacked):

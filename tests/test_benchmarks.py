@@ -32,7 +32,7 @@ from benchmarks.timing import Comparison, command, compare, publish, ratio, show
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import build, compose, quiet
 from safemax_pl.evaluation.evaluator import ModelImages
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")
 CEILING = 1e12  # FLOPs or bytes per second
@@ -221,13 +221,13 @@ def test_priors_without_values_have_the_true_shapes_and_flops(training, method, 
     settings = ["unlearner.replay_per_class=3"] if method == "esd" else []
     cfg = compose("fit", [f"unlearner={method}", *settings]).unlearner
     real, counted = (
-        Priors(tmp_path, training.teacher.network, training.data, CPU),
+        Preparation(tmp_path, training.teacher.network, training.data, CPU),
         methods.CountedPriors(sampler_steps=7),
     )
     shapes = []
-    for priors in (real, counted):
+    for preparation in (real, counted):
         unlearner = build(cfg)
-        unlearner.prepare(training.task(), training.data, priors)
+        unlearner.prepare(training.task(), training.data, preparation)
         shapes.append([(tensor.shape, tensor.dtype) for tensor in tensors_of(unlearner)])
     assert shapes[0] == shapes[1]
     assert counted.flops == passes * real.flops > 0
@@ -327,11 +327,11 @@ def test_growth(run, tmp_path, monkeypatch):
 def test_levers(run, monkeypatch, threads):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     result = run(levers, repeats=1, networks={" ".join(TINY): 2})
-    assert result["judge_in_bfloat16"]["verdicts that change"] < 0.01
+    assert result["classifier_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
     of_a_network = ["channels_last", "bf16 autocast", "group norm in bf16", "Adam foreach", "Adam fused"]
     of_a_network += ["one pass for both batches"]
-    assert found == [*of_a_network, *(["one thread"] if threads > 1 else []), "judge in bfloat16"]
+    assert found == [*of_a_network, *(["one thread"] if threads > 1 else []), "classifier in bfloat16"]
 
 
 def test_one_thread_is_for_one_call():

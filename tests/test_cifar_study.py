@@ -156,20 +156,20 @@ def test_every_run_is_legal_and_is_done_once(either, stand_ins, monkeypatch):
     fits = [cfg for kind, cfg in asked if kind == "fit"]
     assert all(cfg.data.path == f"{os.environ['CIFAR_PATH']}/{cfg.data.name}" for cfg in fits)
     tuned = {kind: {cfg.trainer.get("benchmark") for cfg in made} for kind, made in by_kind(asked).items()}
-    assert tuned == {"judge": {True}, "from random weights": {True}, "unlearning": {False}}
+    assert tuned == {"classifier": {True}, "from random weights": {True}, "unlearning": {False}}
     again = len(asked)
     assert call(either, monkeypatch, *parts) == 0
     assert len(asked) == again
     checkpoints = list(either.RUNS.rglob("*.ckpt"))  # those of unlearning have hundreds of MB each
-    assert {path.parts[2] for path in checkpoints} == {"judges"}
+    assert {path.parts[2] for path in checkpoints} == {"classifiers"}
 
 
 def by_kind(asked: list[tuple[str, Any]]) -> dict[str, list[Any]]:
     """The configurations of fits, by what they make."""
-    found: dict[str, list[Any]] = {"judge": [], "from random weights": [], "unlearning": []}
+    found: dict[str, list[Any]] = {"classifier": [], "from random weights": [], "unlearning": []}
     for kind, cfg in asked:
         if kind == "fit_classifier":
-            found["judge"].append(cfg)
+            found["classifier"].append(cfg)
         elif kind == "fit":
             found["from random weights" if cfg.data.forget_batch_size == 0 else "unlearning"].append(cfg)
     return found
@@ -219,7 +219,7 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
         assert isinstance(model, unet.Model) and isinstance(model.unet, UNet2DModel)
         return megabytes(model)
 
-    def judges(kind: str) -> float:
+    def classifiers(kind: str) -> float:
         make = instantiate(compose("fit_classifier", [f"experiment={data}_{kind}"]).architecture)
         return megabytes(make((3, 32, 32), Shape.num_classes), make((3, 32, 32), Shape.num_classes + 1))
 
@@ -227,7 +227,7 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
     with torch.device("meta"):
         assert 0.8 * LIMITS["unet"] < base("pretrain_medium") < LIMITS["unet"]
         assert base("pretrain") < 12
-        assert judges("classifier") < 8 and judges("second_classifier") < 8
+        assert classifiers("classifier") < 8 and classifiers("second_classifier") < 8
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
@@ -255,16 +255,16 @@ def test_shipped_weights_are_neither_overwritten_nor_a_reason_to_train_none(stud
     monkeypatch.setattr(study, "CLASSES", ("bird",))
     monkeypatch.setattr(study, "THREE_SEEDS", ())
     assert call(study, monkeypatch, "classifier", "base", "table") == 0
-    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the judge is shared
+    assert [kind for kind, _ in asked] == ["fit", "publish", "evaluate", "publish", "fit"]  # the classifier is shared
     base, unlearned = (cfg for kind, cfg in asked if kind == "fit")
     assert unlearned.model.path == "runs/cifar/weights/cifar10"
     assert base.classifier == unlearned.classifier == str(PROJECT / "weights/cifar10/classifier")
     assert {path: (Path(path).read_text(), Path(path).stat().st_mtime_ns) for path in before} == before
 
 
-def test_judges_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
+def test_classifiers_that_are_not_shipped_are_trained_and_used(study, stand_ins, monkeypatch):
     asked = stand_ins(study)
-    assert call(study, monkeypatch, "classifier", "judges", "base") == 0
+    assert call(study, monkeypatch, "classifier", "classifiers", "base") == 0
     assert [kind for kind, _ in asked].count("fit_classifier") == 3
     (cfg,) = (cfg for kind, cfg in asked if kind == "fit")
     assert cfg.classifier == str(PROJECT / "runs/cifar/weights/cifar10/classifier")
@@ -475,7 +475,7 @@ def test_a_call_and_what_it_keeps_are_within_the_limits_of_ten_minutes_and_64_mi
     leg, grace = (int(re.search(f"{name}(\\d+)", script)[1]) for name in ("LEG:-", "-k "))  # type: ignore[index]
     assert leg + grace < 600 and leg == study.LEG
     assert study.PIECE < 16 * 2**20 and study.PIECE * study.PIECES < 64 * 2**20 and study.PIECES <= 8
-    assert 1e6 * sum(LIMITS.values()) < study.PIECE * study.PIECES  # a judge and a base model
+    assert 1e6 * sum(LIMITS.values()) < study.PIECE * study.PIECES  # a classifier and a base model
 
 
 def test_a_leg_that_is_over_asks_the_study_to_stop(tmp_path):
@@ -606,7 +606,7 @@ def test_base_models_are_compiled_if_that_is_right_and_clearly_faster(monkeypatc
 
 @pytest.fixture
 def promotion(monkeypatch, tmp_path) -> ModuleType:
-    """A compact base model and a judge in weights/, and a base model of the study, both with an FID of 5."""
+    """A compact base model and a classifier in weights/, and a base model of the study, both with an FID of 5."""
     module = load(monkeypatch, tmp_path, "promote")
     for place in (module.WEIGHTS, module.SHIPPED):
         write_base(place / "cifar10")
@@ -637,7 +637,7 @@ def test_a_better_base_model_is_promoted_and_the_compact_one_stays(promotion):
     assert (shipped / "config.yaml").read_text() == "classifier: ${project:weights}/cifar10/classifier\n"
 
 
-def test_where_none_is_shipped_the_base_model_is_promoted_with_its_judge(promotion):
+def test_where_none_is_shipped_the_base_model_is_promoted_with_its_classifier(promotion):
     set_fid(promotion.WEIGHTS / "cifar10", 4)
     shutil.rmtree(promotion.SHIPPED)
     promotion.promote("cifar10")
@@ -704,7 +704,7 @@ def test_what_the_study_has_made_stands_beside_what_is_shipped(results):
     results.base_models()
     folders = ["runs/cifar/weights/cifar10", "weights/cifar10"]
     assert [row["run"] for row in rows(results.OUT / "base_models.csv")] == folders
-    assert [line.split(" | ")[0] for line in results.judged().splitlines()[4:]] == [
+    assert [line.split(" | ")[0] for line in results.scored().splitlines()[4:]] == [
         f"| {folder}/classifier" for folder in folders
     ]
 
@@ -811,7 +811,7 @@ def test_readings_of_the_target_stand_beside_the_posters(results, write_run_to):
         ["| max_entropy_1", "ddpm", "1000", "2", "200", ""],
         ["| identity", "ddim", "25", "0", "4", "0.7"],
         ["| identity", "ddim", "25", "2", "4", "0.7"],
-        ["| the poster's: another judge, w not stated", "", "", "", "", "0.526 to 0.564"],
+        ["| the poster's: another classifier, w not stated", "", "", "", "", "0.526 to 0.564"],
     ]
 
 

@@ -22,7 +22,7 @@ from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
 from safemax_pl.fit import fit
 
-COUNTS = ("ua", "ua_noise_aware", "noise_rate", "retain_accuracy", "judge_disagreement")
+COUNTS = ("ua", "ua_noise_aware", "noise_rate", "retain_accuracy", "classifier_disagreement")
 SCRIPT = Path(__file__).parent / "ranks_job.py"
 
 
@@ -182,7 +182,7 @@ def test_what_every_rank_has_used_is_told(runs):
 
 @pytest.mark.parametrize("method", [*METHODS, "bounded", *(", ".join(pair) for pair in SOME_WEIGHTS)])
 def test_a_method_takes_the_same_steps(jobs, method):
-    """Priors included; plain descent, as Adam would turn the sign of rounding errors into steps."""
+    """Preparation included; plain descent, as Adam would turn the sign of rounding errors into steps."""
     one, (first, second) = jobs.one[method], [result[method] for result in jobs.two]
     assert torch.equal(first["weights"], second["weights"]), "the ranks drift apart"
     tolerance = (

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from safemax_pl import evaluate_classifier
 from safemax_pl.classifier import noise
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import build, compose
+from safemax_pl.evaluate_classifier import evaluate_classifier
 from safemax_pl.evaluation import figures
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
@@ -24,8 +24,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Path:
-    """What the command writes for the shipped judge; read only."""
-    return evaluate_classifier.judge(str(SHIPPED), ["images=200", f"runs_dir={tmp_path_factory.mktemp('runs')}", cache])
+    """What the command writes for the shipped classifier; read only."""
+    return evaluate_classifier(str(SHIPPED), ["images=200", f"runs_dir={tmp_path_factory.mktemp('runs')}", cache])
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -34,12 +34,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_folder_holds_both_pictures_all_tables_and_where_they_come_from(written):
-    names = {"operating_curve.png", "blend_curve.png", "detection.csv", "blend.csv", "control.csv", "judge.json"}
+    names = {"operating_curve.png", "blend_curve.png", "detection.csv", "blend.csv", "control.csv", "classifier.json"}
     assert {path.name for path in written.iterdir()} == names
     for name in ("operating_curve.png", "blend_curve.png"):
         with Image.open(written / name) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
-    origin = json.loads((written / "judge.json").read_text())
+    origin = json.loads((written / "classifier.json").read_text())
     assert origin["classifier"]["hash"] in (SHIPPED / ".." / "metrics.json").read_text()
     assert (origin["n"], origin["seed"], origin["false_alarms"]["n"]) == (200, 1, 359)
     assert {"command", "commit", "hardware"} <= set(origin["provenance"])
@@ -70,16 +70,18 @@ def test_held_out_noise_is_in_the_detection_table(written):
 
 
 @pytest.mark.parametrize(("label", "false_alarms"), [(10, "1.0000"), (0, "0.0000")], ids=["always noise", "never"])
-def test_a_judge_with_one_answer_is_seen_in_what_is_printed_and_written(tmp_path, cache, capsys, label, false_alarms):
-    fooled = Classifier.load(SHIPPED, build(compose("judge", [cache]).data))
+def test_a_classifier_with_one_answer_is_seen_in_what_is_printed_and_written(
+    tmp_path, cache, capsys, label, false_alarms
+):
+    fooled = Classifier.load(SHIPPED, build(compose("evaluate_classifier", [cache]).data))
     fooled.noise_aware.head.weight.zero_()
     fooled.noise_aware.head.bias.zero_()
     fooled.noise_aware.head.bias[label] = 1
     fooled.save(tmp_path / "fooled", {})
-    out = evaluate_classifier.judge(str(tmp_path / "fooled"), ["images=50", f"runs_dir={tmp_path}", cache])
+    out = evaluate_classifier(str(tmp_path / "fooled"), ["images=50", f"runs_dir={tmp_path}", cache])
     printed = capsys.readouterr().out
     assert f"false alarms: {false_alarms} of 359" in printed
-    accuracy = json.loads((out / "judge.json").read_text())["classifier"]["accuracy_noise_aware"]
+    accuracy = json.loads((out / "classifier.json").read_text())["classifier"]["accuracy_noise_aware"]
     assert accuracy < 0.2 and f"{accuracy:.3f} noise-aware on 359 real test images" in printed
     assert {row["auroc"] for row in read(out / "detection.csv")} == {"0.5"}
     rates = {row["called_noise"] for row in read(out / "blend.csv")}
@@ -87,23 +89,23 @@ def test_a_judge_with_one_answer_is_seen_in_what_is_printed_and_written(tmp_path
 
 
 def test_another_number_of_images_gets_a_folder_of_its_own(written, cache):
-    other = evaluate_classifier.judge(str(SHIPPED), ["images=20", f"runs_dir={written.parent}", cache])
+    other = evaluate_classifier(str(SHIPPED), ["images=20", f"runs_dir={written.parent}", cache])
     assert other != written and other.parent == written.parent
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_images_are_refused(count, tmp_path):
     with pytest.raises(UserError, match=f"images={count}: give a whole number from 1"):
-        evaluate_classifier.judge(str(SHIPPED), [f"images={count}", f"runs_dir={tmp_path}"])
+        evaluate_classifier(str(SHIPPED), [f"images={count}", f"runs_dir={tmp_path}"])
 
 
 def test_a_key_that_nothing_reads_is_refused():
     with pytest.raises(UserError, match="batch_size"):
-        evaluate_classifier.judge(str(SHIPPED), ["batch_size=3"])
+        evaluate_classifier(str(SHIPPED), ["batch_size=3"])
 
 
 def test_a_missing_classifier_is_one_line(tmp_path, cache, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["judge", str(tmp_path / "nothing"), f"runs_dir={tmp_path}", cache])
+    monkeypatch.setattr(sys, "argv", ["classifier", str(tmp_path / "nothing"), f"runs_dir={tmp_path}", cache])
     with pytest.raises(SystemExit):
         evaluate_classifier.main()
     error = capsys.readouterr().err
@@ -113,6 +115,6 @@ def test_a_missing_classifier_is_one_line(tmp_path, cache, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_shows_the_usage(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["judge", *arguments])
+    monkeypatch.setattr(sys, "argv", ["classifier", *arguments])
     evaluate_classifier.main()
     assert "python -m safemax_pl.evaluate_classifier weights/digits/classifier" in capsys.readouterr().out

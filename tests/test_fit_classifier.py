@@ -128,10 +128,10 @@ def test_channels_last_changes_no_logit_but_by_rounding():
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
-# -- judge, calibrate, score ---------------------------------------------------------------------------------------
+# -- classifier, calibrate, score -------------------------------------------------------------------------------------
 
 
-def test_judging_in_chunks_gives_the_logits_of_one_batch():
+def test_classifying_in_chunks_gives_the_logits_of_one_batch():
     classifier = confident(1)
     plain, aware = logits_of(classifier, images(1001))
     verdict = classifier(images(1001))
@@ -140,7 +140,7 @@ def test_judging_in_chunks_gives_the_logits_of_one_batch():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_judging_uses_and_keeps_the_running_statistics_and_restores_the_mode(training):
+def test_classifying_uses_and_keeps_the_running_statistics_and_restores_the_mode(training):
     classifier = confident(1)
     expected, state = classifier(images(50)).plain, {k: v.clone() for k, v in classifier.state_dict().items()}
     classifier.train(training)
@@ -294,7 +294,7 @@ def test_a_run_writes_a_classifier_that_loads(finished):
     assert loaded.temperature != 1
 
 
-def test_a_classifier_is_judged_on_the_device_that_it_was_trained_on(tmp_path, monkeypatch):
+def test_a_classifier_is_scored_on_the_device_that_it_was_trained_on(tmp_path, monkeypatch):
     """Lightning moves a module to the CPU when its fit ends; "meta" stands for an accelerator."""
     module = importlib.import_module("safemax_pl.fit_classifier")
     devices = []
@@ -341,7 +341,7 @@ def test_both_networks_learn(finished):
         assert float(rows[-1][name]) < 0.9 * float(rows[0][name])
 
 
-def test_the_second_judge_is_trained_by_the_same_command(tmp_path, finished):
+def test_the_second_classifier_is_trained_by_the_same_command(tmp_path, finished):
     overrides = [item for item in TINY if not item.startswith(("architecture.", "experiment="))]
     overrides += ["experiment=digits_second_classifier", "architecture.width=16", "architecture.blocks=1"]
     overrides += [f"runs_dir={tmp_path}", f"data.cache_dir={finished.parent.parent}/cache"]

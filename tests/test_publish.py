@@ -46,7 +46,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def command(folder: Path) -> str:
-    places = f"runs_dir={folder} data.path={folder} evaluation.inception={folder}/i.pth classifier={folder}/judge"
+    places = f"runs_dir={folder} data.path={folder} evaluation.inception={folder}/i.pth classifier={folder}/classifier"
     return f"python -m safemax_pl.fit experiment=digits_pretrain {places} seed=0 name=model"
 
 
@@ -123,7 +123,7 @@ def test_a_fit_starts_from_what_was_published_and_names_its_hashes(runs, model, 
     assert metrics["protocol"]["classifier"]["hash"] == digest
     assert digest in (classifier / "README.md").read_text()
     accuracy = json.loads((runs / "classifier/metrics.json").read_text())["scores"]["accuracy"]
-    assert metrics["judges"]["classifier"]["accuracy"] == pytest.approx(accuracy, abs=0.01)  # rounded to float16
+    assert metrics["classifiers"]["classifier"]["accuracy"] == pytest.approx(accuracy, abs=0.01)  # rounded to float16
 
 
 # -- the card --------------------------------------------------------------------------------------------------------

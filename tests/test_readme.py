@@ -29,7 +29,7 @@ def test_every_command_is_accepted(command):
     assert (PROJECT / f"{module.replace('.', '/')}.py").exists()
     if (
         "--help" in flags
-        or module.endswith(("attack", "evaluate", "judge", "publish", "report", "sweep"))
+        or module.endswith(("attack", "evaluate", "classifier", "publish", "report", "sweep"))
         or "blank_image" in command
     ):
         return  # run below or in their own tests, or about a file that the reader writes

@@ -136,7 +136,7 @@ def test_what_is_no_score_is_refused_and_names_the_run(write_run, tmp_path, name
 @pytest.mark.parametrize("seconds", [-1.0, 1e308])
 def test_what_is_no_cost_is_refused_and_names_the_run(write_run, tmp_path, seconds):
     write_run("a")
-    write_run("lost", cost={"unlearn_seconds": seconds, "prior_seconds": seconds})
+    write_run("lost", cost={"unlearn_seconds": seconds, "preparation_seconds": seconds})
     with pytest.raises(UserError, match=r"lost-0-3/metrics\.json is damaged .*cost\.\w+_seconds is"):
         report([tmp_path / "runs"])
 

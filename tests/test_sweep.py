@@ -206,7 +206,7 @@ def test_workers_share_the_trials_and_never_run_a_point_twice(tmp_path):
 
 
 def test_an_exhausted_space_ends_the_study(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(shared, "MOST_DRAWS", 20)
+    monkeypatch.setattr(shared, "MAX_DRAWS", 20)
     study = worker(tmp_path, {"seed": [0, 1]}, trials=5)
     for _ in range(2):
         finish(study, study.claim())
@@ -257,7 +257,7 @@ def test_a_living_workers_trial_is_left_alone_and_a_killed_ones_goes_on(tmp_path
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys, interruption):
     study = worker(tmp_path, trials=1)
-    for _ in range(shared.MOST_DEATHS + 1):
+    for _ in range(shared.MAX_DEATHS + 1):
         claim = study.claim()
         with pytest.raises(interruption), study.alive(claim):
             raise interruption
@@ -267,7 +267,7 @@ def test_an_interrupted_workers_trial_goes_on_at_once(tmp_path, capsys, interrup
 @pytest.mark.parametrize("death", ["killed", "broken"])
 def test_a_trial_in_which_every_worker_dies_is_lost_and_does_not_count(tmp_path, death):
     study = worker(tmp_path, trials=1)
-    for _ in range(shared.MOST_DEATHS):
+    for _ in range(shared.MAX_DEATHS):
         claim = study.claim()
         if death == "killed":
             os.utime(claim.heartbeat, (0, 0))
@@ -437,7 +437,7 @@ def test_a_journal_without_a_whole_record_is_a_new_one(tmp_path, content):
 
 def test_a_journal_of_any_size_is_not_read(tmp_path):
     with (tmp_path / "study.journal").open("wb") as file:
-        file.truncate(journal.MOST_BYTES + 1)
+        file.truncate(journal.MAX_BYTES + 1)
     with pytest.raises(UserError, match="at most"):
         worker(tmp_path)
 
@@ -499,7 +499,7 @@ def study(tmp_path_factory) -> SimpleNamespace:
         "~sweep.space.optimizer.lr",
         "+sweep.space.optimizer.lr=[1e-6,1]",
     ]
-    rule = ["sweep.prune.least_forgetting=null", "sweep.prune.most_harm=1.5"]
+    rule = ["sweep.prune.min_forgetting=null", "sweep.prune.max_harm=1.5"]
     overrides = arguments(folder, *space, *rule, "sweep.trials=2")
     return SimpleNamespace(folder=sweep(overrides), overrides=overrides)
 
@@ -576,7 +576,7 @@ def fits(monkeypatch, write_run_to) -> list:
             Path(cfg.runs_dir),
             scores={"ua_noise_aware": steps / 10},
             cost={"unlearn_flops": float(steps)},
-            judges={"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}},
+            classifiers={"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}},
             name=name,
         )
 
@@ -692,7 +692,7 @@ def test_a_trial_without_memory_is_tried_again(tmp_path, fits, monkeypatch, caps
 
 def test_trials_that_never_have_memory_end_the_worker_and_do_not_count(tmp_path, fits, monkeypatch, capsys):
     whole, overrides = command.fit, arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2")
-    for most in ("MOST_DEATHS", "MOST_LOST"):
+    for most in ("MAX_DEATHS", "MAX_LOST"):
         monkeypatch.setattr(shared, most, 2)
     monkeypatch.setattr(command, "fit", failing(whole, *[torch.OutOfMemoryError()] * 4))
     with pytest.raises(MachineError, match="2 trials were lost one after the other, the last one as 2 workers died"):
@@ -730,7 +730,7 @@ def test_a_worker_whose_trial_was_taken_over_goes_on_with_another(tmp_path, fits
     assert "trial 0 is left to the worker that has taken it over" in printed and "1 trials: 1 complete" in printed
 
 
-def test_the_accuracy_of_the_judge_stands_with_the_front(tmp_path, fits, capsys):
+def test_the_accuracy_of_the_classifier_stands_with_the_front(tmp_path, fits, capsys):
     folder = sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
     said = "Classifier accuracy 0.988 plain and 0.970 noise-aware on 360 real test images."
     assert said in " ".join(capsys.readouterr().out.split()) and said in (folder / "best.md").read_text()
@@ -768,8 +768,8 @@ def test_the_worst_guidance_weight_counts(write_run):
     metrics["scores"]["w=2"]["unlearned"] |= {"ua_noise_aware": 0.25, "drift": 0.75}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert values(folder, [("ua_noise_aware", "maximize"), ("drift", "minimize")]) == [0.25, 0.75]
-    with pytest.raises(UserError, match="judge_disagreement is not among the scores"):
-        values(folder, [("judge_disagreement", "minimize")])
+    with pytest.raises(UserError, match="classifier_disagreement is not among the scores"):
+        values(folder, [("classifier_disagreement", "minimize")])
 
 
 def test_energy_is_an_objective_where_it_was_counted(write_run):

@@ -2,7 +2,7 @@
 # Run the CIFAR study on a GPU machine without network, in calls of limited time; the order is in README.md.
 #   bash experiments/cifar/gpu.sh 1       install the delivered wheels, test a short fit, measure (300 seconds at most)
 #   bash experiments/cifar/gpu.sh data    only take delivered data, where they come in more than two calls
-#   bash experiments/cifar/gpu.sh 2       judge, if none is shipped, base model, table (LEG and half a minute)
+#   bash experiments/cifar/gpu.sh 2       classifier, if none is shipped, base model, table (LEG and half a minute)
 # deliver.py makes what is delivered, .gpu/. Results are written to OUT (out): at most 8 files of 16 MiB each.
 # Settings, by environment:
 #   LEG (560)                       seconds of the study

@@ -209,8 +209,8 @@ def measure_norm(found: Findings, name: str, model: Model) -> None:
     found.say(**{f"{name}_sampling_ms": milliseconds(sampling_pass(model.eval()))})
 
 
-def judge(found: Findings) -> None:
-    """A step of the judge, with the noise that it learns from."""
+def classifier(found: Findings) -> None:
+    """A step of the classifier, with the noise that it learns from."""
     cfg = compose("fit_classifier", ["experiment=cifar10_classifier", *([] if CUDA else TINY["fit_classifier"])])
     classifier = Classifier([str(label) for label in range(10)], CIFAR.image_shape, build(cfg.architecture))
     module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift, cfg.noise_share, cfg.label_smoothing)
@@ -227,7 +227,7 @@ def judge(found: Findings) -> None:
         value.backward()
         optimizer.step()
 
-    found.say(judge_ms=milliseconds(step))
+    found.say(classifier_ms=milliseconds(step))
 
 
 def compiled(found: Findings) -> None:
@@ -241,7 +241,7 @@ def compiled(found: Findings) -> None:
     found.say(compile=CUDA and worth_compiling(found))
 
 
-SECTIONS = {machine: 5, draws: 3, plain_norm: 10, bf16_norm: 8, compiled: 60, judge: 8}  # seconds that each needs
+SECTIONS = {machine: 5, draws: 3, plain_norm: 10, bf16_norm: 8, compiled: 60, classifier: 8}  # seconds that each needs
 
 
 def worth_compiling(found: dict[str, Any]) -> bool:
@@ -268,7 +268,7 @@ def run(sections: Iterable[tuple[Callable[[Findings], None], float]], found: Fin
 
 
 def main() -> None:
-    torch.backends.cudnn.benchmark = True  # as for base models and judges in the study
+    torch.backends.cudnn.benchmark = True  # as for base models and classifiers in the study
     out = Path(os.environ.get("OUT", "."))
     out.mkdir(parents=True, exist_ok=True)
     run(SECTIONS.items(), Findings(out / "probe.json"), float(os.environ.get("PROBE_SECONDS", 110)))

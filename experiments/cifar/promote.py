@@ -2,8 +2,8 @@
 
   PYTHONPATH=. python experiments/cifar/promote.py cifar10
 
-Better is a lower FID at every guidance weight, by the same judge, images and sampler. What was shipped before stays as
-weights/DATA_compact, for model.path=. Judges are not replaced: those of the study are added where there is none.
+Better is a lower FID at every guidance weight, by the same classifier, images and sampler. The replaced model stays as
+weights/DATA_compact, for model.path=. Classifiers are not replaced: those of the study are added where there is none.
 """
 
 import shutil
@@ -47,7 +47,7 @@ def promote(data: str) -> None:
             shutil.copy(path, place)
     for name in ("README.md", "config.yaml", "metrics.json"):
         text = (shipped / name).read_text()
-        (shipped / name).write_text(text.replace(str(WEIGHTS), str(SHIPPED)))  # where a judge of the study was
+        (shipped / name).write_text(text.replace(str(WEIGHTS), str(SHIPPED)))  # where a classifier of the study was
 
 
 def check_better(scores: dict[str, Any], shipped: Path) -> None:

@@ -30,7 +30,7 @@ POSTER = {"noise_std": "0.526 to 0.564", "noise_saturation": "0.07 to 0.10", "en
 
 def main() -> None:
     """Write tables and figures of all runs that have finished."""
-    texts = [judged(), base_models()]
+    texts = [scored(), base_models()]
     for part, (title, table_of) in COMPARED.items():
         if any((study.RUNS / part).glob("*/metrics.json")):
             report([study.RUNS / part], OUT / part, title)
@@ -48,11 +48,11 @@ def titled(title: str, rows: list[dict[str, Any]]) -> str:
     return f"## {title}\n\n{markdown([names, *cells])}" if rows else ""
 
 
-def judged() -> str:
+def scored() -> str:
     names = ("accuracy", "accuracy_noise_aware", "temperature", "n_test")
     found = [path for place in PUBLISHED for path in sorted(place.glob("cifar*/*classifier/config.json"))]
     scores = {path.parent: json.loads(path.read_text())["info"]["scores"] for path in found}
-    return titled("Judges", [{"judge": str(folder)} | {name: mine[name] for name in names}
+    return titled("Classifiers", [{"classifier": str(folder)} | {name: mine[name] for name in names}
                              for folder, mine in scores.items()])  # fmt: skip
 
 
@@ -216,7 +216,8 @@ def readings(runs: list[FinishedRun]) -> str:
         del row["folder"]
     write_csv(OUT / "targets.csv", rows)
     return titled(
-        f"Targets, {study.STUDIED} forgotten", [*rows, {"run": "the poster's: another judge, w not stated", **POSTER}]
+        f"Targets, {study.STUDIED} forgotten",
+        [*rows, {"run": "the poster's: another classifier, w not stated", **POSTER}],
     )
 
 

@@ -2,7 +2,7 @@
 # CIFAR, part by part, in legs: after LEG seconds (500) a fit saves and stops, this script ends with 75, and the same
 # call goes on from there. What matters most comes first.
 #   bash experiments/cifar/run.sh classifier base table
-#   bash experiments/cifar/run.sh candidates gate targets cifar100 judges standard
+#   bash experiments/cifar/run.sh candidates gate targets cifar100 classifiers standard
 #   PYTHONPATH=. python experiments/cifar/results.py              tables and figures, on any machine
 #   DRY=1 bash experiments/cifar/run.sh classifier base table    tiny, on a CPU, in runs/cifar_dry
 # CIFAR_PATH: folder with cifar10/ and cifar100/ as parquet files; without it they come from the Hugging Face hub.

@@ -1,18 +1,18 @@
 """The study of CIFAR, part by part: `study.py PART ...` does what is missing of the parts; run.sh ends it in time.
 
 Parts, what matters most first:
-  classifier   the judge of CIFAR-10, where weights/cifar10/classifier is missing
+  classifier   the classifier of CIFAR-10, where weights/cifar10/classifier is missing
   base         the base model of CIFAR-10, trained for BASE_SECONDS, published, and scored as it is published
-  table        every class forgotten in turn by eight methods; the bird first, as plain ua misjudges it
+  table        every class forgotten in turn by eight methods; the bird first, as plain ua misclassifies it
   candidates   the ceiling of the hardware, and two networks trained for equal seconds
   gate         SAFEMax's gate: decay lambda, and hard windows below and above tau
   targets      SAFEMax's target: the readings of the paper's "eps_T"
-  cifar100     judge and base model of CIFAR-100, and ten of its classes forgotten at once
-  judges       second judges of both
+  cifar100     classifier and base model of CIFAR-100, and ten of its classes forgotten at once
+  classifiers       second classifiers of both
   standard     the bird again by all methods, scored on the standard plan with 100 steps of DDIM
 
-Finished jobs are left out, jobs that failed before come last. Judges and base models are published in
-runs/cifar/weights. weights/ is only read: its judges are used, so that scores are comparable; its base models are not,
+Finished jobs are left out, jobs that failed before come last. Classifiers and base models are published in
+runs/cifar/weights. weights/ is only read: its classifiers are used, so that scores are comparable, its base models not,
 and promote.py replaces them by better ones of the study. results.py writes the tables and figures.
 
 Every method has its published rate and steps, but at most 1 000 steps; batch and averaging are ours. SAFEMax has no
@@ -52,7 +52,7 @@ STARTED = time.monotonic() - (WALL - float(os.environ.get("LEG_STARTED", WALL)))
 LEG = float(os.environ.get("LEG", 500))  # seconds after which run.sh ends a call
 RUNS = Path("runs/cifar_dry" if DRY else "runs/cifar")
 SHIPPED = Path("weights")  # of the project: read, never written
-WEIGHTS = RUNS / "weights"  # of the study: judges and base models, published
+WEIGHTS = RUNS / "weights"  # of the study: classifiers and base models, published
 CEILING = RUNS / "ceiling/ceiling.json"
 BASE_SECONDS = int(os.environ.get("BASE_SECONDS", 15 if DRY else 330))
 CANDIDATE_SECONDS = int(os.environ.get("CANDIDATE_SECONDS", 10 if DRY else 45))
@@ -159,7 +159,7 @@ def configured(kind: str, folder: Path, experiment: str, *overrides: str) -> tup
     data = experiment.partition("_")[0]
     place = [f"name={folder.name}", f"runs_dir={folder.parent}", "logger=csv", "trainer.enable_progress_bar=false"]
     if kind == "fit":
-        place += own_judges(data)
+        place += own_classifiers(data)
         place += [f"evaluation.inception={path}"] if (path := os.environ.get("INCEPTION")) else []
     every = [f"experiment={experiment}", *place, *data_path(data), *overrides]
     words = with_tiny([kind, *every])
@@ -192,15 +192,15 @@ def remove_weightless(folder: Path, part: str) -> None:
         shutil.rmtree(folder)
 
 
-def judge_folder(data: str, kind: str) -> Path:
-    """Folder of a judge: the shipped one, or else the study's own. Dry runs make tiny ones of their own."""
+def classifier_folder(data: str, kind: str) -> Path:
+    """Folder of a classifier: the shipped one, or else the study's own. Dry runs make tiny ones of their own."""
     shipped = SHIPPED / data / kind
     return shipped if (shipped / "config.json").exists() and not DRY else WEIGHTS / data / kind
 
 
-def own_judges(data: str) -> list[str]:
-    """Overrides for the judges that weights/ lacks. The second one is optional."""
-    folders = {kind: judge_folder(data, kind) for kind in ("classifier", "second_classifier")}
+def own_classifiers(data: str) -> list[str]:
+    """Overrides for the classifiers that weights/ lacks. The second one is optional."""
+    folders = {kind: classifier_folder(data, kind) for kind in ("classifier", "second_classifier")}
     return [
         f"{kind}=${{project:{WEIGHTS}}}/{data}/{kind}"  # found from any folder and on any machine
         for kind, folder in folders.items()
@@ -208,8 +208,8 @@ def own_judges(data: str) -> list[str]:
     ]
 
 
-def judge(data: str, kind: str = "classifier") -> list[Job]:
-    run, folder = RUNS / "judges" / f"{data}_{kind}", judge_folder(data, kind)
+def classifier(data: str, kind: str = "classifier") -> list[Job]:
+    run, folder = RUNS / "classifiers" / f"{data}_{kind}", classifier_folder(data, kind)
 
     def work() -> None:
         remove_weightless(run, "classifier")
@@ -348,18 +348,18 @@ def cifar100() -> list[Job]:
         return unlearn(f"cifar100/{method}-{seed}", method, *settings, data="cifar100_forget10")
 
     runs = [(method, 0) for method in AT_ONCE] + [(method, seed) for method in THREE_SEEDS for seed in (1, 2)]
-    return [*judge("cifar100"), *base("cifar100"), *(run(*one) for one in runs)]
+    return [*classifier("cifar100"), *base("cifar100"), *(run(*one) for one in runs)]
 
 
 PARTS: dict[str, Callable[[], list[Job]]] = {
-    "classifier": lambda: judge("cifar10"),
+    "classifier": lambda: classifier("cifar10"),
     "base": lambda: base("cifar10"),
     "table": table,
     "candidates": candidates,
     "gate": gate,
     "targets": targets,
     "cifar100": cifar100,
-    "judges": lambda: judge("cifar10", "second_classifier") + judge("cifar100", "second_classifier"),
+    "classifiers": lambda: classifier("cifar10", "second_classifier") + classifier("cifar100", "second_classifier"),
     "standard": standard,
 }
 
@@ -370,7 +370,7 @@ PARTS: dict[str, Callable[[], list[Job]]] = {
 def keep() -> None:
     """Put the files that this call has written into KEEP as pieces of one tar file, and name those that do not fit.
 
-    Judges come first, then base models, results, and images of samples. Checkpoints and unlearned weights stay behind.
+    Classifiers come first, then base models, results and samples. Checkpoints and unlearned weights stay behind.
     """
     if not (place := os.environ.get("KEEP")):
         return
@@ -405,7 +405,7 @@ def new_files() -> Iterator[Path]:
 
 
 def priority(path: Path) -> int:
-    """Rank of a file in KEEP: 0 judge, 1 base model, 2 result, 3 images of samples."""
+    """Rank of a file in KEEP: 0 classifier, 1 base model, 2 result, 3 images of samples."""
     if WEIGHTS in path.parents:
         return 0 if "classifier" in path.parent.name else 1
     return 3 if path.name == "samples.safetensors" else 2

@@ -40,7 +40,7 @@ class Bench:
     """What an attack works with.
 
     Attributes:
-        evaluator: the protocol: data, judge and sampler.
+        evaluator: the protocol: data, classifier and sampler.
         original: the model before unlearning, which some attackers have.
         device: for what is trained.
     """

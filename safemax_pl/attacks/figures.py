@@ -13,7 +13,7 @@ from safemax_pl.attacks.runner import Results
 from safemax_pl.common.figures import save_figure
 
 STYLES = {"unlearned": "-o", "original": "--s", "retrain": ":^"}
-MOST_COLUMNS, ROWS = 10, 2  # images along x, and per model
+MAX_COLUMNS, ROWS = 10, 2  # images along x, and per model
 
 
 def draw(path: Path, attack: Attack, results: Results, title: str) -> None:
@@ -51,7 +51,7 @@ def _images(figure: Any, curves: dict[str, list[Point]], axis_name: str, series:
     """One panel per model: a column per point, the same seeds in all."""
     figure.suptitle(f"images along the way: {series}", fontsize=10)
     for axis, (model, points) in zip(figure.subplots(len(curves), 1, squeeze=False)[:, 0], curves.items(), strict=True):
-        chosen = [points[i] for i in sorted(set(np.linspace(0, len(points) - 1, MOST_COLUMNS).round().astype(int)))]
+        chosen = [points[i] for i in sorted(set(np.linspace(0, len(points) - 1, MAX_COLUMNS).round().astype(int)))]
         gap = max(points[0].images.shape[-1] // 8, 1)
         columns = [
             np.pad(point.images[:ROWS].numpy(), ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)

@@ -18,7 +18,7 @@ from safemax_pl.diffusion.unet import Model
 
 # keys [B] -> the images of one step, their labels, and the keys
 Draw = Callable[[Tensor], LabelledImages]
-MOST_RATE = 1e3  # of Adam, whose steps are about as long: beyond any weight
+MAX_RATE = 1e3  # of Adam, whose steps are about as long: beyond any weight
 
 
 class Budget:
@@ -35,9 +35,9 @@ class Budget:
         self.score_at = list(map(int, ascending("budget.score_at", score_at, 0)))
         if self.score_at[0] != 0 or len(self.score_at) < 2 or any(steps != int(steps) for steps in score_at):
             raise UserError(f"budget.score_at={self.score_at}: give at least two numbers of steps, the first 0")
-        if not 0 < rate <= MOST_RATE or batch_size < 1:
+        if not 0 < rate <= MAX_RATE or batch_size < 1:
             raise UserError(
-                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MOST_RATE:g}] and at least "
+                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MAX_RATE:g}] and at least "
                 "1 image"
             )
         self.rate, self.batch_size, self.seed = rate, batch_size, seed

@@ -13,7 +13,7 @@ class NullLeak(Attack):
     """Weakens the condition: from w = −1, where only the null label speaks, to w = 0, where only the class does.
 
     In between (1 + w) ε_c − w ε_∅ interpolates. At w = −1 the images are unconditional; the share of them that the
-    judge assigns to the F forgotten classes is the leak, about F / C for an original that draws C classes alike.
+    classifier assigns to the F forgotten classes is the leak, about F / C for an original that draws C classes alike.
 
     Args:
         guidance_weights: w of the curve, ascending from −1.

@@ -21,7 +21,7 @@ Results = dict[str, dict[str, list[Point]]]  # model -> series -> points
 
 
 def protocol(attack: Attack, bench: Bench) -> dict[str, Any]:
-    """Everything that decides the numbers, apart from the attacked weights: the budget and how images are judged."""
+    """Everything that decides the numbers, apart from the attacked weights: the budget and how images are scored."""
     ours = bench.evaluator.protocol(bench.evaluator.final)
     for key in ("plan", "guidance", "reference", "features"):  # of the scores on retained classes and of the plan
         ours.pop(key, None)

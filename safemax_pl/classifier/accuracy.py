@@ -85,20 +85,24 @@ def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> No
 
 
 def stated(found: Iterable[dict[str, Any] | None], what: str) -> str:
-    """The accuracies as a sentence, from the first block `judges` that says them; runs of before 0.5.0 have none.
+    """The accuracies as a sentence, from the first block `classifiers` that says them; runs of before 0.5.0 have none.
 
     Args:
-        found: a block for each of several results that share their judges.
+        found: a block for each of several results that share their classifiers.
         what: those are called.
     """
-    judges = next(filter(None, found), None)
-    return f"{sentence(judges).capitalize()}." if judges else f"The {what} don't say how well their judges see."
+    classifiers = next(filter(None, found), None)
+    return (
+        f"{sentence(classifiers).capitalize()}."
+        if classifiers
+        else f"The {what} don't state the accuracy of their classifiers."
+    )
 
 
-def sentence(judges: dict[str, dict[str, Any]]) -> str:
-    """The accuracies of the judges as a clause for captions; `judges` maps roles to what `recognition` returns."""
+def sentence(classifiers: dict[str, dict[str, Any]]) -> str:
+    """The accuracies as a clause for captions; `classifiers` maps roles to what `recognition` returns."""
     return "; ".join(
         f"{role.replace('_', ' ')} accuracy {found['accuracy']:.3f} plain and {found['accuracy_noise_aware']:.3f} "
         f"noise-aware on {found['n']} real test images"
-        for role, found in judges.items()
+        for role, found in classifiers.items()
     )

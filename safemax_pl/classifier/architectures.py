@@ -6,16 +6,16 @@ from torch import Tensor, nn
 
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, check_whole
-from safemax_pl.common.untrusted import MOST_BLOCKS, MOST_LEVELS, MOST_WIDTH
+from safemax_pl.common.untrusted import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
 
 
 def _check_widths(widths: list[int]) -> None:
     if not widths:
         raise UserError("architecture.widths=[]: give the channels of every stage, such as [16, 32]")
-    if len(widths) > MOST_LEVELS:
-        raise UserError(f"architecture.widths has {len(widths)} stages, at most {MOST_LEVELS} are legal")
+    if len(widths) > MAX_LEVELS:
+        raise UserError(f"architecture.widths has {len(widths)} stages, at most {MAX_LEVELS} are legal")
     for width in widths:
-        check_whole("architecture.widths", width, 1, MOST_WIDTH)
+        check_whole("architecture.widths", width, 1, MAX_WIDTH)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], blocks: int):
         super().__init__()
         _check_widths(widths)
-        check_whole("architecture.blocks", blocks, 1, MOST_BLOCKS)
+        check_whole("architecture.blocks", blocks, 1, MAX_BLOCKS)
         self.stem = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
         before = [widths[0], *widths[:-1]]
         self.stages = nn.Sequential(
@@ -122,7 +122,7 @@ class ConvNet(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         _check_widths(widths)
-        check_whole("architecture.stem", stem, 1, MOST_WIDTH)
+        check_whole("architecture.stem", stem, 1, MAX_WIDTH)
         if (min(height, width) - 1) >> len(widths) < 1:
             raise UserError(
                 f"architecture.widths has {len(widths)} blocks, each halves the image, and images have "
@@ -169,8 +169,8 @@ class Mixer(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, patch: int, width: int, blocks: int):
         super().__init__()
         channels, height, image_width = image_shape
-        check_whole("architecture.width", width, 1, MOST_WIDTH)
-        check_whole("architecture.blocks", blocks, 1, MOST_BLOCKS)
+        check_whole("architecture.width", width, 1, MAX_WIDTH)
+        check_whole("architecture.blocks", blocks, 1, MAX_BLOCKS)
         if patch < 1 or height % patch or image_width % patch:
             raise UserError(
                 f"architecture.patch={patch} does not tile images of {height}×{image_width} pixels: "

@@ -1,4 +1,4 @@
-"""The judge: two small networks of one architecture, one of C classes and one whose class C is "noise"."""
+"""The classifier: two small networks of one architecture, one of C classes and one whose class C is "noise"."""
 
 from collections.abc import Callable
 from functools import partial
@@ -66,13 +66,13 @@ class Classifier(nn.Module):
 
     @full_precision()
     def forward(self, images: Tensor) -> Verdict:
-        """Judge uint8 images `[B, C, H, W]`, in full precision; training calls the two networks themselves."""
+        """Classifier uint8 images `[B, C, H, W]`, in full precision; training calls the two networks themselves."""
         x = from_uint8(images)
         logits, features = self.plain(x)
         return Verdict(logits / self.temperature, self.noise_aware(x)[0], features)
 
     def summary(self) -> dict[str, Any]:
-        """Identify a judge in a protocol, by the hash of its weights and its temperature."""
+        """Identify a classifier in a protocol, by the hash of its weights and its temperature."""
         return {"hash": self.digest, "temperature": self.temperature.item()}
 
     @classmethod
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
 
         Args:
             path: its folder.
-            data: whose classes and images it judges.
+            data: whose classes and images it classifiers.
             role: "classifier" or "second_classifier"; errors name the experiment that trains it.
 
         Raises:

@@ -12,8 +12,8 @@ from safemax_pl.common.rng import Stream
 
 # (keys [B], real images [B, C, H, W] in [-1, 1]) -> images [B, C, H, W] in [-1, 1]
 Corruption = Callable[[Tensor, Tensor], Tensor]
-MOST_FADED = 0.4  # share of noise up to which a real image keeps its label
-MOST_TRACE = 0.2  # share of a real image up to which noise is noise
+MAX_FADED = 0.4  # share of noise up to which a real image keeps its label
+MAX_TRACE = 0.2  # share of a real image up to which noise is noise
 
 
 def _spread(keys: Tensor, low: float, high: float) -> Tensor:
@@ -63,8 +63,8 @@ def shuffled(keys: Tensor, real: Tensor) -> Tensor:
 
 
 def blended(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise with a trace, at most `MOST_TRACE`, of a real image."""
-    trace = _spread(keys, 0.0, MOST_TRACE)
+    """Gaussian noise with a trace, at most `MAX_TRACE`, of a real image."""
+    trace = _spread(keys, 0.0, MAX_TRACE)
     return ((1 - trace) * 0.8 * _normal(keys, real) + trace * real).clamp(-1, 1)
 
 
@@ -184,5 +184,5 @@ def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tens
 
 
 def faded(keys: Tensor, real: Tensor) -> Tensor:
-    """Real images under at most `MOST_FADED` of noise: they still show their class, and must keep its label."""
-    return blend(keys, real, _spread(keys, 0.0, MOST_FADED))
+    """Real images under at most `MAX_FADED` of noise: they still show their class, and must keep its label."""
+    return blend(keys, real, _spread(keys, 0.0, MAX_FADED))

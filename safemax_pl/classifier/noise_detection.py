@@ -1,4 +1,4 @@
-"""How well a judge tells noise from images: detection, false alarms, blends, and what plain `ua` makes of noise."""
+"""How well a classifier tells noise from images: detection, false alarms, blends, and plain `ua` on noise."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Detection(NamedTuple):
     Attributes:
         noise_rate: share of the noise images called noise.
         at_one_percent: the same, at the threshold at which at most 1 % of the real images are called noise.
-        auroc: area under the curve: 0.5 for a judge that can't tell.
+        auroc: area under the curve: 0.5 for a classifier that can't tell.
         curve: `[T]` false-alarm rates, and `[T]` detection rates.
     """
 
@@ -53,7 +53,7 @@ class Control(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """All figures of one judge.
+    """All figures of one classifier.
 
     Attributes:
         false_alarms: share of the real test images called noise.
@@ -71,10 +71,10 @@ class Operation:
 
 
 def measure(classifier: Classifier, test: Split, count: int, seed: int) -> Operation:
-    """Show a judge real test images, `count` images of every kind of noise, and `count` of every blend.
+    """Show a classifier real test images, `count` images of every kind of noise, and `count` of every blend.
 
     Args:
-        classifier: the judge.
+        classifier: the classifier.
         test: real images that it was not trained on, and their labels.
         count: images of each kind.
         seed: of the noise.

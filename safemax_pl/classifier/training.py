@@ -1,4 +1,4 @@
-"""How the classifier is trained, calibrated and judged itself."""
+"""How the classifier is trained, calibrated and scored itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from safemax_pl.data.batch import from_uint8, to_uint8
 from safemax_pl.data.datamodule import LabelledImages
 from safemax_pl.data.sources import Split
 
-MOST_LOGIT = 1e4  # of a classifier that has learned something: tens
+MAX_LOGIT = 1e4  # of a classifier that has learned something: tens
 DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
 
 
@@ -136,7 +136,7 @@ def calibrate(classifier: Classifier, split: Split) -> None:
     """
     logits, _ = logits_of(classifier, split.images)
     logits = logits * classifier.temperature.cpu()
-    if not logits.abs().max() < MOST_LOGIT:
+    if not logits.abs().max() < MAX_LOGIT:
         raise UserError(f"{DIVERGED}: its logits on held-out images reach {logits.abs().max():.3g}")
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
@@ -163,7 +163,7 @@ def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
     real = from_uint8(test.images[torch.arange(2000) % len(test.images)])
     confusion = {}
     for group, kinds in (("control", noise.CONTROLS), ("trained_on", noise.TRAINED_ON), ("held_out", noise.HELD_OUT)):
-        for kind, corrupt in track(kinds.items(), description=f"judging noise ({group})"):
+        for kind, corrupt in track(kinds.items(), description=f"classifying noise ({group})"):
             said_plain, said_aware = logits_of(classifier, to_uint8(corrupt(keys, real)))
             shares = torch.bincount(said_plain.argmax(1), minlength=said_plain.shape[1]) / len(keys)
             confusion[kind] = {

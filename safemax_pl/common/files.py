@@ -24,7 +24,7 @@ from safemax_pl.common.escaping import cell
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
 SCRATCH = ".part"  # ends the name of what is being written
-LONGEST_NAME = 200  # bytes; file systems take 255, and names such as evaluate_<name>-<digest> are made from it
+MAX_NAME_BYTES = 200  # bytes; file systems take 255, and names such as evaluate_<name>-<digest> are made from it
 NOT_IN_NAMES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, format, surrogate, line separators
 
 
@@ -38,10 +38,10 @@ def check_name(setting: str, name: object) -> str:
     text = str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else ""
     printed = not any(unicodedata.category(letter) in NOT_IN_NAMES for letter in text)
     outside = text != text.strip() or text.startswith(".") or set(text) & {"/", "\\"}
-    if not text or not printed or outside or len(text.encode()) > LONGEST_NAME:
+    if not text or not printed or outside or len(text.encode()) > MAX_NAME_BYTES:
         shown = f"{str(name)[:60]!r}{'...' * (len(str(name)) > 60)}"
         raise UserError(
-            f"{setting}={shown} can't name a folder: give 1 to {LONGEST_NAME} bytes of printed characters, without "
+            f"{setting}={shown} can't name a folder: give 1 to {MAX_NAME_BYTES} bytes of printed characters, without "
             "/ and \\, no dot at the start, no space at either end"
         )
     return text

@@ -36,15 +36,15 @@ from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.common.files import PROJECT, dotted, leaves
 from safemax_pl.config import schema
 
-MOST_JSON, MOST_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
-MOST_IMAGES = 2**30  # bytes of a file of images, 8-bit; 1 000 classes at 32 × 32 need some 150 MiB
-MOST_DEPTH, MOST_NODES = 20, 10_000  # of a YAML file
-MOST_TEXT, MOST_INTERPOLATIONS = 4096, 5  # letters of a value of a YAML file, and references in it
-MOST_LETTERS = 10_000  # of a text or a key of a JSON file
-LARGEST = 2**53  # of a whole number: every float64 up to it is exact
-MOST_PARAMETERS = 2 * 10**9  # of a network, 8 GB in float32
-MOST_WEIGHTS = 8 * MOST_PARAMETERS + MOST_JSON  # bytes of their file, in float64 and with a header
-MOST_WIDTH, MOST_BLOCKS, MOST_LEVELS = 2**16, 64, 16  # of a network: any number, blocks of a level, levels
+MAX_JSON, MAX_YAML = 64 * 2**20, 256 * 2**10  # bytes; ours have up to 1 MiB and 4 KiB
+MAX_IMAGES = 2**30  # bytes of a file of images, 8-bit; 1 000 classes at 32 × 32 need some 150 MiB
+MAX_DEPTH, MAX_NODES = 20, 10_000  # of a YAML file
+MAX_TEXT, MAX_INTERPOLATIONS = 4096, 5  # letters of a value of a YAML file, and references in it
+MAX_LETTERS = 10_000  # of a text or a key of a JSON file
+MAX_INTEGER = 2**53  # of a whole number: every float64 up to it is exact
+MAX_PARAMETERS = 2 * 10**9  # of a network, 8 GB in float32
+MAX_WEIGHTS = 8 * MAX_PARAMETERS + MAX_JSON  # bytes of their file, in float64 and with a header
+MAX_WIDTH, MAX_BLOCKS, MAX_LEVELS = 2**16, 64, 16  # of a network: any number, blocks of a level, levels
 COUNTS = (  # settings of networks that are whole numbers from 1
     *("attention_head_dim", "attn_norm_num_groups", "block_out_channels", "in_channels", "layers_per_block"),
     *("norm_num_groups", "num_class_embeds", "out_channels", "sample_size"),
@@ -148,7 +148,7 @@ def read_json(path: Path, advice: str = ADVICE, finite: bool = True) -> dict[str
         UserError: if it is missing, damaged, holds no mapping, a number that is not finite or one beyond ±2⁵³.
     """
     with damaged(path, advice):
-        text = regular(path, MOST_JSON).read_text(encoding="utf-8")
+        text = regular(path, MAX_JSON).read_text(encoding="utf-8")
         number = _finite if finite else float
         content = json.loads(text, parse_int=_whole, parse_float=number, parse_constant=number)
         if not isinstance(content, dict):
@@ -158,17 +158,17 @@ def read_json(path: Path, advice: str = ADVICE, finite: bool = True) -> dict[str
 
 
 def _check_depth(content: Any) -> None:
-    """Raise ValueError for JSON of more than `MOST_DEPTH` levels, which others go through by recursion."""
+    """Raise ValueError for JSON of more than `MAX_DEPTH` levels, which others go through by recursion."""
     level = [content]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
         level = [inner for part in parts for inner in part]
     if any(isinstance(part, dict | list) for part in level):
-        raise ValueError(f"more than {MOST_DEPTH} levels")
+        raise ValueError(f"more than {MAX_DEPTH} levels")
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 20 or abs(int(digits)) > LARGEST:
+    if len(digits) > 20 or abs(int(digits)) > MAX_INTEGER:
         raise ValueError(f"the number {digits[:30]} is too large")
     return int(digits)
 
@@ -194,7 +194,7 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
             if key.rstrip("?") not in value:
                 raise TypeError(f"{where} has no {key}")
         for key, part in value.items():
-            if len(key) > MOST_LETTERS:
+            if len(key) > MAX_LETTERS:
                 raise ValueError(f"a key of {where} has {len(key)} letters")
             wanted = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
             check_shape(part, wanted, f"{where}.{key}".lstrip("."))
@@ -205,7 +205,7 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
     elif not isinstance(value, shape) or (isinstance(value, bool) and shape not in (bool, object)):
         wanted = getattr(shape, "__name__", str(shape))
         raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {wanted}")
-    elif isinstance(value, str) and len(value) > MOST_LETTERS:
+    elif isinstance(value, str) and len(value) > MAX_LETTERS:
         raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
@@ -241,13 +241,13 @@ def check_sizes(path: Path, settings: dict[str, Any]) -> None:
         UserError: for what is neither null, true, false, a short text, a number in range nor a short list of such.
     """
     for key, value in settings.items():
-        most = MOST_BLOCKS if key in ("layers_per_block", "blocks") else MOST_WIDTH
+        most = MAX_BLOCKS if key in ("layers_per_block", "blocks") else MAX_WIDTH
         least = 1 if key in COUNTS else -most
-        if isinstance(value, list) and len(value) > MOST_LEVELS and not key.startswith("_"):
-            raise UserError(f"{path}: {key} has {len(value)} values, at most {MOST_LEVELS} are legal")
+        if isinstance(value, list) and len(value) > MAX_LEVELS and not key.startswith("_"):
+            raise UserError(f"{path}: {key} has {len(value)} values, at most {MAX_LEVELS} are legal")
         for one in value if isinstance(value, list) else [value]:
             number = isinstance(one, int | float) and not isinstance(one, bool)
-            fits = number or one is None or isinstance(one, bool) or (isinstance(one, str) and len(one) <= MOST_TEXT)
+            fits = number or one is None or isinstance(one, bool) or (isinstance(one, str) and len(one) <= MAX_TEXT)
             if key in COUNTS:
                 fits = one is None or (number and isinstance(one, int))
             if not fits or (number and not (math.isfinite(one) and least <= one <= most)):
@@ -260,10 +260,8 @@ def check_sizes(path: Path, settings: dict[str, Any]) -> None:
 def check_count(path: Path, network: nn.Module) -> None:
     """Refuse a network, on the meta device, that is too large to be built."""
     count = sum(parameter.numel() for parameter in network.parameters())
-    if count > MOST_PARAMETERS:
-        raise UserError(
-            f"{path} describes a network of {count:.3g} parameters, at most {MOST_PARAMETERS:.0e} are legal"
-        )
+    if count > MAX_PARAMETERS:
+        raise UserError(f"{path} describes a network of {count:.3g} parameters, at most {MAX_PARAMETERS:.0e} are legal")
 
 
 # -- configurations --------------------------------------------------------------------------------------------------
@@ -276,7 +274,7 @@ def read_config(path: Path) -> DictConfig:
         UserError: if it is missing, damaged, no mapping, too large, too deep, or uses aliases or tags.
     """
     with damaged(path):
-        text = regular(path, MOST_YAML).read_text(encoding="utf-8")
+        text = regular(path, MAX_YAML).read_text(encoding="utf-8")
         _check_yaml(text)
         cfg = OmegaConf.load(io.StringIO(text))
         assert isinstance(cfg, DictConfig)
@@ -292,10 +290,10 @@ def _check_yaml(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
             raise ValueError(f"line {event.start_mark.line + 1} has an alias, an anchor or a tag")
-        if depth > MOST_DEPTH or count > MOST_NODES:
-            raise ValueError(f"more than {MOST_DEPTH} levels or {MOST_NODES} values")
-        if len(getattr(event, "value", "")) > MOST_TEXT:
-            raise ValueError(f"line {event.start_mark.line + 1} has a text of more than {MOST_TEXT} letters")
+        if depth > MAX_DEPTH or count > MAX_NODES:
+            raise ValueError(f"more than {MAX_DEPTH} levels or {MAX_NODES} values")
+        if len(getattr(event, "value", "")) > MAX_TEXT:
+            raise ValueError(f"line {event.start_mark.line + 1} has a text of more than {MAX_TEXT} letters")
     if count < 3:
         raise ValueError("it is empty")
 
@@ -362,8 +360,8 @@ def _check_interpolations(plain: Any, where: tuple[Any, ...], value: Any, given:
             if again and key not in given:
                 raise ValueError(f"it refers to {key}, a node or itself a reference; legal: references to plain values")
             count += 1
-    if count > MOST_INTERPOLATIONS:
-        raise ValueError(f"more than {MOST_INTERPOLATIONS} references")
+    if count > MAX_INTERPOLATIONS:
+        raise ValueError(f"more than {MAX_INTERPOLATIONS} references")
 
 
 def _referred(plain: Any, where: tuple[Any, ...], key: str) -> Any:

@@ -17,7 +17,7 @@ MADE_BY = {  # setting -> what makes it, and where in the run it is
 
 
 def check_needs(cfg: DictConfig) -> None:
-    """Look for the data, the base model and the judges that a configuration names.
+    """Look for the data, the base model and the classifiers that a configuration names.
 
     Raises:
         UserError: one line about everything that is missing, with the commands that make it.
@@ -58,7 +58,7 @@ def no_base_model(path: str, data_name: str | None, data_path: str | None) -> st
 
 
 def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_path: str | None) -> str:
-    """The line about a judge that is not there; `setting` is classifier or second_classifier."""
+    """The line about a classifier that is not there; `setting` is classifier or second_classifier."""
     inside = Path(folder) / "classifier"
     found = (inside / "config.json").exists()
     hint = f"give {setting}={inside}" if found else how_to_make(setting, data_name, data_path)

@@ -24,7 +24,7 @@ EXACT = set().union(*SPLITS.values())
 # Besides names that begin with a dot: what macOS, Windows, Python, file systems and network disks leave in folders.
 HIDDEN = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no UTF-8, line breaks
-MOST_VISITS = 16  # of one folder by different links
+MAX_VISITS = 16  # of one folder by different links
 LAYOUT = "train/<class>/*.png and test/<class>/*.png, or <class>/*.png"
 
 Skipped = defaultdict[str, list[str]]  # why -> what
@@ -67,8 +67,8 @@ def walk(root: Path) -> tuple[Folder, Skipped]:
     def visit(path: Path, above: tuple[Path, ...]) -> Folder:
         folder, real = Folder(path), path.resolve()
         visits[real] += 1
-        if visits[real] > MOST_VISITS:
-            raise UserError(f"links in {root} lead to {real} more than {MOST_VISITS} times: remove some")
+        if visits[real] > MAX_VISITS:
+            raise UserError(f"links in {root} lead to {real} more than {MAX_VISITS} times: remove some")
         for entry in sorted(path.iterdir()):
             if entry.name.startswith(".") or entry.name.casefold() in HIDDEN:
                 note("hidden", entry)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from safemax_pl.common.errors import UserError, check_whole, unknown
-from safemax_pl.common.untrusted import MOST_WIDTH
+from safemax_pl.common.untrusted import MAX_WIDTH
 from safemax_pl.diffusion.unet import Model
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LoRA(Parameters):
     of_the_base = False
 
     def __init__(self, rank: int, targets: list[str]):
-        check_whole("parameters.rank", rank, 1, MOST_WIDTH)
+        check_whole("parameters.rank", rank, 1, MAX_WIDTH)
         if importlib.util.find_spec("peft") is None:
             raise UserError("parameters=lora needs peft, which is not installed: pip install -e '.[lora]'")
         self.rank, self.targets = rank, targets

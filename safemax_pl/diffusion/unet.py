@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError, check_whole
 from safemax_pl.common.files import atomic, digest, not_finite, write_json
-from safemax_pl.common.untrusted import MOST_BLOCKS, MOST_WIDTH
+from safemax_pl.common.untrusted import MAX_BLOCKS, MAX_WIDTH
 from safemax_pl.config.prerequisites import how_to_make, is_base_model, no_base_model
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.group_norm import keep_bfloat16
 from safemax_pl.diffusion.process import Diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MOST_TIMESTEPS = 100_000
+MAX_TIMESTEPS = 100_000
 SOLVER_ORDERS = (1, 2, 3)
 LARGE = ("num_train_timesteps", "trained_betas", "lambda_min_clipped")  # of a scheduler: beyond a network's numbers
 WHOLE = "save it again with unet.save_pretrained(folder, max_shard_size='100GB')"
@@ -142,10 +142,10 @@ def _check_sizes(
 ) -> None:
     """Refuse what diffusers would build and not run, or what no memory could hold."""
     for key, value, most in (
-        ("blocks", blocks, MOST_BLOCKS),
-        ("head_dim", head_dim, MOST_WIDTH),
-        ("norm_groups", norm_groups, MOST_WIDTH),
-        ("num_timesteps", num_timesteps, MOST_TIMESTEPS),
+        ("blocks", blocks, MAX_BLOCKS),
+        ("head_dim", head_dim, MAX_WIDTH),
+        ("norm_groups", norm_groups, MAX_WIDTH),
+        ("num_timesteps", num_timesteps, MAX_TIMESTEPS),
     ):
         check_whole(f"model.{key}", value, 1, most)
     if not all(isinstance(pixels, int) for pixels in attention_at):
@@ -153,7 +153,7 @@ def _check_sizes(
     if not channels:
         raise UserError("model.channels=[]: give a width for every resolution, such as [32, 64]")
     for width in channels:
-        check_whole("model.channels", width, 1, MOST_WIDTH)
+        check_whole("model.channels", width, 1, MAX_WIDTH)
         if width % norm_groups:
             raise UserError(
                 f"model.channels has a width of {width}, which model.norm_groups={norm_groups} does not divide: give "
@@ -273,12 +273,12 @@ def process(path: Path) -> DDPMScheduler:
         raise UserError(f"{path}: prediction_type={settings['prediction_type']}: expected a text such as epsilon")
     if settings.get("timestep_type", "discrete") != "discrete" or settings.get("use_flow_sigmas"):
         raise UserError(f"{path} is of a {kind} with a continuous process: a discrete one is needed")
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_TIMESTEPS:
-        raise UserError(f"{path}: num_train_timesteps={steps}: expected a whole number from 1 to {MOST_TIMESTEPS}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_TIMESTEPS:
+        raise UserError(f"{path}: num_train_timesteps={steps}: expected a whole number from 1 to {MAX_TIMESTEPS}")
     untrusted.check_sizes(path, {key: value for key, value in settings.items() if key not in LARGE})
     with untrusted.damaged(path, "copy it again, or save it with scheduler.save_pretrained"), warnings.catch_warnings():
-        if len(settings.get("trained_betas") or []) > MOST_TIMESTEPS:
-            raise ValueError(f"it has more than {MOST_TIMESTEPS} trained_betas")
+        if len(settings.get("trained_betas") or []) > MAX_TIMESTEPS:
+            raise ValueError(f"it has more than {MAX_TIMESTEPS} trained_betas")
         if (order := settings.get("solver_order", 2)) not in SOLVER_ORDERS:
             raise ValueError(f"solver_order={order}, legal: {', '.join(map(str, SOLVER_ORDERS))}")
         warnings.simplefilter("ignore")  # of diffusers with new versions of NumPy

@@ -1,4 +1,4 @@
-"""From weights to numbers: the only path there is. A plan is sampled, judged and scored."""
+"""From weights to numbers: the only path there is. A plan is sampled, scored and scored."""
 
 import json
 import math
@@ -102,7 +102,7 @@ class Evaluator:
 
     Args:
         data: the data module, set up.
-        classifier: the judge, made for `data`.
+        classifier: the classifier, made for `data`.
         sampler: how images are generated.
         guidance: guidance weights w; every one is scored apart.
         plans: name -> {forget_per_class, retain_total}; "quick" is used during the fit, "standard" at its end.
@@ -111,15 +111,15 @@ class Evaluator:
         make_trainer: makes a Lightning Trainer for testing.
         final: the plan that a run's metrics.json holds.
         precision: of the trainer, for the protocol: one of `PRECISIONS`.
-        second_classifier: another judge, which must agree; None for none.
+        second_classifier: another classifier, which must agree; None for none.
         inception: weights for `Inception`, a path or "download", whose features then score the final plan too; None
             leaves them out.
 
     Attributes:
-        judges: "classifier", "second_classifier" -> their `recognition` of real images, where it has been measured.
+        accuracies: role ("classifier", "second_classifier") -> its `recognition` of real images, if it was measured.
 
     Raises:
-        UserError: for settings that score nothing, and when both judges are the same.
+        UserError: for settings that score nothing, and when both classifiers are the same.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Evaluator:
         self.plans, self.batch_size, self.final, self.precision = plans, batch_size, final, precision
         self.cache_dir, self.make_trainer = cache_dir, make_trainer
         self.inception = Inception(inception) if inception is not None else None
-        self.judges: dict[str, dict[str, Any]] = {}
+        self.accuracies: dict[str, dict[str, Any]] = {}
         self._references: dict[str, Reference] = {}
 
     def __deepcopy__(self, memo: dict) -> "Evaluator":
@@ -192,11 +192,11 @@ class Evaluator:
 
     def test_original(self, model: Model, guidance: float, plan_name: str) -> tuple[Result, Tensor]:
         """The same for the model before unlearning; kept in the cache, as it does not change from run to run."""
-        judges = {role: judge.summary() for role, judge in self.judges_by_role()}
+        classifiers = {role: classifier.summary() for role, classifier in self.classifiers()}
         key = digest(
             model.weights_digest,
             model.diffusion.scheduler.config,
-            self.protocol(plan_name) | {"guidance": guidance} | judges,
+            self.protocol(plan_name) | {"guidance": guidance} | classifiers,
             CACHE_VERSION,
         )
         path = self.cache_dir / "original" / f"{key}.safetensors"
@@ -300,22 +300,22 @@ class Evaluator:
                 name: value for name, value in self.hashes().items() if name == "classifier" or plan_name == self.final
             },
             "second_classifier": None,
-            **{role: self._judge(role, judge) for role, judge in self.judges_by_role()},
+            **{role: self._classifier(role, classifier) for role, classifier in self.classifiers()},
             "precision": self.precision,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
 
-    def judges_by_role(self) -> Iterator[tuple[str, Classifier]]:
-        """The judges by their roles."""
+    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
+        """The classifiers by their roles."""
         yield "classifier", self.classifier
         if self.second_classifier is not None:
             yield "second_classifier", self.second_classifier
 
-    def _judge(self, role: str, judge: Classifier) -> dict[str, Any]:
-        """A judge's hash and temperature, and its measured accuracies (None before `recognition`)."""
-        measured = self.judges.get(role, {})
-        return judge.summary() | {key: measured.get(key) for key in ("accuracy", "accuracy_noise_aware")}
+    def _classifier(self, role: str, classifier: Classifier) -> dict[str, Any]:
+        """A classifier's hash and temperature, and its measured accuracies (None before `recognition`)."""
+        measured = self.accuracies.get(role, {})
+        return classifier.summary() | {key: measured.get(key) for key in ("accuracy", "accuracy_noise_aware")}
 
 
 def _is_weight(w: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of results: samples before and after, the course of a fit, and how well a judge tells noise."""
+"""Pictures of results: samples before and after, the course of a fit, and how well a classifier tells noise."""
 
 from itertools import cycle
 from pathlib import Path
@@ -9,7 +9,7 @@ from einops import rearrange
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from safemax_pl.classifier.noise import MOST_FADED, MOST_TRACE
+from safemax_pl.classifier.noise import MAX_FADED, MAX_TRACE
 from safemax_pl.classifier.noise_detection import Operation
 from safemax_pl.common.figures import save_figure
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan
@@ -20,7 +20,7 @@ LINES: list[dict[str, Any]] = [  # fourteen lines that are told apart, also with
     for colour in ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 ]
 FORGET_COLOUR = "#c1272d"
-PANEL_COLUMNS, LONE_COLUMNS, MOST_ROWS = 8, 10, 20  # a lone panel has room for more
+PANEL_COLUMNS, LONE_COLUMNS, MAX_ROWS = 8, 10, 20  # a lone panel has room for more
 
 
 def sample_grid(
@@ -42,7 +42,7 @@ def sample_grid(
         title: above the picture.
     """
     labels = forget_labels + [label for label in range(len(class_names)) if label not in forget_labels]
-    labels = sorted(labels[:MOST_ROWS])
+    labels = sorted(labels[:MAX_ROWS])
     most = PANEL_COLUMNS if len(panels) > 1 else LONE_COLUMNS
     columns = min(most, *(int((plan.labels == label).sum()) for label in labels))
     figure, axes = plt.subplots(1, len(panels), figsize=(0.55 * columns * len(panels) + 1.2, 0.55 * len(labels) + 0.9))
@@ -152,8 +152,8 @@ def blend_curve(path: Path, operation: Operation, title: str) -> None:
     for name, style in (("called_noise", "-o"), ("called_its_class", "--s")):
         shares = [getattr(blend, name) for blend in operation.blends]
         axis.plot(weights, shares, style, ms=4, label=name.replace("_", " "))
-    axis.axvspan(0, MOST_FADED, color="#0072b2", alpha=0.08, lw=0, label="trained to keep its class")
-    axis.axvspan(1 - MOST_TRACE, 1, color="#d55e00", alpha=0.08, lw=0, label="trained to be noise")
+    axis.axvspan(0, MAX_FADED, color="#0072b2", alpha=0.08, lw=0, label="trained to keep its class")
+    axis.axvspan(1 - MAX_TRACE, 1, color="#d55e00", alpha=0.08, lw=0, label="trained to be noise")
     axis.set(
         xlabel="share of N(0, 1) noise in a real image", ylabel="share of the images", xlim=(0, 1), ylim=(-0.02, 1.02)
     )

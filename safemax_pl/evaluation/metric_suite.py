@@ -100,15 +100,15 @@ class Scores(nn.Module):
     about retaining without rows of others. On several ranks a rank may see none of either.
 
     Args:
-        classifier: the judge.
+        classifier: the classifier.
         data: names the classes and says which are forgotten.
         plan: what is generated.
         references: network, "classifier" or "inception" -> the real retain images in its features; empty for a plan
             without rows of retain classes.
         inception: the network, where `references` has it.
         original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
-        second_classifier: another judge, for `ua_noise_aware/second`, `retain_accuracy/second` and
-            `judge_disagreement`; None for none.
+        second_classifier: another classifier, for `ua_noise_aware/second`, `retain_accuracy/second` and
+            `classifier_disagreement`; None for none.
     """
 
     forget_labels: Tensor
@@ -158,9 +158,9 @@ class Scores(nn.Module):
             seen["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
         self.finite.update("images", images)
-        for judge, verdicts in (("classifier", verdict), ("second classifier", second)):
+        for classifier, verdicts in (("classifier", verdict), ("second classifier", second)):
             for values in verdicts or ():
-                self.finite.update(f"logits or features of the {judge}", values)
+                self.finite.update(f"logits or features of the {classifier}", values)
         for values in seen.get("inception", ()):
             self.finite.update("logits or features of the Inception network", values)
         if self.has_forget:
@@ -219,7 +219,7 @@ class Scores(nn.Module):
 
     def _second_opinion(self) -> dict[str, Tensor]:
         """What the second classifier adds to the scores per label, each `[C]`."""
-        found = {"judge_disagreement": self.disagreement.compute()}
+        found = {"classifier_disagreement": self.disagreement.compute()}
         if self.has_retain:
             found["retain_accuracy/second"] = self.second_retain_accuracy.compute()
         if self.has_forget:

@@ -28,7 +28,7 @@ COLUMNS = (
     "noise_std",
     "noise_saturation",
     "noise_correlation",
-    "judge_disagreement",
+    "classifier_disagreement",
 )
 
 
@@ -83,5 +83,5 @@ def _plan(metrics: dict[str, Any]) -> str:
     return (
         f"forgetting {forget}; plan {plan['name']} ({plan['forget_per_class']} per forget class, "
         f"{plan['retain_total']} retain), {sampler['name']} {sampler['steps']} steps"
-        + (f"; {sentence(metrics['judges'])}" if metrics.get("judges") else "")
+        + (f"; {sentence(metrics['classifiers'])}" if metrics.get("classifiers") else "")
     )

@@ -34,12 +34,12 @@ def curves(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) ->
         panels = {label: style(index) for index, label in enumerate(looks) if label in lines}
         figure = _figure(panels, lines, references, metric)
         alt = (
-            f"Line plots at {guidance}: {label_of(metric)} of the quick plan over prior_seconds plus training seconds, "
+            f"Line plots at {guidance}: {label_of(metric)} of the quick plan over seconds of preparation and training, "
         )
         alt += f"a panel per method: {', '.join(panels)}."
         caption = (
-            f"{metric} on the quick plan over prior_seconds + training seconds, without evaluation: a curve starts "
-            "when its priors are ready. Thick: mean over runs at the same step; thin: runs; grey: the other methods."
+            f"{metric} on the quick plan over preparation_seconds + training seconds, without evaluation: a curve "
+            "starts after the preparation. Thick: mean over runs at the same step; thin: runs; grey: other methods."
         )
         caption += f" Dashed: {', '.join(references)}, a reference, from its first step on." * bool(references)
         machines = {run.hardware for runs in groups.values() for run in runs}
@@ -81,7 +81,7 @@ def _figure(panels: dict[str, Any], lines: dict[str, list[Line]], references: li
     _scale_seconds(grid[0][0], [max(seconds) for seconds, _ in middles.values() if seconds])
     every = (value for found in lines.values() for line in found for _, value in line.values())
     scale(grid[0][0], "y", list(every))
-    figure.supxlabel("prior + training seconds", fontsize=9)
+    figure.supxlabel("preparation + training seconds", fontsize=9)
     figure.supylabel(label_of(metric), fontsize=9)
     return figure
 
@@ -105,17 +105,19 @@ def _middle(found: list[Line]) -> list[list[float]]:
 
 
 def _history(run: FinishedRun, column: str) -> Line:
-    """Step -> (prior and training seconds, value), of the steps at which the quick plan was scored.
+    """Step -> (preparation and training seconds, value), of the steps at which the quick plan was scored.
 
     A reference has no step 0: what is scored there is the original, and it starts from random weights.
     """
     path = run.folder / "metrics.csv"
     if not path.exists():
         return {}
-    prior = run.metrics["cost"].get("prior_seconds", 0.0)
+    preparation = run.metrics["cost"].get("preparation_seconds", 0.0)
     with (
         untrusted.damaged(path),
-        untrusted.regular(path, untrusted.MOST_JSON).open(newline="", encoding="utf-8") as file,
+        untrusted.regular(path, untrusted.MAX_JSON).open(newline="", encoding="utf-8") as file,
     ):
         rows = [row for row in csv.DictReader(file) if row.get(column) and not (run.reference and row["step"] == "0")]
-        return {int(row["step"]): (prior + float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows}
+        return {
+            int(row["step"]): (preparation + float(row.get("unlearn_seconds") or 0), float(row[column])) for row in rows
+        }

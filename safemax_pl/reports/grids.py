@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from safemax_pl.common.escaping import slug
-from safemax_pl.common.untrusted import MOST_IMAGES, read_tensors
+from safemax_pl.common.untrusted import MAX_IMAGES, read_tensors
 from safemax_pl.reports.charts import Picture, save
 from safemax_pl.reports.reading import FinishedRun
 
@@ -36,7 +36,7 @@ def samples(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -
     forget = max(sets, key=lambda one: sum(one in found for found in kept.values()))
     shown = {label: found[forget] for label, found in kept.items() if forget in found}
     first = next(iter(shown.values()))
-    files = {label: read_tensors(_images(run), MOST_IMAGES) for label, run in shown.items()}
+    files = {label: read_tensors(_images(run), MAX_IMAGES) for label, run in shown.items()}
     tensors = next(iter(files.values()))
     columns = {"Original": tensors[f"{guidance}/original"]}
     columns |= {label: images[f"{guidance}/unlearned"] for label, images in files.items()}

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import chain
 
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import MOST_DISAGREEMENT, Row, same_hardware
+from safemax_pl.reports.statistics import MAX_DISAGREEMENT, Row, same_hardware
 
 
 def notes(groups: dict[str, list[FinishedRun]], summaries: dict[str, list[Row]]) -> list[str]:
@@ -17,13 +17,13 @@ def _disagreements(summaries: dict[str, list[Row]]) -> list[str]:
     found = [
         row.name
         for row in chain.from_iterable(summaries.values())
-        if "judge_disagreement" in row.cells and row.cells["judge_disagreement"].mean > MOST_DISAGREEMENT
+        if "classifier_disagreement" in row.cells and row.cells["classifier_disagreement"].mean > MAX_DISAGREEMENT
     ]
     if not found:
         return []
     return [
-        f"The two judges disagree on more than {MOST_DISAGREEMENT * 100:g} % of the images of: "
-        f"{_some(list(dict.fromkeys(found)))}. What they say of these may be the judge's error."
+        f"The two classifiers disagree on more than {MAX_DISAGREEMENT * 100:g} % of the images of: "
+        f"{_some(list(dict.fromkeys(found)))}. What they say of these may be the classifier's error."
     ]
 
 
@@ -59,9 +59,9 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
     seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
     if few := [label for label, count in seeds.items() if count < 3]:
         found.append(f"Fewer than three seeds: {', '.join(few)}. Differences may be chance.")
-    without = [run.folder.name for run in runs if not run.judged_twice]
+    without = [run.folder.name for run in runs if not run.has_second_classifier]
     if 0 < len(without) < len(runs):
-        found.append(f"Without a second judge, which others had: {_some(without)}. They are † by the first alone.")
+        found.append(f"Without a second classifier, which others had: {_some(without)}. They are † by the first alone.")
     for name, use in (("samples.safetensors", "pictures"), ("metrics.csv", "curves")):
         if without := [run.folder.name for run in runs if not (run.folder / name).exists()]:
             found.append(f"Without {name}, so not in the {use}: {_some(without)}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
-from safemax_pl.reports.reading import JUDGES, NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
+from safemax_pl.reports.reading import CLASSIFIERS, NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
 
 # Without one of these the number of an attack can't be placed.
 REQUIRED = (
@@ -29,7 +29,7 @@ REQUIRED = (
     "provenance.hardware",
     "provenance.commit",
 )
-MOST_PIXELS = 1024  # of an image's edge
+MAX_PIXELS = 1024  # of an image's edge
 SHAPE = {
     "title": str,
     "axis": str,
@@ -39,7 +39,7 @@ SHAPE = {
     "curves": {"*": {"*": [[NUMBER]]}},
     "protocol": {"attack": {"images_per_class": int}, "forget_classes": [str], "torch": str},
     "weights": {"*": str},
-    "judges?": JUDGES,
+    "classifiers?": CLASSIFIERS,
     "provenance": {"command": str, "commit": str | None, "hardware": str},
 }
 Curve = list[tuple[float, float]]
@@ -132,7 +132,7 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     block = block | {"provenance": block["provenance"] | {"command": quoted(block["provenance"]["command"])}}
     try:
         path = run.folder / block["folder"] / "images.safetensors"
-        images = untrusted.read_tensors(untrusted.inside(run.folder, path), untrusted.MOST_IMAGES)
+        images = untrusted.read_tensors(untrusted.inside(run.folder, path), untrusted.MAX_IMAGES)
     except UserError:
         images = {}
     if (
@@ -151,5 +151,5 @@ def _is_strip(images: Tensor) -> bool:
         and images.ndim == 4
         and len(images) > 0
         and images.shape[1] in (1, 3)
-        and max(images.shape[2:]) <= MOST_PIXELS
+        and max(images.shape[2:]) <= MAX_PIXELS
     )

@@ -62,14 +62,14 @@ class Report:
         )
 
     @property
-    def judged(self) -> str:
-        """How well the judges recognise real images, as a sentence."""
-        return stated((run.metrics.get("judges") for run in self.runs), "runs")
+    def scored(self) -> str:
+        """How well the classifiers recognise real images, as a sentence."""
+        return stated((run.metrics.get("classifiers") for run in self.runs), "runs")
 
     @property
     def footnotes(self) -> list[str]:
-        judged_twice = any(run.judged_twice for run in self.runs)
-        return summary.footnotes(self.runs[0].metrics["protocol"]["plan"], judged_twice)
+        has_second_classifier = any(run.has_second_classifier for run in self.runs)
+        return summary.footnotes(self.runs[0].metrics["protocol"]["plan"], has_second_classifier)
 
     @property
     def protocol(self) -> list[list[Any]]:
@@ -166,7 +166,7 @@ def _hashed(content: str) -> str:
 
 
 def _section(report: Report, guidance: str, anchor: str) -> str:
-    table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}. {report.judged}")
+    table = summary.html(summary.table(report.summaries[guidance]), f"Scores and cost at {guidance}. {report.scored}")
     name = escaping.html(guidance)
     parts = [f'<section id="{anchor}"><h2>Guidance {name}</h2>{table}<p class="small">{summary.LEGEND}</p>']
     return "\n".join([*parts, *_figures(report.pictures[guidance]), "</section>"])
@@ -181,7 +181,7 @@ def _figures(by_heading: dict[str, list[Picture]]) -> list[str]:
 
 def _attacks(found: Robustness, pictures: dict[str, list[Picture]]) -> str:
     """What does not depend on the guidance weight either: attacks have their own."""
-    table = summary.html(found.table, f"Headline numbers of the attacks. {found.judged}")
+    table = summary.html(found.table, f"Headline numbers of the attacks. {found.scored}")
     footnotes = "".join(f"<li>{escaping.html(line)}</li>" for line in robustness.FOOTNOTES)
     parts = [
         f'<section id="robustness"><h2>Robustness</h2><p>{robustness.LEAD}</p>{table}',
@@ -229,7 +229,7 @@ def markdown(report: Report, folder: Path) -> str:
         lines += [
             f"## Guidance {text(guidance)}",
             "",
-            text(report.judged),
+            text(report.scored),
             "",
             summary.markdown(summary.table(rows)),
             "",
@@ -238,7 +238,7 @@ def markdown(report: Report, folder: Path) -> str:
         ]
         lines += _markdown_figures(report.pictures[guidance], folder)
     if report.robustness:
-        lines += ["## Robustness", "", robustness.LEAD, "", text(report.robustness.judged), ""]
+        lines += ["## Robustness", "", robustness.LEAD, "", text(report.robustness.scored), ""]
         lines += [summary.markdown(report.robustness.table), ""]
         lines += [robustness.LEGEND, "", *_markdown_table(robustness.MEANINGS, report.robustness.meanings), ""]
         lines += _markdown_figures(report.attack_pictures, folder)

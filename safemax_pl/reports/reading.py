@@ -17,12 +17,12 @@ from safemax_pl.runs.run import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "reference.n_paired", "plan.rows")
-# Follows from a judge's hash, or is marked by a note (device)
+# Follows from a classifier's hash, or is marked by a note (device)
 IMPLIED_BY_HASHES = (
     "device",
     *(
-        f"{judge}.{name}"
-        for judge in ("classifier", "second_classifier")
+        f"{classifier}.{name}"
+        for classifier in ("classifier", "second_classifier")
         for name in ("accuracy", "accuracy_noise_aware", "temperature")
     ),
 )
@@ -50,11 +50,11 @@ REQUIRED = (
 NUMBER = int | float
 MOST = 1e30  # of a score or a cost: FLOPs have 10²⁵ at most
 SHARES = {
-    *("accuracy", "accuracy_noise_aware", "forget_probability", "judge_disagreement", "noise_rate", "precision"),
+    *("accuracy", "accuracy_noise_aware", "forget_probability", "classifier_disagreement", "noise_rate", "precision"),
     *("recall", "retain_accuracy", "ua", "ua_noise_aware"),
 }
 SCORES = {"per_class": {"*": {"*": NUMBER}}, "*": NUMBER}
-JUDGES = {"*": {"accuracy": NUMBER, "accuracy_noise_aware": NUMBER, "n": int}}
+CLASSIFIERS = {"*": {"accuracy": NUMBER, "accuracy_noise_aware": NUMBER, "n": int}}
 SHAPE = {
     "protocol": {
         "classifier": {"hash": str},
@@ -66,7 +66,7 @@ SHAPE = {
         "torch": str,
     },
     "weights": {"original": str, "unlearned?": str},
-    "judges?": JUDGES,
+    "classifiers?": CLASSIFIERS,
     "scores": {"*": {"original": SCORES, "unlearned": {**SCORES, "ua_noise_aware": NUMBER}, "*": {"*": object}}},
     "cost": {"*": NUMBER},
     "training": {
@@ -121,8 +121,8 @@ class FinishedRun:
         return self.settings.get("unlearner.from_scratch") is True
 
     @property
-    def judged_twice(self) -> bool:
-        """Whether a second judge was asked."""
+    def has_second_classifier(self) -> bool:
+        """Whether a second classifier was asked."""
         return bool(self.metrics["protocol"].get("second_classifier"))
 
     @property
@@ -141,7 +141,7 @@ class FinishedRun:
     def values(self, guidance: str, model: str) -> dict[str, float]:
         """Every scalar of a model or control.
 
-        Of "unlearned" also `delta/<metric>` to its original, the cost, and `total_<unit>`: prior and unlearning.
+        Of "unlearned" also `delta/<metric>` to its original, the cost, and `total_<unit>`: preparation and unlearning.
         """
         models = self.metrics["scores"][guidance]
         scores, original = (
@@ -152,7 +152,7 @@ class FinishedRun:
             return scores
         deltas = {f"delta/{name}": value - original[name] for name, value in scores.items() if name in original}
         cost = self.metrics["cost"]
-        parts = {f"total_{unit}": (f"prior_{unit}", f"unlearn_{unit}") for unit in ("seconds", "flops")}
+        parts = {f"total_{unit}": (f"preparation_{unit}", f"unlearn_{unit}") for unit in ("seconds", "flops")}
         totals = {name: sum(cost[key] for key in keys) for name, keys in parts.items() if set(keys) <= set(cost)}
         return scores | deltas | cost | totals
 
@@ -237,7 +237,7 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
 
 def _check_numbers(metrics: dict[str, Any]) -> None:
     """Raise ValueError for a share or a probability outside [0, 1], a negative cost and what no sum could hold."""
-    for where, value in leaves({key: metrics.get(key, {}) for key in ("scores", "judges", "cost")}):
+    for where, value in leaves({key: metrics.get(key, {}) for key in ("scores", "classifiers", "cost")}):
         if not isinstance(value, NUMBER):
             continue
         if SHARES & {str(part).partition("/")[0] for part in where} and not 0 <= value <= 1:
@@ -280,7 +280,7 @@ def what_must_agree(protocol: dict[str, Any]) -> dict[str, Any]:
 def _refuse_mixtures(runs: list[FinishedRun]) -> None:
     """Raise for the first key of the protocol, or the base model, in which two runs differ.
 
-    Runs without a second judge, which add no number to its columns, may stand beside those that have the same one.
+    Runs without a second classifier, which add no number to its columns, may stand beside those that have the same one.
     """
     for run in runs:
         if list(run.metrics["scores"]) != list(runs[0].metrics["scores"]):
@@ -288,13 +288,13 @@ def _refuse_mixtures(runs: list[FinishedRun]) -> None:
                 f"these runs can't stand in one table: {run.folder} is scored at {', '.join(run.metrics['scores'])}, "
                 f"{runs[0].folder} at {', '.join(runs[0].metrics['scores'])}; report them apart"
             )
-    for one, other in [*pairwise(runs), *pairwise(run for run in runs if run.judged_twice)]:
+    for one, other in [*pairwise(runs), *pairwise(run for run in runs if run.has_second_classifier)]:
         mine, theirs = (
             what_must_agree(run.metrics["protocol"]) | {"weights.original": run.metrics["weights"]["original"]}
             for run in (one, other)
         )
         for key in dict.fromkeys([*mine, *theirs]):
-            if key.startswith("second_classifier") and not (one.judged_twice and other.judged_twice):
+            if key.startswith("second_classifier") and not (one.has_second_classifier and other.has_second_classifier):
                 continue
             if mine.get(key) != theirs.get(key):
                 raise UserError(

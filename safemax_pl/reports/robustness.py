@@ -23,8 +23,8 @@ LEGEND = (
     "method. ↑ higher is better, ↓ lower is better, † did not forget. > x: the attack failed within its budget x."
 )
 FOOTNOTES = [
-    "All models of a column were attacked under one protocol: budget, noise, sampler, judge. An attack that was run "
-    "under several protocols has a column for each, and columns are never compared.",
+    "All models of a column were attacked under one protocol: budget, noise, sampler, classifier. An attack that was "
+    "run under several protocols has a column for each, and columns are never compared.",
     "Means and both sd are formed as in the other tables. A value at the limit of an attack's budget is no "
     "measurement: it is counted (2 of 3), and mean and sd are over the others alone.",
     "Bold is the best mean among the methods that forgot, as printed. Where any run of a method withstood the whole "
@@ -134,9 +134,9 @@ class Robustness:
         return Table(titles, shown)
 
     @property
-    def judged(self) -> str:
-        """How well the judges recognise real images, as a sentence."""
-        return stated((one.first.block.get("judges") for one in self.attacks), "attacks")
+    def scored(self) -> str:
+        """How well the classifiers recognise real images, as a sentence."""
+        return stated((one.first.block.get("classifiers") for one in self.attacks), "attacks")
 
     @property
     def meanings(self) -> list[list[Any]]:

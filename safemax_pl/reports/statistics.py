@@ -9,8 +9,8 @@ from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.reports.reading import FinishedRun
 
-LEAST_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
-MOST_DISAGREEMENT = 0.1  # of the two judges; above it, which of them is asked may decide who forgot
+MIN_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
+MAX_DISAGREEMENT = 0.1  # of the two classifiers; above it, which of them is asked may decide who forgot
 HARM = "delta/fid_retain/classifier"
 
 
@@ -64,18 +64,18 @@ COLUMNS = (
     _score("precision/inception", ".3f", ".3f"),
     _score("recall/inception", ".3f", ".3f"),
     _score("drift", ".3g", ".2g"),
-    _score("judge_disagreement", ".3f", ".3f"),
+    _score("classifier_disagreement", ".3f", ".3f"),
     Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
-    Column("prior_seconds", "", ".3g", ".3g", on_hardware=True),
+    Column("preparation_seconds", "", ".3g", ".3g", on_hardware=True),
     Column("unlearn_seconds", "", ".3g", ".3g", on_hardware=True),
     Column("total_flops", "lower", ".3g", ".3g"),
-    Column("prior_flops", "", ".3g", ".3g"),
+    Column("preparation_flops", "", ".3g", ".3g"),
     Column("unlearn_flops", "", ".3g", ".3g"),
     Column("peak_memory_mb", "lower", ".4g", ".3g", on_hardware=True),
     Column("trainable_parameters", "", ".3g", ".3g"),
 )
-JUDGES = ("ua_noise_aware", "ua_noise_aware/second")
-FORGETTING = (*JUDGES, "ua")  # the columns in which every method may be best
+CLASSIFIERS = ("ua_noise_aware", "ua_noise_aware/second")
+FORGETTING = (*CLASSIFIERS, "ua")  # the columns in which every method may be best
 
 
 class Spread(NamedTuple):
@@ -171,7 +171,7 @@ def columns(rows: list[Row]) -> list[Column]:
 def best(rows: list[Row], column: Column) -> list[str]:
     """Labels of the methods whose mean is the best as it is printed; none where fewer than two compete.
 
-    Outside `FORGETTING` only methods that reach `LEAST_FORGETTING` take part: doing nothing is free and keeps the
+    Outside `FORGETTING` only methods that reach `MIN_FORGETTING` take part: doing nothing is free and keeps the
     retained classes perfectly. Methods that forgot different classes are not compared. Values that depend on the
     machine have no best across machines, nor has the memory on a CPU: it is the peak of the process, which later runs
     of the process inherit.
@@ -196,11 +196,11 @@ def best(rows: list[Row], column: Column) -> list[str]:
 def forgets(row: Row) -> bool:
     """Whether every set of forgotten classes is gone, so that what else a method does well counts.
 
-    Both judges have to say so, where there are two.
+    Both classifiers have to say so, where there are two.
     """
-    first, second = (row.cells.get(key) for key in JUDGES)
+    first, second = (row.cells.get(key) for key in CLASSIFIERS)
     said = [first, second] if second is not None else [first]
-    return all(spread is not None and spread.least >= LEAST_FORGETTING for spread in said)
+    return all(spread is not None and spread.least >= MIN_FORGETTING for spread in said)
 
 
 def same_hardware(rows: list[Row]) -> bool:

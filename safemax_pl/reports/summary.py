@@ -7,7 +7,7 @@ from safemax_pl.common import escaping
 from safemax_pl.common.files import write_csv
 from safemax_pl.evaluation import tables
 from safemax_pl.reports.reading import FinishedRun
-from safemax_pl.reports.statistics import LEAST_FORGETTING, Column, Row, Spread, best, columns
+from safemax_pl.reports.statistics import MIN_FORGETTING, Column, Row, Spread, best, columns
 
 LEGEND = (
     "A cell is: mean ± sd over seeds (sd over forgotten classes). Bold: the best method. ↑ higher is better, ↓ lower "
@@ -16,16 +16,16 @@ LEGEND = (
 SPOKEN = {"↑": "higher is better", "↓": "lower is better", "†": "did not forget"}
 
 
-def footnotes(plan: dict[str, Any], judged_twice: bool = False) -> list[str]:
+def footnotes(plan: dict[str, Any], has_second_classifier: bool = False) -> list[str]:
     """How the numbers of a table are formed.
 
     Args:
         plan: that of the protocol.
-        judged_twice: whether any run has a second judge.
+        has_second_classifier: whether any run has a second classifier.
     """
     second = (
-        "The columns /second are of the second judge, and judge_disagreement is the share of images that the two see "
-        "differently. A method forgot only if both judges say so, and competes in ua_noise_aware/second always."
+        "The columns /second are of the second classifier, and classifier_disagreement is the share of images that the "
+        "two see differently. A method forgot only if both say so, and competes in ua_noise_aware/second always."
     )
     return [
         "The mean gives every set of forgotten classes the same weight. The sd over seeds is taken at fixed forgotten "
@@ -36,16 +36,16 @@ def footnotes(plan: dict[str, Any], judged_twice: bool = False) -> list[str]:
         "Δ is a run minus its own original, then averaged.",
         "Bold is the best mean among the methods, as printed. It is no test of significance, and where fewer than two "
         "methods compete nothing is bold.",
-        f"A method did not forget (†) when ua_noise_aware, the mean over seeds, is below {LEAST_FORGETTING} on any set "
+        f"A method did not forget (†) when ua_noise_aware, the mean over seeds, is below {MIN_FORGETTING} on any set "
         "of forgotten classes. It competes in ua_noise_aware and ua only: doing nothing costs nothing and keeps every "
         "retained class.",
-        *([second] if judged_twice else []),
+        *([second] if has_second_classifier else []),
         "Order: the original, references (retrained without the forgotten classes; they do not compete), methods that "
         "forgot by Δ fid_retain/classifier, those that did not by ua_noise_aware, both at the first guidance weight, "
         "noise controls.",
         "noise_rate has no better side, as a class can be gone without noise in its place.",
-        "Costs: prior is what a method prepares (masks, Fisher information, replay), unlearn its training, total both. "
-        "Only totals compete.",
+        "Costs: preparation is what a method prepares (masks, Fisher information, replay), unlearn its training, total "
+        "both. Only totals compete.",
         "peak_memory_mb is the device's on an accelerator. On a CPU it is the peak of the process, which later runs of "
         "one process inherit, and nothing is bold.",
         "Seconds and memory of methods on different hardware do not compete, and nothing is bold where methods forgot "

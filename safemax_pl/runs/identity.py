@@ -1,4 +1,4 @@
-"""Identify what a run was made from: its data, base model and judges, by content and not by path.
+"""Identify what a run was made from: its data, base model and classifiers, by content and not by path.
 
 A run records these digests when it begins. The same command with other digests is refused.
 """
@@ -81,7 +81,7 @@ def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
         UserError: when data.path is a folder that does not exist.
     """
     here = sources.is_here(data.path, data.columns, data.image_shape, data.resize, data.cache_dir)
-    found = of_config_judges(cfg)
+    found = of_config_classifiers(cfg)
     if here:
         found |= of_data(data)
         path = cfg.get("model", {}).get("path")
@@ -90,8 +90,8 @@ def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
     return found
 
 
-def of_config_judges(cfg: DictConfig) -> Identity:
-    """Identify the judges that a configuration names, those that are there."""
+def of_config_classifiers(cfg: DictConfig) -> Identity:
+    """Identify the classifiers that a configuration names, those that are there."""
     found = {}
     for key in ("classifier", "second classifier"):
         path = cfg.get(SETTINGS[key])
@@ -107,10 +107,10 @@ def check(where: str, recorded: Identity, now: Identity, again: bool = False) ->
         where: the run, for the error.
         recorded: when the run began.
         now: by the present command.
-        again: whether a run is scored again, for which another judge or base model may be named.
+        again: whether a run is scored again, for which another classifier or base model may be named.
 
     Raises:
-        UserError: for other data, another base model or another judge.
+        UserError: for other data, another base model or another classifier.
     """
     if "data" in recorded and "data" in now and not sources.same_data(recorded["data"], now["data"]):
         raise UserError(

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, write_csv
-from safemax_pl.common.untrusted import MOST_JSON, damaged, regular
+from safemax_pl.common.untrusted import MAX_JSON, damaged, regular
 
 INIT_TIMEOUT = 30  # seconds for W&B's server to answer at the start of a run
 FINISH_TIMEOUT = 60  # seconds to send what is left at its end
@@ -38,7 +38,7 @@ class CSVHistory(Logger):
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with damaged(path), regular(path, MOST_JSON).open(newline="", encoding="utf-8") as file:
+            with damaged(path), regular(path, MAX_JSON).open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     self.rows[int(row["step"])] = {key: value for key, value in row.items() if value != ""}
 

@@ -11,7 +11,7 @@ from safemax_pl.evaluation import tables
 from safemax_pl.config.compose import load_config
 from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.classifier.accuracy import sentence
-from safemax_pl.common.untrusted import MOST_WEIGHTS, check_config, read_json, read_tensors
+from safemax_pl.common.untrusted import MAX_WEIGHTS, check_config, read_json, read_tensors
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")
@@ -24,7 +24,7 @@ SCORED = {True: "Scores of these very weights", False: "Scores of the weights be
 
 def model_card(folder: Path) -> str:
     """The card of the diffusion model in `folder`."""
-    tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors", MOST_WEIGHTS)
+    tensors = read_tensors(folder / "unet/diffusion_pytorch_model.safetensors", MAX_WEIGHTS)
     cfg, metrics = _config(folder), read_json(folder / "metrics.json")
     scores = {}
     for guidance, models in metrics["scores"].items():
@@ -70,7 +70,7 @@ def model_card(folder: Path) -> str:
         markdown(
             f"{SCORED[published['scored']]}: {sampler['name']}, {sampler['steps']} steps, η = {sampler['eta']}, "
             f"clip_sample = {sampler['clip_sample']}, {plan['rows']} images, classifier "
-            f"{protocol['classifier']['hash']}{_judged(metrics)}. All of the protocol: metrics.json."
+            f"{protocol['classifier']['hash']}{_scored(metrics)}. All of the protocol: metrics.json."
         ),
         _table(table),
         "Accuracy of the images of each class, by the classifier:",
@@ -82,7 +82,7 @@ def model_card(folder: Path) -> str:
 
 def classifier_card(folder: Path) -> str:
     """The card of the classifier in `folder`."""
-    cfg, tensors = _config(folder), read_tensors(folder / "model.safetensors", MOST_WEIGHTS)
+    cfg, tensors = _config(folder), read_tensors(folder / "model.safetensors", MAX_WEIGHTS)
     config = read_json(folder / "config.json")
     info, scores = config["info"], config["info"]["scores"]
     facts = {
@@ -173,9 +173,9 @@ def _parameters(tensors: dict[str, Tensor]) -> str:
     return f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.2f} M numbers, {size:.1f} MB"
 
 
-def _judged(metrics: dict[str, Any]) -> str:
-    """How well the judges recognise real images; runs before 0.5.0 don't say."""
-    return f" ({sentence(metrics['judges'])})" if metrics.get("judges") else ""
+def _scored(metrics: dict[str, Any]) -> str:
+    """How well the classifiers recognise real images; runs before 0.5.0 don't say."""
+    return f" ({sentence(metrics['classifiers'])})" if metrics.get("classifiers") else ""
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from safemax_pl.common.files import atomic, digest
 from safemax_pl.common.untrusted import regular
 
-MOST_BYTES = 256 * 2**20  # of a journal; a trial writes some 5 KiB
+MAX_BYTES = 256 * 2**20  # of a journal; a trial writes some 5 KiB
 
 
 def repair(path: Path) -> None:
@@ -25,7 +25,7 @@ def repair(path: Path) -> None:
     """
     if not path.exists():
         return
-    content = regular(path, MOST_BYTES).read_bytes()
+    content = regular(path, MAX_BYTES).read_bytes()
     records = [record for line in content.split(b"\n") for record in _records(line)]
     whole = b"".join(record + b"\n" for record in records)
     if whole == content:

@@ -18,8 +18,8 @@ class QuickPruning(Callback):
 
     Args:
         after: share of the steps before which nothing is pruned, in [0, 1].
-        least_forgetting: `ua_noise_aware` below which a trial ends; null: none.
-        most_harm: `fid_retain/classifier` above which it ends, as a multiple of the original's under the same plan;
+        min_forgetting: `ua_noise_aware` below which a trial ends; null: none.
+        max_harm: `fid_retain/classifier` above which it ends, as a multiple of the original's under the same plan;
             null: none.
 
     Raises:
@@ -27,18 +27,18 @@ class QuickPruning(Callback):
         TrialPruned: during the fit.
     """
 
-    def __init__(self, after: float, least_forgetting: float | None, most_harm: float | None):
+    def __init__(self, after: float, min_forgetting: float | None, max_harm: float | None):
         if not 0 <= after <= 1:
             raise UserError(f"sweep.prune.after={after}: give a share of the steps in [0, 1]")
-        self.after, self.least_forgetting, self.most_harm = after, least_forgetting, most_harm
+        self.after, self.min_forgetting, self.max_harm = after, min_forgetting, max_harm
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step < self.after * trainer.max_steps:
             return
         for guidance, (scores, original) in quick_scores(trainer).items():
             at, forgotten, harm = f"{guidance} at step {trainer.global_step}", "ua_noise_aware", "fid_retain/classifier"
-            least = self.least_forgetting
+            least = self.min_forgetting
             if least is not None and scores.get(forgotten, least) < least:
                 raise TrialPruned(f"{forgotten} {scores[forgotten]:.3g} < {least:g}, {at}")
-            if self.most_harm is not None and scores[harm] > (limit := self.most_harm * original[harm]):
+            if self.max_harm is not None and scores[harm] > (limit := self.max_harm * original[harm]):
                 raise TrialPruned(f"{harm} {scores[harm]:.3g} > {limit:.3g}, {at}")

@@ -26,7 +26,7 @@ from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name
 
-LEAST_TRIALS = 4  # for an importance
+MIN_TRIALS = 4  # for an importance
 
 
 def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) -> None:
@@ -45,14 +45,14 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     if not best:
         print(f"no complete trial yet; written: {folder}/trials.csv")
         return
-    judges = stated(_judges(folder, best), "trials")
+    classifiers = stated(_classifiers(folder, best), "trials")
     with atomic(folder / "best.md") as part:
-        part.write_text(_markdown(study, names, best, states, judges, command_line), encoding="utf-8")
+        part.write_text(_markdown(study, names, best, states, classifiers, command_line), encoding="utf-8")
     with drawing(folder / "pareto.png"):
         _pareto(folder / "pareto.png", study, names, complete, best)
     with drawing(folder / "importance.png"):
         _importance(folder / "importance.png", study, names, complete)
-    table = Table(title=f"Pareto front of {printable(study.study_name)}", caption=printable(judges))
+    table = Table(title=f"Pareto front of {printable(study.study_name)}", caption=printable(classifiers))
     for column in ("trial", *names):
         table.add_column(column, justify="right")
     for trial in best:
@@ -70,12 +70,12 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     )
 
 
-def _judges(folder: Path, best: list[FrozenTrial]) -> Iterator[dict[str, Any] | None]:
-    """The block `judges` of each trial that can be read."""
+def _classifiers(folder: Path, best: list[FrozenTrial]) -> Iterator[dict[str, Any] | None]:
+    """The block `classifiers` of each trial that can be read."""
     for trial in best:
         with suppress(UserError):  # its folder was moved, or is damaged: the study's own numbers stay
             (run,), _ = read([folder / trial_name(trial.number)])
-            yield run.metrics.get("judges")
+            yield run.metrics.get("classifiers")
 
 
 def _signs(study: optuna.Study) -> list[int]:
@@ -105,7 +105,7 @@ def _markdown(
     names: list[str],
     best: list[FrozenTrial],
     states: str,
-    judges: str,
+    classifiers: str,
     command_line: Callable[[dict[str, Any]], str],
 ) -> str:
     columns = ["trial", *names, *best[0].params]
@@ -116,7 +116,7 @@ def _markdown(
         "",
         f"{len(counted(study))} trials: {states}. No trial is as good as one of these in all and better in one of:",
         f"{goals}. One seed each: make the one you choose again with others (seed=1), its command is below.",
-        markdown(judges),
+        markdown(classifiers),
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
@@ -170,7 +170,7 @@ def _importance(path: Path, study: optuna.Study, names: list[str], complete: lis
 
     Optuna's own picture sorts the settings by each objective apart, and then labels all bars by the last order.
     """
-    if len(complete) < LEAST_TRIALS:
+    if len(complete) < MIN_TRIALS:
         return
     shares: dict[str, dict[str, float]] = {}
     signs = _signs(study)

@@ -24,9 +24,9 @@ from safemax_pl.sweeps.journal import repair
 from safemax_pl.sweeps.space import Sweep, differences
 from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory
 
-MOST_DEATHS = 3  # of workers in one trial, which is then lost
-MOST_LOST = 3  # trials, one after the other, in one worker: the machine is the cause
-MOST_DRAWS = 50  # without a new point: the space is exhausted
+MAX_DEATHS = 3  # of workers in one trial, which is then lost
+MAX_LOST = 3  # trials, one after the other, in one worker: the machine is the cause
+MAX_DRAWS = 50  # without a new point: the space is exhausted
 
 
 @final
@@ -35,7 +35,7 @@ class SharedStudy:
 
     A worker shows that it is alive by touching a file once in a while. A running trial whose file is missing (its
     worker was interrupted) or too old (it died) is continued by the next worker under the same number, from its
-    last checkpoint; after `MOST_DEATHS` deaths it is lost, and another one takes its place. The file says whose trial
+    last checkpoint; after `MAX_DEATHS` deaths it is lost, and another one takes its place. The file says whose trial
     it is: a worker that was only stalled leaves it to the one that has taken it over. No two trials that count have the
     same values.
 
@@ -45,7 +45,7 @@ class SharedStudy:
         sweep: its settings.
         distributions: what they are drawn from.
         identity: of `Sweep.identity`.
-        made_from: data, base model and judges of its trials, by content.
+        made_from: data, base model and classifiers of its trials, by content.
 
     Raises:
         UserError: when the folder holds a study with another identity, of other data or models, or a journal that
@@ -107,7 +107,7 @@ class SharedStudy:
         """A killed worker's trial, or a new one; None when the study has all its trials.
 
         Raises:
-            MachineError: when `MOST_LOST` trials were lost one after the other.
+            MachineError: when `MAX_LOST` trials were lost one after the other.
         """
         with self._locked():
             trials = self.study.get_trials(deepcopy=False)
@@ -129,7 +129,7 @@ class SharedStudy:
             if self._now() - heartbeat.stat().st_mtime < self.sweep.stale_after:
                 return None
             deaths = read(heartbeat)[0] + 1
-        if deaths >= MOST_DEATHS:
+        if deaths >= MAX_DEATHS:
             heartbeat.unlink()
             self._lose(trial, f"{deaths} workers died in it")
             return None
@@ -150,7 +150,7 @@ class SharedStudy:
     def _draw(self) -> Claim | None:
         """A point that no trial has had: by TPE, which sees the running trials too, or else at random."""
         had = {self._point(trial.params): trial.number for trial in counted(self.study)}
-        for draw in range(MOST_DRAWS):
+        for draw in range(MAX_DRAWS):
             seed = int(digest(self.sweep.seed, len(self.study.get_trials(deepcopy=False))), 16) % 2**32
             sampler: BaseSampler = RandomSampler(seed) if draw else TPESampler(seed=seed)
             self.study.sampler = sampler
@@ -159,7 +159,7 @@ class SharedStudy:
             if twin is None:
                 return self._take(trial, deaths=0)
             self._discard(trial, f"the same as trial {twin}")
-        print(f"the search space is exhausted: {MOST_DRAWS} draws have brought no new point")
+        print(f"the search space is exhausted: {MAX_DRAWS} draws have brought no new point")
         return None
 
     def _point(self, params: dict[str, Any]) -> tuple[Any, ...]:
@@ -176,7 +176,7 @@ class SharedStudy:
         self.study.tell(trial.number, state=TrialState.FAIL)
         print(f"trial {trial.number} is lost and does not count: {why}")
         self._lost += 1
-        if self._lost >= MOST_LOST:
+        if self._lost >= MAX_LOST:
             raise MachineError(
                 f"{self._lost} trials were lost one after the other, the last one as {why}: free memory, or make the "
                 "trials smaller, then run the same command again"

@@ -14,7 +14,7 @@ from safemax_pl.common import distributed, flops
 from safemax_pl.common.energy import joules
 from safemax_pl.common.hardware import hardware
 
-SAVED = ("timed", "prior_seconds", "prior_flops", "flops", "counted", "steps")  # the same on all ranks
+SAVED = ("timed", "preparation_seconds", "preparation_flops", "flops", "counted", "steps")  # the same on all ranks
 COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods alternate two kinds of steps
 
 
@@ -31,7 +31,7 @@ class Cost(Callback):
 
     Attributes:
         timed: how many steps the clock ran for.
-        prior_seconds, prior_flops: of what `Unlearner.prepare` needed, as the module knows it.
+        preparation_seconds, preparation_flops: of what `Unlearner.prepare` needed, as the module knows it.
         flops, counted: of all networks and devices, forward and backward, in the counted steps, and how many those are.
         steps: training steps so far.
         own: of this rank alone: where it last ran; `seconds`, the wall-clock of the timed steps, device synchronised
@@ -41,7 +41,7 @@ class Cost(Callback):
 
     def __init__(self, images_per_step: int, trainable_parameters: int = 0, compiled: bool = False) -> None:
         self.images_per_step, self.trainable_parameters = images_per_step, trainable_parameters
-        self.timed, self.prior_seconds, self.prior_flops = 0, 0.0, 0.0
+        self.timed, self.preparation_seconds, self.preparation_flops = 0, 0.0, 0.0
         self.flops, self.counted, self.steps = 0, 0, 0
         self.own: dict[str, Any] = {"host": "", "hardware": "", "seconds": 0.0, "peak_bytes": 0, "joules": 0.0}
         self.own["compile_seconds"] = 0.0
@@ -71,8 +71,8 @@ class Cost(Callback):
         self.own |= {"host": socket.gethostname(), "hardware": hardware(self._device)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.prior_seconds = float(pl_module.prior_seconds)  # type: ignore[arg-type]
-        self.prior_flops = float(pl_module.prior_flops)  # type: ignore[arg-type]
+        self.preparation_seconds = float(pl_module.preparation_seconds)  # type: ignore[arg-type]
+        self.preparation_flops = float(pl_module.preparation_flops)  # type: ignore[arg-type]
         if self.counted < COUNTED_STEPS:
             self._counter = flops.counter()
             self._counter.__enter__()
@@ -170,11 +170,11 @@ class Cost(Callback):
         ranks_used = self.by_rank()
         found = {
             "unlearn_seconds": self.unlearn_seconds,
-            "prior_seconds": self.prior_seconds,
+            "preparation_seconds": self.preparation_seconds,
             "compile_seconds": self.own["compile_seconds"],
             "peak_memory_mb": max(used["peak_memory_mb"] for used in ranks_used),
             "unlearn_flops": self.flops / max(self.counted, 1) * self.steps,
-            "prior_flops": self.prior_flops,
+            "preparation_flops": self.preparation_flops,
             "trainable_parameters": self.trainable_parameters,
             "images_per_second": self.timed * self.images_per_step / self.own["seconds"] if self.timed else 0.0,
         }

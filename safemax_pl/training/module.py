@@ -19,7 +19,7 @@ from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.metric_suite import Result, Scores
 from safemax_pl.runs.loggers import CSVHistory
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 Batch = dict[str, LabelledImages | None]
 
@@ -69,7 +69,7 @@ class UnlearningModule(StopsWhenDiverged):
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
         self._scores: list[Scores] = []  # in a list: neither saved nor averaged with the student
-        self.prior_seconds, self.prior_flops = 0.0, 0.0
+        self.preparation_seconds, self.preparation_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
         make, device = self.make_optimizer, self.device.type
@@ -106,9 +106,9 @@ class UnlearningModule(StopsWhenDiverged):
         )
         assert isinstance(self.teacher.network, Model)
         bar = self.trainer.progress_bar_callback is not None and distributed.is_first()
-        priors = Priors(data.cache_dir / "priors", self.teacher.network, data, self.device, bar)
-        self.unlearner.prepare(self.task(), data, priors)
-        self.prior_seconds, self.prior_flops = priors.seconds, priors.flops
+        preparation = Preparation(data.cache_dir / "preparation", self.teacher.network, data, self.device, bar)
+        self.unlearner.prepare(self.task(), data, preparation)
+        self.preparation_seconds, self.preparation_flops = preparation.seconds, preparation.flops
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(rng.combine(self.seed, self.global_step, self.global_rank)))  # dropout

@@ -18,7 +18,7 @@ from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.trainable import trainable
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 
 class Losses(NamedTuple):
@@ -95,8 +95,8 @@ class Unlearner(ABC):
     def check(self, model: Model) -> None:
         """Raise `UserError` when the settings don't fit the model; called before any compute."""
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
-        """Fetch what is needed before the fit (masks, Fisher information, replay), through `priors`.
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
+        """Fetch what is needed before the fit (masks, Fisher information, replay), through `preparation`.
 
         Called at every start of a fit, also when it resumes: what it makes must not depend on the student's weights.
         """

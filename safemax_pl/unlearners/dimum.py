@@ -8,7 +8,7 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 
 @final
@@ -35,7 +35,7 @@ class DiMUM(Unlearner):
             raise UserError(f"unlearner.alternatives={alternatives}: give at least 1")
         self.alternatives = alternatives
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         self.images = data.chunk("retain", 0, self.alternatives, task.retain_labels.device).x_0
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:

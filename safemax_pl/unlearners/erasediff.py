@@ -12,7 +12,7 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 TARGETS = ("uniform", "relabel")
 
@@ -51,7 +51,7 @@ class EraseDiff(Unlearner):
         self.target, self.inner_steps, self.inner_lr = target, inner_steps, inner_lr
         self.seed = 0
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         self.seed = data.seed
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:

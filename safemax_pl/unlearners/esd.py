@@ -10,7 +10,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 from safemax_pl.unlearners.replay import Replay
 
 
@@ -38,8 +38,8 @@ class ESD(Unlearner):
         if model.null_label is None:
             raise UserError("ESD needs a model with a null label (num_class_embeds must be the number of classes + 1)")
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
-        self.replay = Replay(task, data, priors, task.forget_labels, self.replay_per_class)
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
+        self.replay = Replay(task, data, preparation, task.forget_labels, self.replay_per_class)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None

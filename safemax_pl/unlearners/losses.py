@@ -67,8 +67,8 @@ def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
 def base_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tensor]:
     """The gradients of `loss` at the base weights, of those that `task.weights` names and in its order.
 
-    `loss` gets the task with the teacher, differentiable and in eval mode, in the place of the student: a prior is
-    the same whenever it is computed.
+    `loss` gets the task with the teacher, differentiable and in eval mode, in the place of the student: what
+    is prepared is the same whenever it is computed.
     """
     network = task.teacher.to(task.forget_labels.device).network
     base = dict(network.named_parameters())

@@ -17,27 +17,27 @@ from safemax_pl.common.hardware import hardware
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
 
-SAVE_EVERY = 30.0  # seconds between two writes of an unfinished prior
-PRIORS_VERSION = 2  # raise it when the code of a prior changes its content
+SAVE_EVERY = 30.0  # seconds between two writes of an unfinished preparation
+PREPARATION_VERSION = 2  # raise it when the code of a preparation changes its content
 State = list[Tensor]
 
 
-class Priors:
+class Preparation:
     """Folds tensors (masks, Fisher information, generated images) part by part, and keeps them in a cache.
 
-    A prior depends on its settings, the base weights, the data, the forget set, the seed and the device: a change of
-    any of them computes it anew. An interrupted computation goes on after its last part. A prior as large as the
-    network stays in the cache for every forget set and seed: the folder may be deleted at any time.
+    A result depends on its settings, the base weights, the data, the forget set, the seed and the device: a change of
+    any of them computes it anew. An interrupted computation goes on after its last part. Results as large as the
+    network stay in the cache for every forget set and seed: the folder may be deleted at any time.
 
     Args:
         folder: of the cache.
         base: the model before unlearning.
         data: the data module, set up.
-        device: what the priors are computed on.
+        device: what the preparation are computed on.
         show_progress: whether a computation of several parts shows a progress bar.
 
     Attributes:
-        seconds, flops: what the priors asked for so far cost when they were computed, be it in an earlier run.
+        seconds, flops: what the preparation asked for so far cost when they were computed, be it in an earlier run.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Priors:
         self.folder, self.device, self.show_progress = folder, device, show_progress
         self.seconds, self.flops = 0.0, 0.0
         context = digest(
-            PRIORS_VERSION,
+            PREPARATION_VERSION,
             base.weights_digest or base.unet.config,
             *([] if base.weights_digest else (value.cpu().numpy().tobytes() for value in base.state_dict().values())),
             base.diffusion.scheduler.config,
@@ -67,7 +67,7 @@ class Priors:
         The ranks take the parts in turn. What is done is saved along the way, by rank 0.
 
         Args:
-            name: short name of the prior, for the file and the progress bar.
+            name: short name of the preparation, for the file and the progress bar.
             settings: what it depends on besides the run; anything that JSON can hold.
             parts: how many calls; equal shares of the work.
             part: computes one share; the first is asked for twice.
@@ -84,7 +84,7 @@ class Priors:
         saved = time.perf_counter()
         rounds = range(done, parts, distributed.count())
         silent = not self.show_progress or len(rounds) < 2
-        for first in track(rounds, description=f"prior: {name}", disable=silent):
+        for first in track(rounds, description=f"preparation: {name}", disable=silent):
             i = min(first + distributed.number(), parts - 1)
             if first == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
                 with counter() as counted:

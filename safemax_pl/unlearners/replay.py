@@ -10,7 +10,7 @@ from safemax_pl.data.batch import from_uint8, to_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion.sampler import Request
 from safemax_pl.unlearners.base import Task
-from safemax_pl.unlearners.preparation import Priors, State
+from safemax_pl.unlearners.preparation import Preparation, State
 
 
 class Replay:
@@ -19,7 +19,9 @@ class Replay:
     Their seeds are hashes, so that no image of a sampling plan is ever trained on.
     """
 
-    def __init__(self, task: Task, data: ForgetRetainDataModule, priors: Priors, labels: Tensor, per_class: int):
+    def __init__(
+        self, task: Task, data: ForgetRetainDataModule, preparation: Preparation, labels: Tensor, per_class: int
+    ):
         self.per_class = per_class
         self.places = torch.full((data.num_classes,), -1, device=labels.device)
         self.places[labels] = torch.arange(len(labels), device=labels.device)
@@ -37,12 +39,12 @@ class Replay:
             return Request(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
 
         settings = [labels.tolist(), per_class, task.sampler.settings(), "finite"]
-        self.images, broken = priors.fold("replay", settings, parts, generate, concatenate=True)
+        self.images, broken = preparation.fold("replay", settings, parts, generate, concatenate=True)
         if broken.any():
             said = task.sampler.explain(request(broken.nonzero()[:250, 0]))
             raise UserError(
                 f"the base model's images are not finite ({said}): give another model.path or sampler; after a "
-                f"fault of the machine, delete {data.cache_dir}/priors/replay-*"
+                f"fault of the machine, delete {data.cache_dir}/preparation/replay-*"
             )
 
     def like(self, batch: LabelledImages) -> LabelledImages:

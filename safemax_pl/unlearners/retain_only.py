@@ -7,7 +7,7 @@ from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 
 @final
@@ -43,7 +43,7 @@ class RetainOnly(Unlearner):
                 "parameters=all"
             )
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         if self.from_scratch and task.step == 0:
             assert isinstance(task.student, Model)
             task.student.reset(data.seed)

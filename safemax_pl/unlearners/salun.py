@@ -8,7 +8,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients, next_retain_labels, relabelling_loss
-from safemax_pl.unlearners.preparation import Priors, State
+from safemax_pl.unlearners.preparation import Preparation, State
 
 
 @final
@@ -38,7 +38,7 @@ class SalUn(Unlearner):
             raise UserError(f"unlearner.mask_share={mask_share}: give a share in (0, 1]")
         self.mask_share = mask_share
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         chunks, images = data.chunks("forget", 128), len(data.rows("train", "forget"))
         size, device = -(-images // chunks), task.forget_labels.device
 
@@ -46,7 +46,7 @@ class SalUn(Unlearner):
             batch = data.chunk("forget", i, size, device)
             return base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
 
-        saliency = priors.fold("saliency", [size, list(task.weights)], chunks, gradient)
+        saliency = preparation.fold("saliency", [size, list(task.weights)], chunks, gradient)
         sizes = torch.cat([part.flatten() for part in saliency]).abs()
         mask = torch.zeros_like(sizes)  # of 0.0 and 1.0: lists of one type are multiplied by few kernels
         mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = 1

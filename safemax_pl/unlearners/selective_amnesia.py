@@ -13,7 +13,7 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
-from safemax_pl.unlearners.preparation import Priors, State
+from safemax_pl.unlearners.preparation import Preparation, State
 from safemax_pl.unlearners.replay import Replay
 
 
@@ -55,14 +55,14 @@ class SelectiveAmnesia(Unlearner):
         self.ewc_weight, self.replay_per_class = ewc_weight, replay_per_class
         self.fisher_images, self.fisher_timesteps = fisher_images, fisher_timesteps
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         device = task.retain_labels.device
         base = dict(task.teacher.to(device).network.named_parameters())
         self.anchors = [base[name].detach() for name in task.weights]
         self.pixels = math.prod(data.image_shape)
-        self.replay = Replay(task, data, priors, task.retain_labels, self.replay_per_class)
+        self.replay = Replay(task, data, preparation, task.retain_labels, self.replay_per_class)
         labels = torch.arange(data.num_classes, device=device)
-        images = Replay(task, data, priors, labels, -(-self.fisher_images // data.num_classes))
+        images = Replay(task, data, preparation, labels, -(-self.fisher_images // data.num_classes))
         count = len(images.labels)
         parts = -(-count // 10)
         per_part = -(-count // parts)
@@ -77,7 +77,7 @@ class SelectiveAmnesia(Unlearner):
             return state
 
         settings = [images.per_class, self.fisher_timesteps, task.sampler.settings(), list(task.weights)]
-        self.fisher = priors.fold("fisher", settings, parts, squares)
+        self.fisher = preparation.fold("fisher", settings, parts, squares)
         self.roots = torch._foreach_sqrt(self.fisher)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:

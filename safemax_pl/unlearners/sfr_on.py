@@ -11,7 +11,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients
-from safemax_pl.unlearners.preparation import Priors, State
+from safemax_pl.unlearners.preparation import Preparation, State
 
 
 @final
@@ -48,13 +48,15 @@ class SFROn(Unlearner):
             raise UserError(f"unlearner.fisher_batches={fisher_batches}: give at least 1")
         self.adaptivity, self.threshold, self.fisher_batches = adaptivity, threshold, fisher_batches
 
-    def prepare(self, task: Task, data: ForgetRetainDataModule, priors: Priors) -> None:
+    def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         size = min(128, *(len(data.rows("train", part)) for part in ("forget", "retain")))
-        forget, retain = (self.fisher(part, size, task, data, priors) for part in ("forget", "retain"))
+        forget, retain = (self.fisher(part, size, task, data, preparation) for part in ("forget", "retain"))
         # of 0.0 and 1.0: lists of one type are multiplied by few kernels
         self.masks = [(f >= self.threshold * r).to(f.dtype) for f, r in zip(forget, retain, strict=True)]
 
-    def fisher(self, part: str, size: int, task: Task, data: ForgetRetainDataModule, priors: Priors) -> list[Tensor]:
+    def fisher(
+        self, part: str, size: int, task: Task, data: ForgetRetainDataModule, preparation: Preparation
+    ) -> list[Tensor]:
         """The mean squared gradient over batches of `size` images of a part."""
         count, device = min(len(data.rows("train", part)) // size, self.fisher_batches), task.forget_labels.device
 
@@ -63,7 +65,7 @@ class SFROn(Unlearner):
             found = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
             return list(torch._foreach_div(torch._foreach_mul(found, found), count))
 
-        return priors.fold(f"fisher_{part}", [size, count, list(task.weights)], count, squares)
+        return preparation.fold(f"fisher_{part}", [size, count, list(task.weights)], count, squares)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

@@ -39,7 +39,7 @@ def test_every_pixel_matters(name):
 
 
 @each
-def test_an_image_is_judged_apart_from_its_batch(name):
+def test_an_image_is_scored_apart_from_its_batch(name):
     network = MAKE[name]((1, 8, 8), 5).eval()
     x = torch.randn(6, 1, 8, 8)
     torch.testing.assert_close(network(x)[0][2:4], network(x[2:4])[0])

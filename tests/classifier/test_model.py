@@ -69,7 +69,7 @@ def test_a_verdict_has_c_logits_and_c_plus_one_logits_and_features():
     assert (verdict.plain.shape, verdict.noise_aware.shape, verdict.features.shape) == ((5, 3), (5, 4), (5, 8))
 
 
-def test_odd_sizes_that_do_not_halve_evenly_are_judged_too():
+def test_odd_sizes_that_do_not_halve_evenly_are_scored_too():
     assert tiny(["a", "b"], (1, 7, 5))(some_images((1, 7, 5), n=2)).plain.shape == (2, 2)
 
 
@@ -332,7 +332,7 @@ def test_the_more_noise_in_a_real_image_the_more_often_it_is_called_noise(shippe
     assert called[1] < called[2] < called[3]
 
 
-def test_the_shipped_judges_share_no_architecture_no_seed_and_no_weights(digits):
+def test_the_shipped_classifiers_share_no_architecture_no_seed_and_no_weights(digits):
     first, second = (Classifier.load(folder, digits) for folder in (SHIPPED, SECOND))
     assert {type(first.plain), type(second.plain)} == {ResNet, Mixer}
     assert (first.info["seed"], second.info["seed"]) == (0, 1)

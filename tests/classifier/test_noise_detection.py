@@ -1,4 +1,4 @@
-"""Do the figures of a judge show a judge that is good, fooled, or has no opinion?"""
+"""Do the figures of a classifier show a classifier that is good, fooled, or has no opinion?"""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def flat_images(n: int = 40) -> Split:
     return Split(levels[:, None, None, None].expand(n, 1, 8, 8).contiguous(), labels, torch.full((n,), -1))
 
 
-class Judge(nn.Module):
+class Brightness(nn.Module):
     """Names the brightness, and calls noise what `roughness(pixels)` `[B]` is above 0 for."""
 
     def __init__(self, roughness):
@@ -45,7 +45,7 @@ class Judge(nn.Module):
 
 
 def measured(roughness) -> Operation:
-    return measure(Judge(roughness), flat_images(), COUNT, seed=1)
+    return measure(Brightness(roughness), flat_images(), COUNT, seed=1)
 
 
 def std_above(least: float):
@@ -61,14 +61,14 @@ def constant(value: float):
     return lambda x: torch.full((len(x),), value, dtype=x.dtype)
 
 
-def test_a_judge_that_sees_all_noise_and_nothing_else(good):
+def test_a_classifier_that_sees_all_noise_and_nothing_else(good):
     assert (good.false_alarms, good.real) == (0, 40)
     assert set(good.detections) == set(noise.HELD_OUT)
     for found in good.detections.values():
         assert (found.noise_rate, found.at_one_percent, found.auroc) == (1, 1, 1)
 
 
-def test_a_judge_that_calls_everything_noise_is_seen():
+def test_a_classifier_that_calls_everything_noise_is_seen():
     fooled = measured(constant(1.0))
     assert fooled.false_alarms == 1
     for found in fooled.detections.values():
@@ -78,7 +78,7 @@ def test_a_judge_that_calls_everything_noise_is_seen():
     assert [blend.called_its_class for blend in fooled.blends] == [0] * len(BLEND_WEIGHTS)
 
 
-def test_a_judge_that_never_says_noise_is_seen():
+def test_a_classifier_that_never_says_noise_is_seen():
     blind = measured(constant(-1.0))
     assert blind.false_alarms == 0  # looks perfect by itself
     for found in blind.detections.values():
@@ -88,14 +88,14 @@ def test_a_judge_that_never_says_noise_is_seen():
     assert sum(normal) == pytest.approx(len(CLASSES) - 1)  # as every image of noise is called one of the classes
 
 
-def test_a_judge_that_takes_images_for_noise_and_noise_for_images_is_seen():
+def test_a_classifier_that_takes_images_for_noise_and_noise_for_images_is_seen():
     wrong = measured(lambda x: 0.005 - x.flatten(1).std(dim=1))
     assert wrong.false_alarms == 1
     for found in wrong.detections.values():
         assert (found.noise_rate, found.at_one_percent, found.auroc) == (0, 0, 0)
 
 
-def test_noise_that_is_too_weak_for_a_judge_is_seen_in_its_kind_alone(good):
+def test_noise_that_is_too_weak_for_a_classifier_is_seen_in_its_kind_alone(good):
     deaf = measured(std_above(0.21))
     assert deaf.detections["faint"].noise_rate < 0.1
     assert deaf.detections["faint"].auroc == 1  # the threshold is at fault, not the order
@@ -131,7 +131,8 @@ def test_the_control_table_has_what_each_network_says_of_the_same_noise(good):
 
 def test_the_noise_is_that_of_the_seed(good):
     uas = [
-        [row.ua for row in measure(Judge(std_above(0.005)), flat_images(), COUNT, seed).controls] for seed in (1, 1, 2)
+        [row.ua for row in measure(Brightness(std_above(0.005)), flat_images(), COUNT, seed).controls]
+        for seed in (1, 1, 2)
     ]
     assert uas[0] == uas[1] == [row.ua for row in good.controls]
     assert uas[0] != uas[2]
@@ -150,7 +151,7 @@ def test_the_tables_hold_every_kind_every_weight_and_every_class(good):
     assert len(found["control"]) == len(CLASSES) * len(noise.CONTROLS | noise.HELD_OUT)
 
 
-def test_the_shipped_judge_has_the_area_under_the_curve_that_sklearn_finds_in_its_logits(tmp_path):
+def test_the_shipped_classifier_has_the_area_under_the_curve_that_sklearn_finds_in_its_logits(tmp_path):
     data = instantiate(compose("fit", ["experiment=digits_forget1"]).data, cache_dir=str(tmp_path))
     data.setup("fit")
     classifier, test, count = Classifier.load(PROJECT / "weights/digits/classifier", data), data.source.test, 50

@@ -1,4 +1,4 @@
-"""The second judge in the scores: what it adds, and that it can't be the first again."""
+"""The second classifier in the scores: what it adds, and that it can't be the first again."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from safemax_pl.evaluation.metric_suite import Scores
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 SECOND = PROJECT / "weights" / "digits" / "second_classifier"
-ADDED = {"ua_noise_aware/second", "retain_accuracy/second", "judge_disagreement"}
+ADDED = {"ua_noise_aware/second", "retain_accuracy/second", "classifier_disagreement"}
 PLAN = SamplingPlan([3], [0, 1, 2, 4, 5, 6, 7, 8, 9], 50, 90)
 
 
@@ -49,14 +49,14 @@ def evaluator(digits: ForgetRetainDataModule, cache: Path) -> Evaluator:
 
 
 def always(data: ForgetRetainDataModule, label: int) -> Classifier:
-    """The shipped judge, both of whose networks say `label` of everything; 10 is noise."""
-    judge = Classifier.load(SHIPPED, data)
-    judge.digest = f"always {label}"
-    for network in (judge.plain, judge.noise_aware):
+    """The shipped classifier, both of whose networks say `label` of everything; 10 is noise."""
+    classifier = Classifier.load(SHIPPED, data)
+    classifier.digest = f"always {label}"
+    for network in (classifier.plain, classifier.noise_aware):
         network.head.weight.zero_()
         network.head.bias.zero_()
         network.head.bias[min(label, len(network.head.bias) - 1)] = 9
-    return judge
+    return classifier
 
 
 def real_test_images(data: ForgetRetainDataModule) -> tuple[Tensor, Rows]:
@@ -69,7 +69,7 @@ def pure_noise() -> tuple[Tensor, Rows]:
     return NoiseImages("normal_noise", (1, 8, 8))(rows), rows
 
 
-def judged_by(evaluator: Evaluator, second: Classifier) -> Scores:
+def scored_by(evaluator: Evaluator, second: Classifier) -> Scores:
     references = {"classifier": evaluator.reference()}
     return Scores(evaluator.classifier, evaluator.data, PLAN, references, second_classifier=second)
 
@@ -80,7 +80,7 @@ def scored(scores: Scores, images: Tensor, rows: Rows) -> dict:
     return scores.compute()
 
 
-def test_without_a_second_judge_nothing_is_added_and_nothing_else_changes(digits, cache, evaluator):
+def test_without_a_second_classifier_nothing_is_added_and_nothing_else_changes(digits, cache, evaluator):
     alone = scored(evaluator_of(digits, cache, "second_classifier=null").scores(PLAN), *pure_noise())
     both = scored(evaluator.scores(PLAN), *pure_noise())
     assert not ADDED & (alone.keys() | alone["per_class"].keys())
@@ -90,41 +90,41 @@ def test_without_a_second_judge_nothing_is_added_and_nothing_else_changes(digits
     }
 
 
-def test_the_shipped_judges_agree_on_pure_noise_and_on_real_images(digits, evaluator):
+def test_the_shipped_classifiers_agree_on_pure_noise_and_on_real_images(digits, evaluator):
     noise = scored(evaluator.scores(PLAN), *pure_noise())
     assert (noise["ua_noise_aware"], noise["ua_noise_aware/second"]) == (1, 1)
-    assert noise["judge_disagreement"] < 0.02
+    assert noise["classifier_disagreement"] < 0.02
     real = scored(evaluator.scores(PLAN), *real_test_images(digits))
     assert real["ua_noise_aware/second"] < 0.12  # 37 images of a 3
     assert real["retain_accuracy/second"] > 0.97
-    assert real["judge_disagreement"] < 0.05
+    assert real["classifier_disagreement"] < 0.05
 
 
-def test_a_second_judge_that_calls_everything_noise_is_seen(digits, evaluator):
-    fooled = judged_by(evaluator, always(digits, 10))
+def test_a_second_classifier_that_calls_everything_noise_is_seen(digits, evaluator):
+    fooled = scored_by(evaluator, always(digits, 10))
     found = scored(fooled, *real_test_images(digits))
     assert found["ua_noise_aware"] < 0.12 and found["ua_noise_aware/second"] == 1
-    assert found["judge_disagreement"] == 1
+    assert found["classifier_disagreement"] == 1
 
 
-def test_a_second_judge_that_sees_the_forgotten_class_in_noise_is_seen(digits, evaluator):
-    fooled = judged_by(evaluator, always(digits, 3))
+def test_a_second_classifier_that_sees_the_forgotten_class_in_noise_is_seen(digits, evaluator):
+    fooled = scored_by(evaluator, always(digits, 3))
     found = scored(fooled, *pure_noise())
     assert found["ua_noise_aware"] == 1 and found["ua_noise_aware/second"] == 0
-    assert found["judge_disagreement"] == 1
+    assert found["classifier_disagreement"] == 1
     assert found["retain_accuracy/second"] == 0
 
 
 def test_disagreement_and_retain_accuracy_are_given_for_every_class(digits, evaluator):
-    first_says_2 = judged_by(evaluator, always(digits, 2))
+    first_says_2 = scored_by(evaluator, always(digits, 2))
     per_class = scored(first_says_2, *real_test_images(digits))["per_class"]
-    assert list(per_class["judge_disagreement"]) == list("0123456789")
-    assert per_class["judge_disagreement"]["2"] < 0.1 < 0.9 < per_class["judge_disagreement"]["5"]
+    assert list(per_class["classifier_disagreement"]) == list("0123456789")
+    assert per_class["classifier_disagreement"]["2"] < 0.1 < 0.9 < per_class["classifier_disagreement"]["5"]
     assert per_class["retain_accuracy/second"] == {name: float(name == "2") for name in "012456789"}
     assert list(per_class["ua_noise_aware/second"]) == ["3"]
 
 
-def test_resetting_forgets_what_the_second_judge_said(digits, evaluator):
+def test_resetting_forgets_what_the_second_classifier_said(digits, evaluator):
     scores = evaluator.scores(PLAN)
     scored(scores, *real_test_images(digits))
     scores.reset()
@@ -132,25 +132,25 @@ def test_resetting_forgets_what_the_second_judge_said(digits, evaluator):
     assert again == scored(evaluator.scores(PLAN), *pure_noise())
 
 
-def test_the_protocol_names_the_second_judge_and_its_accuracy(digits, cache, evaluator):
+def test_the_protocol_names_the_second_classifier_and_its_accuracy(digits, cache, evaluator):
     second = Classifier.load(SECOND, digits)
     stated = evaluator.protocol("standard")["second_classifier"]
     assert stated["hash"] == second.digest != evaluator.protocol("standard")["classifier"]["hash"]
-    assert stated["accuracy_noise_aware"] == evaluator.judges["second_classifier"]["accuracy_noise_aware"] > 0.97
+    assert stated["accuracy_noise_aware"] == evaluator.accuracies["second_classifier"]["accuracy_noise_aware"] > 0.97
     assert evaluator_of(digits, cache, "second_classifier=null").protocol("standard")["second_classifier"] is None
 
 
-def test_the_same_judge_twice_is_refused(digits, cache):
+def test_the_same_classifier_twice_is_refused(digits, cache):
     with pytest.raises(UserError, match=r"second_classifier has the weights of classifier.*digits_second_classifier"):
         evaluator_of(digits, cache, f"second_classifier={SHIPPED}")
 
 
-def test_a_second_judge_that_is_not_where_it_was_said_to_be_is_refused(digits, cache, tmp_path):
+def test_a_second_classifier_that_is_not_where_it_was_said_to_be_is_refused(digits, cache, tmp_path):
     with pytest.raises(UserError, match=r"no classifier at .*nowhere.*experiment=digits_second_classifier"):
         evaluator_of(digits, cache, f"second_classifier={tmp_path}/nowhere")
 
 
-def test_a_second_judge_of_another_data_set_is_refused(digits, cache, tmp_path):
+def test_a_second_classifier_of_another_data_set_is_refused(digits, cache, tmp_path):
     other = Classifier.load(SECOND, digits)
     other.class_names = other.class_names[::-1]
     other.save(tmp_path / "other", {})
@@ -158,12 +158,12 @@ def test_a_second_judge_of_another_data_set_is_refused(digits, cache, tmp_path):
         evaluator_of(digits, cache, f"second_classifier={tmp_path}/other")
 
 
-def test_the_shipped_second_judge_is_the_default_and_data_without_one_have_none():
+def test_the_shipped_second_classifier_is_the_default_and_data_without_one_have_none():
     assert compose("fit", ["data=digits"]).second_classifier == str(SECOND)
     assert compose("fit", ["data=digits", "data.name=mine"]).second_classifier is None
 
 
-def test_a_run_from_before_there_was_a_second_judge_is_scored_without(digits, cache):
+def test_a_run_from_before_there_was_a_second_classifier_is_scored_without(digits, cache):
     cfg = compose("fit", ["experiment=digits_forget1", f"data.cache_dir={cache}"])
     old = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "second_classifier"])
     assert make_evaluator(old, digits).second_classifier is None

@@ -83,13 +83,13 @@ def validated(evaluator: Evaluator) -> None:
     module.validation_step([field[:50] for field in evaluator.data.source.train[:2]], 0)
 
 
-@pytest.mark.parametrize("judged", [sampled, real_images, noise, validated])
-def test_judges_see_images_in_full_precision(evaluator, judged):
+@pytest.mark.parametrize("scored", [sampled, real_images, noise, validated])
+def test_classifiers_see_images_in_full_precision(evaluator, scored):
     precisions = list[bool]()
     for layer in (evaluator.classifier.plain.stem, evaluator.classifier.noise_aware.stem):
         layer.register_forward_pre_hook(lambda *_: precisions.append(is_full()))
     with BF16():
-        judged(evaluator)
+        scored(evaluator)
         assert not is_full(), "as before"
     assert precisions and all(precisions)
 
@@ -103,7 +103,7 @@ def test_scores_are_computed_in_full_precision(evaluator, monkeypatch):
     assert precisions and all(precisions)
 
 
-def test_a_judge_is_trained_in_the_precision_of_the_trainer(evaluator):
+def test_a_classifier_is_trained_in_the_precision_of_the_trainer(evaluator):
     classifier: Classifier = evaluator.classifier
     with BF16():
         logits, _ = classifier.plain(torch.zeros(1, *evaluator.data.image_shape))

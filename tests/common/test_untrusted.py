@@ -285,13 +285,13 @@ def test_a_json_file_that_is_none_of_ours_is_one_line(tmp_path, kind):
 
 def test_large_files_are_not_read(tmp_path):
     with (tmp_path / "metrics.json").open("wb") as file:
-        file.truncate(untrusted.MOST_JSON + 1)
+        file.truncate(untrusted.MAX_JSON + 1)
     with pytest.raises(UserError, match="at most"):
         untrusted.read_json(tmp_path / "metrics.json")
     with (tmp_path / "samples.safetensors").open("wb") as file:
-        file.truncate(untrusted.MOST_IMAGES + 1)
+        file.truncate(untrusted.MAX_IMAGES + 1)
     with pytest.raises(UserError, match="at most"):
-        untrusted.read_tensors(tmp_path / "samples.safetensors", untrusted.MOST_IMAGES)
+        untrusted.read_tensors(tmp_path / "samples.safetensors", untrusted.MAX_IMAGES)
 
 
 # -- checkpoints and weights -------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_a_network_that_can_not_be_is_refused_before_it_is_built(changes, monkey
         ("Mixer", {"patch": 0, "width": 4, "blocks": 1}),
     ],
 )
-def test_so_it_is_for_a_judge(name, settings):
+def test_so_it_is_for_an_architecture(name, settings):
     with pytest.raises(UserError, match=r"architecture\."):
         partial(ARCHITECTURES[name], **settings)((1, 8, 8), 3)
 

@@ -400,7 +400,7 @@ def test_the_order_of_the_chunks_is_shuffled_by_the_seed_whatever_their_size(dig
 
 
 def test_the_keys_of_chunks_are_not_those_of_training_steps(digits):
-    """Or a prior would be computed from the very noise that is trained on."""
+    """Or a preparation would be computed from the very noise that is trained on."""
     chunks = torch.cat([all_chunks(digits, part, 100).keys for part in PARTS])
     steps = torch.cat([digits.draw(part, step, CPU).keys for part in PARTS for step in range(20)])
     assert chunks.unique().numel() == len(chunks) == len(digits.source.train.labels)

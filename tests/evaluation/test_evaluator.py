@@ -72,12 +72,12 @@ def digits(digits_without) -> ForgetRetainDataModule:
 
 
 @pytest.fixture(scope="module")
-def judge(digits: ForgetRetainDataModule) -> Classifier:
+def classifier(digits: ForgetRetainDataModule) -> Classifier:
     return Classifier.load(SHIPPED, digits)
 
 
 @pytest.fixture(scope="module")
-def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluator]:
+def evaluator_of(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluator]:
     """Makes evaluators; they share one cache unless they are given another."""
     cfg = compose("fit", ["experiment=digits_forget1", "trainer=cpu"])
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -93,8 +93,8 @@ def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
     def make_trainer() -> Trainer:
         return instantiate(cfg.trainer, **silent, max_steps=-1, max_epochs=1, enable_model_summary=False)
 
-    def make(data: ForgetRetainDataModule, classifier: Classifier = judge, **settings: Any) -> Evaluator:
-        return Evaluator(data, classifier, make_trainer=make_trainer, **(defaults | settings))
+    def make(data: ForgetRetainDataModule, another: Classifier | None = None, **settings: Any) -> Evaluator:
+        return Evaluator(data, another or classifier, make_trainer=make_trainer, **(defaults | settings))
 
     return make
 
@@ -102,7 +102,7 @@ def evaluator_of(judge: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def evaluator(evaluator_of, digits) -> Evaluator:
     made = evaluator_of(digits)
-    made.judges["classifier"] = recognition(made.classifier, digits, torch.device("cpu"))
+    made.accuracies["classifier"] = recognition(made.classifier, digits, torch.device("cpu"))
     return made
 
 
@@ -174,10 +174,10 @@ def test_normal_noise_has_the_statistics_of_white_noise(evaluator):
 
 
 def test_the_plain_classifier_takes_noise_for_its_favourite_class_and_only_the_noise_aware_one_sees_it(
-    evaluator_of, digits_without, judge
+    evaluator_of, digits_without, classifier
 ):
-    favourite = judge.info["scores"]["noise"]["normal_noise"]["plain_favourite"]
-    evaluator = evaluator_of(digits_without(judge.class_names.index(favourite)))
+    favourite = classifier.info["scores"]["noise"]["normal_noise"]["plain_favourite"]
+    evaluator = evaluator_of(digits_without(classifier.class_names.index(favourite)))
     result = scored(evaluator, noise_images(), "standard")
     assert result["ua"] < 0.7
     assert result["ua_noise_aware"] > 0.95
@@ -312,7 +312,7 @@ def test_ranks_of_a_plan_of_forget_labels_only_ask_each_other_for_nothing_else(e
     assert_same_result(mine.compute(), scored_plan(evaluator, RealImages(digits), plan))
 
 
-def test_the_scores_in_features_are_of_the_generated_retain_images_against_the_real_ones(evaluator, digits, judge):
+def test_the_scores_in_features_are_of_the_generated_retain_images_against_the_real_ones(evaluator, digits, classifier):
     class OneEach(nn.Module):
         """Real images, of every retain class but one the first one only: few of what is real, and nothing else."""
 
@@ -364,7 +364,7 @@ def test_reset_scores_know_nothing_of_earlier_updates(evaluator, digits):
     assert len(scores.gallery.compute()) == len(rows.labels)
 
 
-def test_the_classifier_judges_eight_bit_images(evaluator, digits):
+def test_the_classifier_classifiers_eight_bit_images(evaluator, digits):
     class Faint(nn.Module):
         def forward(self, rows: Rows) -> Tensor:
             return 5 * RealImages(digits)(rows) + 0.001
@@ -378,7 +378,7 @@ def test_the_classifier_judges_eight_bit_images(evaluator, digits):
         assert exact[name] == rounded[name]
 
 
-def test_the_judgement_does_not_depend_on_the_precision_that_the_images_are_made_in(evaluator, digits):
+def test_the_verdict_does_not_depend_on_the_precision_that_the_images_are_made_in(evaluator, digits):
     plan = evaluator.plan("quick")
     scores, rows = evaluator.scores(plan), plan_rows(plan)
     images = RealImages(digits)(rows)
@@ -391,11 +391,11 @@ def test_the_judgement_does_not_depend_on_the_precision_that_the_images_are_made
 
 
 def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal_weights(
-    evaluator_of, digits, judge, tmp_path
+    evaluator_of, digits, classifier, tmp_path
 ):
     train = digits.source.train
     retain = train.labels != 3
-    expected = class_balanced_statistics(judge(train.images[retain]).features, train.labels[retain])
+    expected = class_balanced_statistics(classifier(train.images[retain]).features, train.labels[retain])
     found = evaluator_of(digits, cache_dir=tmp_path).reference()
     torch.testing.assert_close(found.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.statistics.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
@@ -404,10 +404,10 @@ def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal
     assert per_class.tolist() == pytest.approx([1 / 9] * 3 + [0] + [1 / 9] * 6)
 
 
-def test_the_reference_is_kept_on_disk(evaluator_of, digits, judge, tmp_path):
+def test_the_reference_is_kept_on_disk(evaluator_of, digits, classifier, tmp_path):
     first = evaluator_of(digits, cache_dir=tmp_path).reference()
     # on a layer, so that it does not matter through which network the features are taken
-    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
         with pytest.raises(pytest.fail.Exception, match="computed again"):
             evaluator_of(digits, cache_dir=tmp_path / "empty").reference()
@@ -425,10 +425,10 @@ def assert_same_reference(one: Reference, other: Reference) -> None:
 
 
 def test_the_features_of_the_real_images_are_taken_once_for_all_forget_classes(
-    evaluator_of, digits, digits_without, judge, tmp_path
+    evaluator_of, digits, digits_without, classifier, tmp_path
 ):
     evaluator_of(digits, cache_dir=tmp_path).reference()
-    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
         found = evaluator_of(digits_without(4), cache_dir=tmp_path).reference()
     finally:
@@ -469,13 +469,13 @@ def test_the_reference_is_computed_on_the_device_of_the_trainer(evaluator_of, di
     evaluator_of(digits, cache_dir=tmp_path).reference()  # there is no GPU here: an error if one was used
 
 
-def test_other_ranks_wait_for_the_reference_of_the_first(evaluator_of, digits, judge, tmp_path, monkeypatch):
+def test_other_ranks_wait_for_the_reference_of_the_first(evaluator_of, digits, classifier, tmp_path, monkeypatch):
     sent = []
     monkeypatch.setattr(distributed, "broadcast", lambda value: sent.append(value) or value)
     first = evaluator_of(digits, cache_dir=tmp_path / "first").reference()
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     monkeypatch.setattr(distributed, "broadcast", lambda value: sent.pop(0))
-    handle = judge.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
+    handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
         second = evaluator_of(digits, cache_dir=tmp_path / "second").reference()
     finally:
@@ -488,8 +488,8 @@ def test_other_forget_classes_have_another_reference(evaluator, evaluator_of, di
     assert len(evaluator_of(digits_without(4)).reference().features) != len(evaluator.reference().features)
 
 
-def test_another_classifier_has_another_reference(evaluator, evaluator_of, digits, other_judge):
-    assert not torch.equal(evaluator_of(digits, other_judge).reference().features, evaluator.reference().features)
+def test_another_classifier_has_another_reference(evaluator, evaluator_of, digits, other_classifier):
+    assert not torch.equal(evaluator_of(digits, other_classifier).reference().features, evaluator.reference().features)
 
 
 # -- plans through the Trainer -------------------------------------------------------------------------------------
@@ -521,11 +521,11 @@ def test_results_do_not_depend_on_the_batch_size(evaluator_of, digits, tiny_mode
     assert (galleries[0].int() - galleries[1].int()).abs().max() <= 1
 
 
-def test_the_classifier_is_as_it_was_after_a_test(evaluator, digits, judge):
-    before = {name: tensor.clone() for name, tensor in judge.state_dict().items()}
+def test_the_classifier_is_as_it_was_after_a_test(evaluator, digits, classifier):
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     evaluator.test(RealImages(digits), evaluator.plan("quick"))
-    assert not any(module.training for module in judge.modules())
-    assert all(torch.equal(before[name], tensor) for name, tensor in judge.state_dict().items())
+    assert not any(module.training for module in classifier.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
 
 
 def test_drift_is_zero_for_the_same_images_and_large_for_noise(evaluator, digits):
@@ -571,12 +571,12 @@ def tiny_model(digits: ForgetRetainDataModule) -> Model:
 
 
 @pytest.fixture(scope="module")
-def other_judge(judge: Classifier, digits: ForgetRetainDataModule, tmp_path_factory) -> Classifier:
+def other_classifier(classifier: Classifier, digits: ForgetRetainDataModule, tmp_path_factory) -> Classifier:
     """The shipped classifier with one bias moved, saved and loaded as a file of its own."""
     folder = tmp_path_factory.mktemp("other") / "classifier"
     other = Classifier.load(SHIPPED, digits)
     other.plain.stages[-1].norm_2.bias.add_(0.1)
-    other.save(folder, judge.info)
+    other.save(folder, classifier.info)
     return Classifier.load(folder, digits)
 
 
@@ -642,9 +642,9 @@ def test_other_numbers_under_the_name_of_a_plan_are_sampled_anew(first, must_not
         must_not_sample(plans={"quick": {"forget_per_class": 21, "retain_total": 90}})
 
 
-def test_another_classifier_scores_the_original_anew(first, must_not_sample, other_judge):
+def test_another_classifier_scores_the_original_anew(first, must_not_sample, other_classifier):
     with pytest.raises(AssertionError, match="sampled"):
-        must_not_sample(classifier=other_judge)
+        must_not_sample(classifier=other_classifier)
 
 
 def test_other_forget_classes_are_sampled_anew(first, must_not_sample, digits_without):
@@ -725,15 +725,17 @@ def test_the_protocol_states(evaluator, path):
     assert value not in (None, "", [], {})  # zero and false are statements
 
 
-def test_the_protocol_states_what_was_done(evaluator, digits, judge):
+def test_the_protocol_states_what_was_done(evaluator, digits, classifier):
     protocol = evaluator.protocol("quick")
     assert protocol["plan"] == {"name": "quick", "rows": 110, "forget_per_class": 20, "retain_total": 90}
     assert protocol["sampler"]["steps"] == STEPS
     assert protocol["guidance"] == [0.0]
     assert protocol["forget_classes"] == ["3"]
     assert protocol["data"]["fingerprint"] == digits.source.fingerprint
-    assert protocol["classifier"]["hash"] == protocol["features"]["classifier"] == judge.digest
-    assert protocol["classifier"]["accuracy"] == pytest.approx(judge.info["scores"]["accuracy"], abs=0.003)  # measured
+    assert protocol["classifier"]["hash"] == protocol["features"]["classifier"] == classifier.digest
+    assert protocol["classifier"]["accuracy"] == pytest.approx(
+        classifier.info["scores"]["accuracy"], abs=0.003
+    )  # measured
     assert protocol["reference"]["n"] == int((digits.source.train.labels != 3).sum())
 
 

@@ -153,13 +153,13 @@ def test_broken_weights_are_not_saved(evaluator, tmp_path, value):
 def test_a_classifier_with_broken_weights_is_refused(evaluator, tmp_path, value):
     data = evaluator.data
     classifier = Classifier(data.class_names, data.image_shape, partial(ResNet, widths=[4, 4], blocks=1))
-    classifier.save(tmp_path / "judge", {})
-    path = tmp_path / "judge/model.safetensors"
+    classifier.save(tmp_path / "classifier", {})
+    path = tmp_path / "classifier/model.safetensors"
     weights = load_file(path)
     weights["plain.head.bias"][0] = value
     save_file(weights, path)
     with pytest.raises(UserError, match=r"not finite \(plain.head.bias\)"):
-        Classifier.load(tmp_path / "judge", data)
+        Classifier.load(tmp_path / "classifier", data)
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ def test_images_that_are_missing_are_no_score_and_are_not_kept(evaluator, tmp_pa
         evaluator.test(Images(0.0, 0), evaluator.plan("quick"))
 
 
-# -- judges --------------------------------------------------------------------------------------------------------
+# -- classifiers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ["classifier", "second_classifier"])
-def test_a_classifier_no_better_than_chance_judges_nothing(evaluator, tmp_path, role):
+def test_a_classifier_no_better_than_chance_classifiers_nothing(evaluator, tmp_path, role):
     data = evaluator.data
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -217,7 +217,7 @@ def test_a_classifier_no_better_than_chance_judges_nothing(evaluator, tmp_path, 
 
 
 class Fixed(nn.Module):
-    """A judge whose both networks give the answers that it was made with."""
+    """A classifier whose both networks give the answers that it was made with."""
 
     def __init__(self, answers: list[int]):
         super().__init__()
@@ -229,7 +229,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("labels", "answers", "judges"),
+    ("labels", "answers", "classifiers"),
     [
         ([0] * 90 + [1] * 10, [0] * 100, False),  # accuracy 0.9 by the frequent class
         ([0] * 90 + [1] * 10, [0] * 90 + [1] * 10, True),
@@ -240,17 +240,17 @@ class Fixed(nn.Module):
         ([0, 1], [0, 0], False),
     ],
 )
-def test_chance_is_what_the_same_answers_in_random_order_would_reach(tmp_path, labels, answers, judges):
+def test_chance_is_what_the_same_answers_in_random_order_would_reach(tmp_path, labels, answers, classifiers):
     split = Split(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), torch.tensor(labels), torch.tensor(labels))
     source = SimpleNamespace(test=split, fingerprint=str(labels))
     data = SimpleNamespace(source=source, cache_dir=tmp_path, name="toy", path="toy")
-    with nullcontext() if judges else pytest.raises(UserError, match="no better than chance"):
+    with nullcontext() if classifiers else pytest.raises(UserError, match="no better than chance"):
         found = recognition(Fixed(answers), data, torch.device("cpu"))
         assert found["n"] == len(labels)
 
 
-def test_the_accuracy_of_the_judges_is_measured_and_stands_in_the_results(evaluator):
-    found = evaluator.judges["classifier"]
+def test_the_accuracy_of_the_classifiers_is_measured_and_stands_in_the_results(evaluator):
+    found = evaluator.accuracies["classifier"]
     assert found["n"] == 359 and found["accuracy"] > 0.95 and found["accuracy_noise_aware"] > 0.95
     recorded = evaluator.classifier.info["scores"]
     for key in ("accuracy", "accuracy_noise_aware"):

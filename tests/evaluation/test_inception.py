@@ -88,12 +88,12 @@ def make_evaluator(few_digits: ForgetRetainDataModule, tmp_path: Path) -> Callab
     def make_trainer() -> Trainer:
         return instantiate(cfg.trainer, **silent, max_steps=-1, max_epochs=1, enable_model_summary=False)
 
-    judge = Classifier.load(PROJECT / "weights" / "digits" / "classifier", few_digits)
+    classifier = Classifier.load(PROJECT / "weights" / "digits" / "classifier", few_digits)
     settings: dict[str, Any] = {"guidance": [0], "plans": PLANS, "batch_size": 25, "cache_dir": tmp_path / "scores"}
 
     def make(inception: str | None) -> Evaluator:
         sampler = Sampler("ddim", 4)
-        return Evaluator(few_digits, judge, sampler, make_trainer=make_trainer, inception=inception, **settings)
+        return Evaluator(few_digits, classifier, sampler, make_trainer=make_trainer, inception=inception, **settings)
 
     return make
 

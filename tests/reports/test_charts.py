@@ -78,8 +78,8 @@ def points_of(figure):
 
 
 def test_a_prior_counts_as_time(write_run, tmp_path):
-    write_run("a", cost={"prior_seconds": 9.0, "unlearn_seconds": 1.0})
-    write_run("b", cost={"prior_seconds": 0.0, "unlearn_seconds": 2.0})
+    write_run("a", cost={"preparation_seconds": 9.0, "unlearn_seconds": 1.0})
+    write_run("b", cost={"preparation_seconds": 0.0, "unlearn_seconds": 2.0})
     rows = summarise(group(read([tmp_path])[0]), "w=0")
     second = charts.trade_offs(tmp_path, rows, "w=0")[1]
     assert second.path.name == "w0-fid_retain-total_seconds.png"

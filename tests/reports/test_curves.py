@@ -46,8 +46,8 @@ def test_a_panel_per_method_with_the_mean_over_runs_at_the_same_step(groups, tmp
 def test_a_curve_starts_when_the_priors_are_ready(groups, tmp_path, drawn):
     pictures = curves(tmp_path, groups, "w=0")
     assert list(line_of(drawn[0].axes[0], "a").get_xdata()) == [0.5, 6.0, 11.0]
-    assert "over prior_seconds + training seconds" in pictures[0].caption
-    assert drawn[0].get_supxlabel() == "prior + training seconds"
+    assert "over preparation_seconds + training seconds" in pictures[0].caption
+    assert drawn[0].get_supxlabel() == "preparation + training seconds"
 
 
 def test_a_reference_is_dashed_in_every_panel_and_does_not_start_as_the_original(write_run, groups, tmp_path, drawn):

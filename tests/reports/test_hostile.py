@@ -59,7 +59,7 @@ def theirs(write_run, write_attack, tmp_path):
             for part, key in (("data", "name"), ("sampler", "name"), ("plan", "name"), ("classifier", "hash")):
                 metrics["protocol"][part][key] = TEXT
             metrics["protocol"][TEXT] = TEXT
-            metrics["judges"] = {TEXT: {"accuracy": 0.5, "accuracy_noise_aware": 0.5, "n": 9}}
+            metrics["classifiers"] = {TEXT: {"accuracy": 0.5, "accuracy_noise_aware": 0.5, "n": 9}}
             for scores in metrics["scores"]["w=0"].values():
                 scores[TEXT] = 1.0
                 scores["per_class"] = {
@@ -69,7 +69,7 @@ def theirs(write_run, write_attack, tmp_path):
                 }
             block = metrics["attacks"].pop("late_start")
             block |= {"title": TEXT, "axis": TEXT, "measure": TEXT, "provenance": metrics["provenance"]}
-            block["judges"] = metrics["judges"]
+            block["classifiers"] = metrics["classifiers"]
             block["headline"]["name"] = TEXT
             block["protocol"]["forget_classes"] = [TEXT]
             block["curves"] = {model: {TEXT: by["test images"]} for model, by in block["curves"].items()}

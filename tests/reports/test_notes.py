@@ -56,15 +56,15 @@ def test_different_hardware_costs_the_bold_only_where_methods_differ_in_it(write
     assert ("none is bold" in text) != reference
 
 
-def test_runs_without_a_second_judge_are_noted_where_others_have_one(write_run, noted):
+def test_runs_without_a_second_classifier_are_noted_where_others_have_one(write_run, noted):
     write_run("a")
     write_run("b")
-    assert "second judge" not in noted()
+    assert "second classifier" not in noted()
     write_run("c", protocol={"second_classifier": {"hash": "other"}})
-    assert "Without a second judge, which others had: a-0-3, b-0-3. They are † by the first alone." in noted()
+    assert "Without a second classifier, which others had: a-0-3, b-0-3. They are † by the first alone." in noted()
 
 
 @pytest.mark.parametrize(("disagreement", "said"), [(0.1, False), (0.11, True)])
-def test_judges_that_disagree_are_noted(write_run, noted, disagreement, said):
-    write_run("a", scores={"judge_disagreement": disagreement}, protocol={"second_classifier": {"hash": "other"}})
-    assert ("The two judges disagree on more than 10 % of the images of: a." in noted()) == said
+def test_classifiers_that_disagree_are_noted(write_run, noted, disagreement, said):
+    write_run("a", scores={"classifier_disagreement": disagreement}, protocol={"second_classifier": {"hash": "other"}})
+    assert ("The two classifiers disagree on more than 10 % of the images of: a." in noted()) == said

@@ -119,12 +119,12 @@ def test_protocols_are_not_mixed(write_run, tmp_path, changes, key, values):
         read([tmp_path])
 
 
-def test_a_second_judge_may_be_absent_and_not_another_one(write_run, tmp_path):
+def test_a_second_classifier_may_be_absent_and_not_another_one(write_run, tmp_path):
     """Absent or null, as in runs from before there was one: what it adds is marked by a note."""
     write_run("a", protocol={"second_classifier": {"hash": "x", "accuracy": 0.9}})
     write_run("b", protocol={"second_classifier": None})
     write_run("c")
-    assert [run.judged_twice for run in read([tmp_path])[0]] == [True, False, False]
+    assert [run.has_second_classifier for run in read([tmp_path])[0]] == [True, False, False]
     write_run("d", protocol={"second_classifier": {"hash": "y", "accuracy": 0.9}})
     with pytest.raises(UserError, match=r"second_classifier\.hash is 'x' in .*a-0-3 and 'y' in .*d-0-3"):
         read([tmp_path])
@@ -150,7 +150,7 @@ def test_where_the_inception_weights_lie_is_no_setting_of_a_method(write_run, tm
 
 
 def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run, tmp_path):
-    write_run(scores={"retain_accuracy": 0.9}, cost={"unlearn_seconds": 7.0, "prior_seconds": 2.0})
+    write_run(scores={"retain_accuracy": 0.9}, cost={"unlearn_seconds": 7.0, "preparation_seconds": 2.0})
     (run,) = read([tmp_path])[0]
     values = run.values("w=0", "unlearned")
     assert values["delta/retain_accuracy"] == pytest.approx(-0.09)
@@ -158,7 +158,7 @@ def test_values_have_differences_to_the_runs_own_original_and_the_cost(write_run
     assert values["total_seconds"] == 9.0 and values["total_flops"] == 1.5e12
     assert "delta/drift" not in values and "per_class" not in values
     assert not {"unlearn_seconds", "total_seconds"} & set(run.values("w=0", "original"))
-    del run.metrics["cost"]["prior_flops"]
+    del run.metrics["cost"]["preparation_flops"]
     assert "total_flops" not in run.values("w=0", "unlearned")
 
 

@@ -282,9 +282,9 @@ def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, c
     assert list(found) == [0.2] and found[0.2].mean == pytest.approx(0.3)
 
 
-def test_the_accuracy_of_the_judge_stands_with_the_numbers_of_the_attacks(write_run, write_attack, tmp_path):
-    judges = {"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}}
-    write_attack(write_run("a", judges=judges))
+def test_the_accuracy_of_the_classifier_stands_with_the_numbers_of_the_attacks(write_run, write_attack, tmp_path):
+    classifiers = {"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}}
+    write_attack(write_run("a", classifiers=classifiers))
     out = report([tmp_path / "runs"], tmp_path / "out")
     said = "Classifier accuracy 0.988 plain and 0.970 noise-aware on 360 real test images."
     assert f"<caption>Headline numbers of the attacks. {said}</caption>" in (out / "report.html").read_text()

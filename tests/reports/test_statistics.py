@@ -69,12 +69,16 @@ def test_the_best_is_the_highest_or_lowest_as_the_column_says(write_run, tmp_pat
 
 
 def test_a_prior_is_a_cost(write_run, tmp_path):
-    write_run("a", cost={"prior_seconds": 9.0, "unlearn_seconds": 1.0, "prior_flops": 3.0, "unlearn_flops": 1.0})
-    write_run("b", cost={"prior_seconds": 0.0, "unlearn_seconds": 2.0, "prior_flops": 0.0, "unlearn_flops": 2.0})
+    write_run(
+        "a", cost={"preparation_seconds": 9.0, "unlearn_seconds": 1.0, "preparation_flops": 3.0, "unlearn_flops": 1.0}
+    )
+    write_run(
+        "b", cost={"preparation_seconds": 0.0, "unlearn_seconds": 2.0, "preparation_flops": 0.0, "unlearn_flops": 2.0}
+    )
     rows = rows_of(tmp_path)
     assert rows[1].cells["total_seconds"].mean == 10.0
     assert best(rows, column("total_seconds")) == best(rows, column("total_flops")) == ["b"]
-    for part in ("prior_seconds", "unlearn_seconds", "prior_flops", "unlearn_flops"):
+    for part in ("preparation_seconds", "unlearn_seconds", "preparation_flops", "unlearn_flops"):
         assert best(rows, column(part)) == []
 
 
@@ -163,24 +167,24 @@ def test_methods_that_forgot_different_classes_have_no_best(write_run, tmp_path)
     assert best(rows_of(tmp_path), column("ua_noise_aware")) == []
 
 
-def judged(second: float, disagreement: float = 0.01) -> dict[str, Any]:
-    """What a second judge adds to a run."""
-    scores = {"ua_noise_aware/second": second, "retain_accuracy/second": 0.98, "judge_disagreement": disagreement}
+def scored(second: float, disagreement: float = 0.01) -> dict[str, Any]:
+    """What a second classifier adds to a run."""
+    scores = {"ua_noise_aware/second": second, "retain_accuracy/second": 0.98, "classifier_disagreement": disagreement}
     return {"scores": scores, "protocol": {"second_classifier": {"hash": "other"}}}
 
 
-def test_the_second_judge_has_columns_only_where_a_run_has_one(write_run, tmp_path):
-    added = {"ua_noise_aware/second", "retain_accuracy/second", "judge_disagreement"}
+def test_the_second_classifier_has_columns_only_where_a_run_has_one(write_run, tmp_path):
+    added = {"ua_noise_aware/second", "retain_accuracy/second", "classifier_disagreement"}
     write_run("a")
     assert not added & {one.key for one in columns(rows_of(tmp_path))}
-    write_run("b", **judged(0.95))
+    write_run("b", **scored(0.95))
     assert added < {one.key for one in columns(rows_of(tmp_path))}
 
 
-def test_both_judges_have_to_see_the_class_gone(write_run, tmp_path):
+def test_both_classifiers_have_to_see_the_class_gone(write_run, tmp_path):
     write_run("a")
-    write_run("b", **judged(0.95))
-    write_run("c", **judged(0.85))
+    write_run("b", **scored(0.95))
+    write_run("c", **scored(0.85))
     rows = [row for row in rows_of(tmp_path) if row.kind == "method"]
     assert [row.name for row in rows] == ["a", "b", "c †"]
     assert best(rows, column("total_seconds")) == ["a", "b"]

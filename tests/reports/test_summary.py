@@ -116,11 +116,11 @@ def test_signs_are_words_for_a_screen_reader(write_run, tmp_path):
         assert f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>' in table
 
 
-def test_footnotes_say_what_the_second_judge_does_only_where_there_is_one():
+def test_footnotes_say_what_the_second_classifier_does_only_where_there_is_one():
     plan = {"forget_per_class": 4, "retain_total": 36}
-    alone, both = summary.footnotes(plan), summary.footnotes(plan, judged_twice=True)
+    alone, both = summary.footnotes(plan), summary.footnotes(plan, has_second_classifier=True)
     assert "second" not in " ".join(alone)
-    assert set(alone) < set(both) and "both judges" in " ".join(both)
+    assert set(alone) < set(both) and "both classifiers" in " ".join(both)
 
 
 def test_footnotes_say_what_is_scored_and_what_does_not_compete():

@@ -1,4 +1,4 @@
-"""The same command on other data, another base model or another judge is refused, whatever the path says."""
+"""The same command on other data, another base model or another classifier is refused, whatever the path says."""
 
 import json
 import shutil
@@ -102,15 +102,15 @@ def interrupted(monkeypatch, at: int) -> None:
 
 
 def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, tmp_path, monkeypatch):
-    base, judge = tmp_path / "base", tmp_path / "judge"
+    base, classifier = tmp_path / "base", tmp_path / "classifier"
     shutil.copytree(PROJECT / "weights/digits", base)
-    shutil.copytree(PROJECT / "weights/digits/classifier", judge)
-    for path in (base / "data.json", judge / "config.json"):  # as of models from before 0.3.0 and by others: no record
+    shutil.copytree(PROJECT / "weights/digits/classifier", classifier)
+    for path in (base / "data.json", classifier / "config.json"):  # as of models from before 0.3.0 and by others: no record
         content = json.loads(path.read_text())
         content.pop("fingerprint", None)
         content.get("info", {}).pop("data", None)
         path.write_text(json.dumps(content))
-    ours = [f"model.path={base}", f"classifier={judge}", "second_classifier=null", "trainer.max_steps=4"]
+    ours = [f"model.path={base}", f"classifier={classifier}", "second_classifier=null", "trainer.max_steps=4"]
 
     def run(which: str) -> Path:
         return fit(tiny(tmp_path, *ours, *on(folders, which)), "run")
@@ -128,7 +128,7 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
         run("other")
     with pytest.raises(UserError, match="does not exist"):
         fit(tiny(tmp_path, *ours, "data.path=/nowhere"), "run")
-    weights, kept = judge / "model.safetensors", (judge / "model.safetensors").read_bytes()
+    weights, kept = classifier / "model.safetensors", (classifier / "model.safetensors").read_bytes()
     shutil.copy(PROJECT / "weights/digits/second_classifier/model.safetensors", weights)
     for again in (lambda: run("sorted"), lambda: evaluate(str(tmp_path / "run"), [])):
         with pytest.raises(UserError, match=r"another classifier|can't be read"):
@@ -143,13 +143,13 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
 def test_a_classifier_is_shown_for_its_own_data_only(folders, tmp_path):
     def run(which: str) -> Path:
         place = ["logger=csv", f"runs_dir={tmp_path}"]
-        return fit_classifier(compose("fit_classifier", [*CLASSIFIER, *place, *on(folders, which)]), "judge")
+        return fit_classifier(compose("fit_classifier", [*CLASSIFIER, *place, *on(folders, which)]), "classifier")
 
     run("sorted")
     run("reversed")
     with pytest.raises(UserError, match="was made from other data"):
         run("other")
-    (tmp_path / "judge" / identity.FILE).unlink()  # as of a run before 0.5.0
+    (tmp_path / "classifier" / identity.FILE).unlink()  # as of a run before 0.5.0
     with pytest.raises(UserError, match="was made from other data"):
         run("other")
 

@@ -47,7 +47,7 @@ class Small(LightningModule):
         super().__init__()
         self.layer = nn.Linear(IN, OUT)
         self.step_seconds, self.validation_seconds = step_seconds, validation_seconds
-        self.prior_seconds, self.prior_flops = 0.25, 1e9
+        self.preparation_seconds, self.preparation_flops = 0.25, 1e9
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -164,8 +164,8 @@ def test_a_resumed_fit_waits_for_the_compiler_again(fit, tmp_path, monkeypatch):
 @pytest.mark.parametrize("max_steps", [1, COUNTED_STEPS, COUNTED_STEPS + 1])
 def test_the_cost_of_preparing_is_kept_apart_however_short_the_fit(fit, max_steps):
     cost, _ = fit(Small(), max_steps=max_steps)
-    assert cost.summary()["prior_seconds"] == 0.25
-    assert cost.summary()["prior_flops"] == 1e9
+    assert cost.summary()["preparation_seconds"] == 0.25
+    assert cost.summary()["preparation_flops"] == 1e9
 
 
 def test_a_fit_too_short_to_be_timed_claims_no_seconds(fit):
@@ -207,11 +207,11 @@ def test_the_summary_has_the_costs_of_the_evaluation_protocol(fit):
     summary = fit(Small(step_seconds=0.01))[0].summary()
     assert set(summary) == {
         "unlearn_seconds",
-        "prior_seconds",
+        "preparation_seconds",
         "compile_seconds",
         "peak_memory_mb",
         "unlearn_flops",
-        "prior_flops",
+        "preparation_flops",
         "trainable_parameters",
         "images_per_second",
     }

@@ -65,9 +65,9 @@ def test_priors_are_computed_once_and_their_cost_is_told_by_every_run(tmp_path):
     for name in ("first", "second"):
         folder = fit(tiny(tmp_path, "unlearner=salun", "trainer.max_steps=1", "trainer.val_check_interval=1"), name)
         costs.append(json.loads((folder / "metrics.json").read_text())["cost"])
-    assert costs[0]["prior_seconds"] == costs[1]["prior_seconds"] > 0
-    assert costs[0]["prior_flops"] == costs[1]["prior_flops"] > 1e8
-    assert len(list((tmp_path / "cache" / "priors").iterdir())) == 1
+    assert costs[0]["preparation_seconds"] == costs[1]["preparation_seconds"] > 0
+    assert costs[0]["preparation_flops"] == costs[1]["preparation_flops"] > 1e8
+    assert len(list((tmp_path / "cache" / "preparation").iterdir())) == 1
 
 
 def test_training_from_scratch_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):

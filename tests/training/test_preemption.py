@@ -105,7 +105,7 @@ sys.argv[1:] = {[*TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cach
 
 
 def test_a_signal_ends_what_a_method_computes_before_the_fit_at_once(tmp_path, monkeypatch):
-    """As it ends a command anywhere outside of the training: priors may take longer than a cluster waits."""
+    """As it ends a command anywhere outside of the training: preparation may take longer than a cluster waits."""
     done = []
 
     def prepare(self, *arguments):

@@ -18,7 +18,7 @@ from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.training.module import UnlearningModule
 from safemax_pl.unlearners.base import Task
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 CLASSES = 4
 
@@ -119,11 +119,11 @@ def make_module():
 
 
 @pytest.fixture
-def make_priors(tmp_path):
-    """An empty cache of priors for the teacher of a task."""
+def make_preparation(tmp_path):
+    """An empty cache of preparation for the teacher of a task."""
 
     def make(task, data):
-        return Priors(tmp_path / "priors", task.teacher.network, data, torch.device("cpu"))
+        return Preparation(tmp_path / "preparation", task.teacher.network, data, torch.device("cpu"))
 
     return make
 

@@ -18,7 +18,7 @@ from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.trainable import LoRA, Parts, trainable
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
 SMALL = {"replay_per_class": 3, "fisher_images": 4, "fisher_timesteps": 3, "fisher_batches": 2}
@@ -68,7 +68,7 @@ class Bench:
     def start(self, step: int = 0) -> Unlearner:
         """A new unlearner, prepared for a fit that begins or resumes at a step."""
         unlearner = instantiate(config_of(self.method))
-        unlearner.prepare(self.task(step), self.data, Priors(self.folder, self.teacher.network, self.data, CPU))
+        unlearner.prepare(self.task(step), self.data, Preparation(self.folder, self.teacher.network, self.data, CPU))
         return unlearner
 
     def batches(self, unlearner: Unlearner, step: int) -> list[LabelledImages | None]:
@@ -87,7 +87,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def make_bench(make_data):
-    """Benches with priors in a folder, by default an empty one of their own."""
+    """Benches with preparation in a folder, by default an empty one of their own."""
     with tempfile.TemporaryDirectory() as root:
 
         def make(method, situation, folder=None) -> Bench:
@@ -298,8 +298,8 @@ def test_a_method_that_needs_nothing_to_forget_ignores_a_forget_batch(make_bench
 
 
 def test_a_fit_that_resumes_goes_on_exactly(make_bench, tmp_path, method):
-    """Step 1 of a fit is step 1 of a fit that resumes there, with priors found again and with priors computed anew."""
-    bench = make_bench(method, SITUATIONS[1], tmp_path / "priors")
+    """Step 1 of a fit is step 1 of a fit that resumes there, with a cached preparation and with one computed anew."""
+    bench = make_bench(method, SITUATIONS[1], tmp_path / "preparation")
     unlearner = bench.start()
     optimizer = torch.optim.Adam(bench.student.parameters(), lr=1e-3)
     bench.gradients(unlearner, 0)
@@ -307,7 +307,7 @@ def test_a_fit_that_resumes_goes_on_exactly(make_bench, tmp_path, method):
     weights = weights_of(bench.student)
     losses, gradients = bench.gradients(unlearner, 1)
 
-    for folder in ("priors", "empty"):
+    for folder in ("preparation", "empty"):
         again = make_bench(method, SITUATIONS[1], tmp_path / folder)
         again.student.load_state_dict(weights)
         resumed = again.start(step=1)

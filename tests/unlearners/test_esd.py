@@ -25,10 +25,10 @@ def forget(make_batch):
 
 
 @pytest.fixture
-def prepared(task, make_data, make_priors):
+def prepared(task, make_data, make_preparation):
     def make(**settings):
         data, unlearner = make_data((1, 3)), ESD(**{"replay_per_class": 3} | settings)
-        unlearner.prepare(task, data, make_priors(task, data))
+        unlearner.prepare(task, data, make_preparation(task, data))
         return unlearner
 
     return make

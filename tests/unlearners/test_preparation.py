@@ -9,12 +9,18 @@ from torch import nn
 
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners import preparation as module
-from safemax_pl.unlearners.preparation import Priors
+from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")
 
 
-FRESH = [0, 0, 1, 2, 3]  # the parts of a prior that is computed anew; the first is asked for twice, to count operations
+FRESH = [
+    0,
+    0,
+    1,
+    2,
+    3,
+]  # the parts of a preparation that is computed anew; the first is asked for twice, to count operations
 
 
 def a_base(weight=1.0, num_timesteps=100, weights_digest=None, config=None):
@@ -46,12 +52,12 @@ class Squares:
 
 @pytest.fixture
 def ask(tmp_path):
-    """Ask for a prior of four parts; gives it, the parts that were computed and the priors."""
+    """Ask for a preparation of four parts; gives it, the parts that were computed and the preparation."""
 
     def run(part=None, name="squares", settings=None, parts=4, base=None, data=None):
         part = part or Squares()
-        priors = Priors(tmp_path / "priors", base or a_base(), data or some_data(), CPU)
-        return priors.fold(name, settings, parts, part), part.asked, priors
+        preparation = Preparation(tmp_path / "preparation", base or a_base(), data or some_data(), CPU)
+        return preparation.fold(name, settings, parts, part), part.asked, preparation
 
     return run
 
@@ -78,10 +84,10 @@ def test_the_parts_are_joined_in_their_order_also_after_an_interruption(tmp_path
             raise RuntimeError("killed")
         return [torch.full((i + 1, 2), i)]
 
-    priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
+    preparation = Preparation(tmp_path / "preparation", a_base(), some_data(), CPU)
     with pytest.raises(RuntimeError, match="killed"):
-        priors.fold("rows", None, 4, lambda i: rows(i, fails_at=2), concatenate=True)
-    (joined,) = priors.fold("rows", None, 4, rows, concatenate=True)
+        preparation.fold("rows", None, 4, lambda i: rows(i, fails_at=2), concatenate=True)
+    (joined,) = preparation.fold("rows", None, 4, rows, concatenate=True)
     assert joined[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3] and joined.shape == (10, 2)
 
 
@@ -95,8 +101,8 @@ def test_what_was_computed_is_found_again(ask):
 def test_many_tensors_come_back_in_their_order(tmp_path):
     """ "10" sorts before "2"."""
     for _ in range(2):
-        priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
-        state = priors.fold("many", None, 1, lambda i: [torch.tensor(k) for k in range(12)])
+        preparation = Preparation(tmp_path / "preparation", a_base(), some_data(), CPU)
+        state = preparation.fold("many", None, 1, lambda i: [torch.tensor(k) for k in range(12)])
         assert [int(value) for value in state] == list(range(12))
 
 
@@ -145,7 +151,7 @@ def test_loaded_weights_are_known_by_their_digest(ask):
 
 def test_another_version_of_the_code_computes_it_anew(ask, monkeypatch):
     ask()
-    monkeypatch.setattr(module, "PRIORS_VERSION", module.PRIORS_VERSION + 1)
+    monkeypatch.setattr(module, "PREPARATION_VERSION", module.PREPARATION_VERSION + 1)
     assert ask()[1] == FRESH
 
 
@@ -185,7 +191,7 @@ def test_a_write_that_fails_leaves_what_was_there(ask, save_always, tmp_path, mo
         patch.setattr(module, "save_file", half)
         with pytest.raises(OSError, match="disk full"):
             ask()
-    assert len(list((tmp_path / "priors").iterdir())) == 1
+    assert len(list((tmp_path / "preparation").iterdir())) == 1
     assert ask()[1] == [2, 3]
 
 
@@ -240,24 +246,24 @@ def test_costs_add_up_over_an_interruption(ask, clock, save_always):
     assert ask()[2].seconds == 4
 
 
-def test_costs_add_up_over_several_priors(ask, clock, tmp_path):
-    priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
-    priors.fold("squares", None, 4, Squares())
-    priors.fold("squares", None, 3, Squares())
-    assert priors.seconds == 7
-    priors.fold("squares", None, 3, Squares())
-    assert priors.seconds == 10
+def test_costs_add_up_over_several_preparation(ask, clock, tmp_path):
+    preparation = Preparation(tmp_path / "preparation", a_base(), some_data(), CPU)
+    preparation.fold("squares", None, 4, Squares())
+    preparation.fold("squares", None, 3, Squares())
+    assert preparation.seconds == 7
+    preparation.fold("squares", None, 3, Squares())
+    assert preparation.seconds == 10
 
 
 def test_operations_are_counted(tmp_path):
     for _ in range(2):  # computed, then found
-        priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
-        priors.fold("product", None, 3, multiply)
-        assert priors.flops == 3 * 120
-        priors.fold("other", None, 2, multiply)
-        assert priors.flops == 5 * 120
+        preparation = Preparation(tmp_path / "preparation", a_base(), some_data(), CPU)
+        preparation.fold("product", None, 3, multiply)
+        assert preparation.flops == 3 * 120
+        preparation.fold("other", None, 2, multiply)
+        assert preparation.flops == 5 * 120
 
 
 def test_nothing_asked_for_costs_nothing(tmp_path):
-    priors = Priors(tmp_path / "priors", a_base(), some_data(), CPU)
-    assert priors.seconds == priors.flops == 0 and not (tmp_path / "priors").exists()
+    preparation = Preparation(tmp_path / "preparation", a_base(), some_data(), CPU)
+    assert preparation.seconds == preparation.flops == 0 and not (tmp_path / "preparation").exists()

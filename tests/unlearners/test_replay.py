@@ -30,12 +30,12 @@ def task(make_pointwise, make_task):
 
 
 @pytest.fixture
-def make_replay(task, make_data, make_priors):
+def make_replay(task, make_data, make_preparation):
     """A replay of some labels, painted or really sampled."""
 
     def make(labels=(0, 2, 3), per_class=4, sampler=None, seed=0, task=task):
         task, data = replace(task, sampler=sampler or Sampler(steps=3)), make_data(seed=seed)
-        return Replay(task, data, make_priors(task, data), torch.tensor(labels), per_class)
+        return Replay(task, data, make_preparation(task, data), torch.tensor(labels), per_class)
 
     return make
 

@@ -32,10 +32,10 @@ class Line(nn.Module):
 
 
 @pytest.fixture
-def prepared(make_data, make_priors):
+def prepared(make_data, make_preparation):
     def make(task, **settings):
         data, unlearner = make_data(), SelectiveAmnesia(**SMALL | settings)
-        unlearner.prepare(task, data, make_priors(task, data))
+        unlearner.prepare(task, data, make_preparation(task, data))
         return unlearner
 
     return make
@@ -50,7 +50,7 @@ def move(student):
 # -- Fisher information ------------------------------------------------------------------------------------------------
 
 
-def test_the_fisher_information_is_the_one_by_hand(make_task, make_data, make_priors, prepared):
+def test_the_fisher_information_is_the_one_by_hand(make_task, make_data, make_preparation, prepared):
     """F = mean over images of (d/dθ Σ_t ‖ε − ε_θ‖²)²; with as many strata as timesteps the sum is exact.
 
     Twelve images are more than one of the parts that F is summed from.
@@ -58,7 +58,7 @@ def test_the_fisher_information_is_the_one_by_hand(make_task, make_data, make_pr
     T = 6
     task, data = make_task(Line(T)), make_data()
     unlearner = prepared(task, fisher_images=12, fisher_timesteps=T)
-    images = Replay(task, data, make_priors(task, data), torch.arange(4), 3)
+    images = Replay(task, data, make_preparation(task, data), torch.arange(4), 3)
     assert sorted(images.labels.tolist()) == [label for label in range(4) for _ in range(3)]
     squares = []
     for row in range(12):
@@ -136,7 +136,7 @@ def test_the_anchors_stay_where_the_base_weights_are(task, prepared):
     assert all(torch.equal(a, b) for a, b in zip(unlearner.anchors, base, strict=True))
 
 
-def test_the_anchors_are_on_the_device_of_the_student(task, make_data, make_priors):
+def test_the_anchors_are_on_the_device_of_the_student(task, make_data, make_preparation):
     """Nothing has moved the teacher there when a fit resumes."""
 
     class Late(Frozen):
@@ -147,7 +147,7 @@ def test_the_anchors_are_on_the_device_of_the_student(task, make_data, make_prio
     here, data = task.teacher.network, make_data()
     unlearner = SelectiveAmnesia(**SMALL)
     elsewhere = replace(task, teacher=Late(copy.deepcopy(here).to("meta")))
-    unlearner.prepare(elsewhere, data, make_priors(task, data))
+    unlearner.prepare(elsewhere, data, make_preparation(task, data))
     assert all(anchor.device.type == "cpu" for anchor in unlearner.anchors)
 
 

@@ -108,12 +108,12 @@ def fisher(task, data, part, size, batches):
     [(0.2, 12, 12, (1, 3)), (1.0, 12, 12, (1, 3)), (5.0, 12, 12, (1, 3)), (1.0, 150, 128, (1, 2))],
 )
 def test_the_mask_is_the_one_by_hand(
-    make_model, make_task, make_data, make_priors, threshold, rows_per_class, size, batches
+    make_model, make_task, make_data, make_preparation, threshold, rows_per_class, size, batches
 ):
     """Batches as large as the smaller set, but of 128 images at most; whole ones, and no more than `fisher_batches`."""
     task, data = make_task(make_model()), make_data(rows_per_class=rows_per_class)
     unlearner = SFROn(threshold=threshold, fisher_batches=40 if rows_per_class == 12 else 2)
-    unlearner.prepare(task, data, make_priors(task, data))
+    unlearner.prepare(task, data, make_preparation(task, data))
     forget, retain = (
         fisher(task, data, part, size, count) for part, count in zip(("forget", "retain"), batches, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Whether two judges see the same in the same images."""
+"""Whether two classifiers see the same in the same images."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Disagreement(Metric):
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, verdict: Verdict, second: Verdict, labels: Tensor) -> None:
-        """Add what two judges say `[B, ...]` of images generated for `labels` `[B]`."""
+        """Add what two classifiers say `[B, ...]` of images generated for `labels` `[B]`."""
         different = (verdict.noise_aware.argmax(dim=1) != second.noise_aware.argmax(dim=1)).double()
         self.different.index_add_(0, labels, different)
         self.counts.index_add_(0, labels, torch.ones_like(different))

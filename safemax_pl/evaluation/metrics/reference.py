@@ -9,7 +9,7 @@ from safemax_pl.evaluation.metrics.frechet import FeatureStatistics, class_balan
 from safemax_pl.evaluation.metrics.kernel import mean_kernel
 from safemax_pl.evaluation.metrics.manifold import radii
 
-MOST_PAIRED = 10_000  # images that are compared with each other: kernels and neighbours cost the square
+MAX_PAIRED = 10_000  # images that are compared with each other: kernels and neighbours cost the square
 
 
 class Reference(NamedTuple):
@@ -32,7 +32,7 @@ class Reference(NamedTuple):
     radii: Tensor
 
 
-def paired(labels: Tensor, most: int = MOST_PAIRED) -> Tensor:
+def paired(labels: Tensor, most: int = MAX_PAIRED) -> Tensor:
     """Rows of at most `most` images with these `labels` `[N]`: the first of every class, equally many; ascending."""
     if len(labels) <= most:
         return torch.arange(len(labels))

@@ -6,7 +6,7 @@ from safemax_pl.evaluation.metrics.agreement import Disagreement
 
 
 def says(*classes: int) -> Verdict:
-    """A judge of three classes and noise, whose plain network always says 0."""
+    """A classifier of three classes and noise, whose plain network always says 0."""
     plain = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(classes), -1)
     return Verdict(plain, torch.nn.functional.one_hot(torch.tensor(classes), 4).float(), torch.zeros(len(classes), 2))
 
@@ -17,7 +17,7 @@ def disagreement(first: Verdict, second: Verdict, labels: Tensor) -> list[float]
     return metric.compute().nan_to_num(-1).tolist()
 
 
-def test_judges_that_say_the_same_agree_whatever_it_is():
+def test_classifiers_that_say_the_same_agree_whatever_it_is():
     assert disagreement(says(0, 3, 1), says(0, 3, 1), torch.tensor([0, 0, 2])) == [0, -1, 0]
 
 
@@ -30,6 +30,6 @@ def test_noise_against_a_class_is_a_disagreement():
     assert disagreement(says(3), says(1), torch.tensor([1])) == [-1, 1, -1]
 
 
-def test_the_order_of_the_judges_does_not_matter():
+def test_the_order_of_the_classifiers_does_not_matter():
     first, second, labels = says(0, 3, 1), says(0, 2, 1), torch.tensor([0, 1, 2])
     assert disagreement(first, second, labels) == disagreement(second, first, labels)
