@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import FOLDER, command, print_table, show
+from safemax_pl.common.console import markdown_table
 from safemax_pl.common.errors import unknown
 from safemax_pl.common.files import atomic
-from safemax_pl.evaluation import tables
 
 SCRIPTS = (
     "overhead",
@@ -65,7 +65,7 @@ def markdown(result: dict[str, Any]) -> str:
     for title, rows in result["tables"].items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[show(row.get(column, "")) for column in columns] for row in rows]
-        lines += [f"**{title}**", "", tables.markdown([columns, *cells], left=1), ""]
+        lines += [f"**{title}**", "", markdown_table([columns, *cells], left=1), ""]
     return "\n".join(lines)
 
 

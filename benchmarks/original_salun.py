@@ -50,7 +50,7 @@ from benchmarks.timing import (
     synchronize,
 )
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.flops import counter
+from safemax_pl.common.hardware import flop_counter
 from safemax_pl.config.compose import build, compose
 from safemax_pl.unlearners.base import Unlearner
 
@@ -113,7 +113,7 @@ class Original:
     def account(self, batch: int) -> tuple[float, int]:
         """FLOPs of a step and the peak of two, counted as `Training.account_without_values` counts ours."""
         flops: list[int] = []
-        with FakeTensorMode(), counter() as counted, PeakMemory([]) as tracker:
+        with FakeTensorMode(), flop_counter() as counted, PeakMemory([]) as tracker:
             self.run(batch, 2, lambda: flops.append(counted.get_total_flops()))
         return flops[1] - flops[0], tracker.peak
 

@@ -15,7 +15,7 @@ from safemax_pl.common.files import write_json
 from safemax_pl.config.compose import build, compose
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.evaluate import make_evaluator
+from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.training.loop import WholeCheckpoints
 from safemax_pl.training.module import UnlearningModule
 

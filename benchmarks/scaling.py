@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.flops import counter
+from safemax_pl.common.hardware import flop_counter
 from safemax_pl.config.compose import build, compose
 from safemax_pl.data.sampling_plan import SamplingPlan
 
@@ -232,7 +232,7 @@ def networks() -> tuple[Network, Network]:
 @torch.no_grad()
 def _count(name: str, network: Any, shape: tuple[int, int, int]) -> Network:
     t = torch.zeros(1, dtype=torch.long)
-    with counter() as flops, Kernels() as kernels:
+    with flop_counter() as flops, Kernels() as kernels:
         network(torch.zeros(1, *shape), t, class_labels=t)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Network(name, parameters, flops.get_total_flops(), kernels.count)

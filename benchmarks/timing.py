@@ -24,8 +24,7 @@ from rich.table import Table
 
 from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import write_json
-from safemax_pl.common.flops import counter
-from safemax_pl.common.hardware import hardware
+from safemax_pl.common.hardware import flop_counter, hardware
 from safemax_pl.config.compose import quiet
 from safemax_pl.runs.run import provenance
 
@@ -100,8 +99,8 @@ def default_device() -> torch.device:
 
 
 def flops(call: Side) -> int:
-    """Floating-point operations of one call, forward and backward, as `safemax_pl.common.flops` counts them."""
-    with counter() as counted:
+    """Floating-point operations of one call, forward and backward, as `safemax_pl.common.hardware` counts them."""
+    with flop_counter() as counted:
         call()
     return counted.get_total_flops()
 

@@ -28,17 +28,19 @@ from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, digest, write_csv, write_json
-from safemax_pl.config.compose import CONFIGS, build, command_on_target, load_config, parse
+from safemax_pl.config.compose import CONFIGS, build, command_on_target, parse
 from safemax_pl.config.prerequisites import is_base_model
+from safemax_pl.config.saved import read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluate import load_subject, make_evaluator
-from safemax_pl.evaluation.tables import plain_console
+from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.evaluation.subject import load_subject
 from safemax_pl.runs.run import provenance, read_metrics
 
 NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
@@ -93,7 +95,7 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
     config = Path(target) / "config.yaml"
     if config.exists():
         with untrusted.damaged(config):
-            cfg: Any = OmegaConf.to_container(load_config(config))  # what is read here is never an interpolation
+            cfg: Any = OmegaConf.to_container(read_config(config))  # what is read here is never an interpolation
             forgotten = cfg["data"]["forget_classes"]
             forgotten = [forgotten] if isinstance(forgotten, int | str) else list(forgotten or [])
             without = data.labels_of(forgotten) if cfg["unlearner"].get("from_scratch") is True else []
@@ -107,7 +109,7 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
             f"no model at retrain={target} (expected unet/config.json): give a run of unlearner=retrain with "
             f"data.forget_classes={data.forget_labels}, or a diffusers folder"
         )
-    return unet.pretrained(data, target)
+    return pretrained(data, target)
 
 
 def chosen(value: Any) -> list[str]:

@@ -16,10 +16,12 @@ import torch
 from rich.table import Table
 
 from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.classifier.figures import blend_curve, operating_curve
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.classifier.noise_detection import Operation, measure, tables
 from safemax_pl.classifier.training import accuracies
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
@@ -27,8 +29,6 @@ from safemax_pl.common.files import check_writable, digest, write_csv, write_jso
 from safemax_pl.config.compose import build, command_on_target, compose
 from safemax_pl.config.prerequisites import no_classifier
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.evaluation import figures
-from safemax_pl.evaluation.tables import plain_console
 from safemax_pl.runs.run import provenance, run_folder
 
 
@@ -58,9 +58,9 @@ def evaluate_classifier(target: str, overrides: list[str]) -> Path:
     )
     subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
     with drawing(out / "operating_curve.png"):
-        figures.operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
+        operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
     with drawing(out / "blend_curve.png"):
-        figures.blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
+        blend_curve(out / "blend_curve.png", operation, f"{subject}, {cfg.images} images")
     print_operation(operation, f"{target}, {subject}; {sentence({'classifier': scores | {'n': operation.real}})}")
     print(
         f"written: {out}/operating_curve.png, blend_curve.png, detection.csv, blend.csv, control.csv, classifier.json"

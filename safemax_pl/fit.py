@@ -39,13 +39,21 @@ from safemax_pl.config.compose import build, command, run_name
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import sharded_loader
-from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.saved_model import read_class_names, save_model, weights_digest
 from safemax_pl.diffusion.trainable import Parameters, trainable
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluate import bytes_per_row, check_plan, doubts, draw_samples, keep_images, make_evaluator, score
 from safemax_pl.evaluation import figures, tables
 from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.scoring import (
+    bytes_per_row,
+    check_plan,
+    doubts,
+    draw_samples,
+    keep_images,
+    make_evaluator,
+    score,
+)
 from safemax_pl.runs import identity
 from safemax_pl.runs.loggers import CSVHistory, ForgivingWandb, ending_wandb
 from safemax_pl.runs.run import Run, provenance, run_folder, training
@@ -136,8 +144,8 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     if parameters is not None:
         parameters.merge(student)
     if distributed.is_first():
-        unet.save(student, data, run.folder)
-    student.weights_digest = distributed.broadcast(unet.weights_digest(student))
+        save_model(student, data, run.folder)
+    student.weights_digest = distributed.broadcast(weights_digest(student))
 
     metrics, images = score(evaluator, student.eval(), original)
     metrics |= {"name": name, "cost": cost.summary(), "ranks": cost.by_rank()}
@@ -160,7 +168,7 @@ def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:
     """Draw samples.png and curves.png of a finished run from its files, where they are missing."""
     if not (folder / "samples.png").exists() and (folder / "samples.safetensors").exists():
         with drawing(folder / "samples.png"):
-            draw_samples(folder, metrics, unet.class_names(folder / "data.json"), title)
+            draw_samples(folder, metrics, read_class_names(folder / "data.json"), title)
     if not (folder / "curves.png").exists():
         with drawing(folder / "curves.png"):
             rows = CSVHistory(folder / "metrics.csv").rows

@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule, calibrate, score_classifier
 from safemax_pl.common import distributed, memory
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
@@ -30,7 +31,6 @@ from safemax_pl.config.compose import build, command, run_name
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sources import Split
-from safemax_pl.evaluation.tables import plain_console
 from safemax_pl.runs import identity
 from safemax_pl.runs.loggers import ForgivingWandb, ending_wandb
 from safemax_pl.runs.run import Run, provenance, run_folder

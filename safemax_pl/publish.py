@@ -30,9 +30,12 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.files import PROJECT, atomic, file_digest, folder_argument, not_finite, write_json
-from safemax_pl.config.compose import load_config, without_folders, without_locations
+from safemax_pl.common.network_limits import MAX_WEIGHTS, check_weights
+from safemax_pl.config.compose import without_folders, without_locations
+from safemax_pl.config.saved import check_config, read_config
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.unet import Model, check_network, class_names, process, weights_digest
+from safemax_pl.diffusion.saved_model import check_network, read_class_names, read_process, weights_digest
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs.model_card import MARK, PICTURES, classifier_card, model_card
 from safemax_pl.runs.run import read_metrics
 
@@ -72,8 +75,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", most: float | N
     check_folder(folder, run, part)
     weights = run / part / FILES[part]
     with untrusted.damaged(weights):
-        untrusted.check_weights(weights)
-    tensors = rounded(untrusted.read_tensors(weights, untrusted.MAX_WEIGHTS), precision)
+        check_weights(weights)
+    tensors = rounded(untrusted.read_tensors(weights, MAX_WEIGHTS), precision)
     config = untrusted.read_json(run / part / "config.json")
     check_fit(weights, config, tensors)
     cfg = configuration(run)
@@ -250,8 +253,8 @@ def configuration(run: Path) -> DictConfig:
     """Read a run's configuration to publish it: without folders of the machine; only our resolvers are left."""
     path = run / "config.yaml"
     with untrusted.damaged(path):
-        cfg = without_folders(load_config(path))
-    untrusted.check_config(cfg, path, instantiate=False)
+        cfg = without_folders(read_config(path))
+    check_config(cfg, path, instantiate=False)
     return cfg
 
 
@@ -269,9 +272,9 @@ def _write_card(folder: Path, card: Callable[[Path], str]) -> None:
 
 def _digest(folder: Path) -> str:
     """Names the published network, as runs that start from it will."""
-    classes = len(class_names(folder / "data.json"))
+    classes = len(read_class_names(folder / "data.json"))
     unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False, use_safetensors=True)
-    scheduler = process(folder / "scheduler/scheduler_config.json")
+    scheduler = read_process(folder / "scheduler/scheduler_config.json")
     return weights_digest(Model(unet, Diffusion.from_scheduler(scheduler), classes))
 
 

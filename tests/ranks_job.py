@@ -13,7 +13,8 @@ from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.config.compose import CONFIGS, compose, quiet
 from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.evaluate import evaluate, make_evaluator
+from safemax_pl.evaluate import evaluate
+from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
 from safemax_pl.training.module import UnlearningModule

@@ -21,7 +21,7 @@ from safemax_pl.classifier.training import ClassifierModule, calibrate, logits_o
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import compose
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.sources import Split
 from safemax_pl.fit_classifier import fit_classifier
 

@@ -16,9 +16,10 @@ from safemax_pl import publish
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, file_digest
-from safemax_pl.config.compose import compose, load_config, without_locations
+from safemax_pl.config.compose import compose, without_locations
+from safemax_pl.config.saved import read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.evaluate import evaluate
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
@@ -66,7 +67,7 @@ def classifier(runs, tmp_path) -> Path:
 
 
 def predictions(folder: Path, data: ForgetRetainDataModule) -> torch.Tensor:
-    loaded = unet.pretrained(data, str(folder)).eval()
+    loaded = pretrained(data, str(folder)).eval()
     assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -134,7 +135,7 @@ def test_nothing_published_names_a_folder_of_the_machine(runs, model, classifier
     assert {path.name for path in texts} >= {"README.md", "metrics.json", "config.json", "config.yaml", "data.json"}
     assert not [path for path in texts if str(runs) in path.read_text()]
     assert str(runs) in (runs / "model/config.yaml").read_text()
-    assert load_config(model / "config.yaml").data.cache_dir == "~/.cache/safemax_pl"
+    assert read_config(model / "config.yaml").data.cache_dir == "~/.cache/safemax_pl"
 
 
 def test_the_commands_of_attacks_name_no_folder_either():

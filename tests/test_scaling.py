@@ -9,7 +9,7 @@ from ranks_job import SMALL, steps
 from benchmarks.rank_worker import measure
 from benchmarks.scaling import PASSES, Batches, Machine, Network, Run, main, networks, runs
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.flops import counter
+from safemax_pl.common.hardware import flop_counter
 from safemax_pl.training.module import UnlearningModule
 
 MACHINE = Machine(mfu=0.5, peak=1e12, launch=1e-6, nvlink=1e9, network=1e8, start=1.0, price=1.0)
@@ -23,11 +23,11 @@ def test_the_passes_of_a_method_are_those_that_it_makes(method, tmp_path, monkey
     counted, step = [], UnlearningModule.training_step
 
     def training_step(self, batch, batch_idx):
-        with counter() as flops:
+        with flop_counter() as flops:
             step(self, batch, batch_idx)
         counted.append(flops.get_total_flops())
         present = next(part for part in batch.values() if part is not None)
-        with counter() as forward:
+        with flop_counter() as forward:
             self.student(present.x_0, present.labels, present.labels)
         per_image.append(forward.get_total_flops() / len(present.labels))
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from statistics import median
 
 from safemax_pl.attack import attack
-from safemax_pl.common.flops import counter
+from safemax_pl.common.hardware import flop_counter
 from safemax_pl.config.compose import build, compose, quiet
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.evaluate import load_subject, make_evaluator
+from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.evaluation.subject import load_subject
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.training.cost import Cost
@@ -48,7 +49,7 @@ def look_flops() -> float:
     assert subject.original is not None
     evaluator = make_evaluator(subject.cfg, subject.data)
     plan = evaluator.plan("quick")
-    with counter() as counted:
+    with flop_counter() as counted:
         evaluator.images_of(subject.original, 0.0)(Rows(plan.labels, plan.seeds, plan.labels))
     return float(counted.get_total_flops())
 

@@ -26,10 +26,10 @@ from benchmarks.timing import default_device, matmul_flops, stopwatch
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule
 from safemax_pl.common import rng
-from safemax_pl.common.energy import joules
+from safemax_pl.common.hardware import joules
 from safemax_pl.common.precision import full_precision
 from safemax_pl.config.compose import build, compose
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
 
 CUDA = torch.cuda.is_available()

@@ -12,12 +12,12 @@ import torch
 from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 
+from safemax_pl.common.console import markdown_table
 from safemax_pl.common.errors import clear_errors
 from safemax_pl.common.files import atomic, write_csv
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.evaluation.tables import markdown
 from safemax_pl.report import report
 from safemax_pl.reports.reading import FinishedRun, read
 from safemax_pl.runs.run import read_metrics
@@ -45,7 +45,7 @@ def titled(title: str, rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[f"{row[name]:.4g}" if isinstance(row.get(name), float) else row.get(name, "") for name in names]
              for row in rows]  # fmt: skip
-    return f"## {title}\n\n{markdown([names, *cells])}" if rows else ""
+    return f"## {title}\n\n{markdown_table([names, *cells])}" if rows else ""
 
 
 def scored() -> str:

@@ -12,8 +12,8 @@ from safemax_pl.attacks.base import Attack, Bench, Point, ascending
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.batch import from_uint8
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages, from_uint8
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
 
 # keys [B] -> the images of one step, their labels, and the keys

@@ -11,8 +11,7 @@ from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_fro
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.batch import to_uint8
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages, to_uint8
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.unet import Model
 

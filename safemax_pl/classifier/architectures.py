@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, check_whole
-from safemax_pl.common.untrusted import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
+from safemax_pl.common.network_limits import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
 
 
 def _check_widths(widths: list[int]) -> None:

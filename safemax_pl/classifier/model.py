@@ -14,6 +14,7 @@ from safemax_pl.classifier.architectures import ARCHITECTURES
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.files import atomic, file_digest, not_finite, to_json
+from safemax_pl.common.network_limits import check_count, check_sizes, check_weights
 from safemax_pl.common.precision import full_precision
 from safemax_pl.config.prerequisites import how_to_make, no_classifier
 from safemax_pl.data.batch import from_uint8
@@ -84,11 +85,11 @@ class Classifier(nn.Module):
         """
         settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
         architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
-        untrusted.check_sizes(path, settings)
+        check_sizes(path, settings)
         make = partial(cls, config["class_names"], tuple(config["image_shape"]), architecture)
         try:
             with torch.device("meta"):
-                untrusted.check_count(path, make())
+                check_count(path, make())
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return make
@@ -143,7 +144,7 @@ class Classifier(nn.Module):
                     f"same names: {hint}"
                 )
             make = cls.described_by(config, folder / "config.json")
-            untrusted.check_weights(folder / "model.safetensors")
+            check_weights(folder / "model.safetensors")
             classifier = make()
             state = load_file(folder / "model.safetensors")
             if (wrong := not_finite(state)) is not None:

@@ -15,8 +15,7 @@ from safemax_pl.classifier.model import TEMPERATURES, Classifier
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.divergence import StopsWhenDiverged
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.batch import from_uint8, to_uint8
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
 from safemax_pl.data.sources import Split
 
 MAX_LOGIT = 1e4  # of a classifier that has learned something: tens

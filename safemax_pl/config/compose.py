@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from safemax_pl.common import distributed, untrusted
+from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, clear_errors, one_line, unknown
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import PROJECT, check_name, digest, dotted, leaves
@@ -426,8 +426,3 @@ def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
             line for key in keys for line in differing_keys(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{path}: {old} -> {new}"]
-
-
-def load_config(path: Path) -> DictConfig:
-    """A configuration that a run has saved, as it is written; `untrusted.check_config` comes before its use."""
-    return untrusted.read_config(path)

@@ -1,5 +1,7 @@
 """The one conversion between images in [-1, 1] and 8-bit images."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,3 +14,17 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1]; the inverse of `to_uint8` on its range."""
     return images.float() / 127.5 - 1
+
+
+class LabelledImages(NamedTuple):
+    """A training batch.
+
+    Attributes:
+        x_0: `[B, C, H, W]` in [-1, 1].
+        labels: `[B]`, long.
+        keys: `[B]`, long: one random stream per row, from which noise, timesteps and label dropout are drawn.
+    """
+
+    x_0: Tensor
+    labels: Tensor
+    keys: Tensor

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -16,27 +16,13 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.files import check_name
 from safemax_pl.common.rng import Stream
 from safemax_pl.data import sources
-from safemax_pl.data.batch import from_uint8
+from safemax_pl.data.batch import LabelledImages, from_uint8
 from safemax_pl.data.sampling_plan import sharded_loader
 from safemax_pl.data.sources import some
 
 PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")  # names that Hydra and YAML read as whole numbers
 DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that may live on the accelerator; larger sets stay in host memory
-
-
-class LabelledImages(NamedTuple):
-    """A training batch.
-
-    Attributes:
-        x_0: `[B, C, H, W]` in [-1, 1].
-        labels: `[B]`, long.
-        keys: `[B]`, long: one random stream per row, from which noise, timesteps and label dropout are drawn.
-    """
-
-    x_0: Tensor
-    labels: Tensor
-    keys: Tensor
 
 
 class Steps:

@@ -8,7 +8,7 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"epsilon": "epsilon", "x_0": "sample", "v": "v_prediction"}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from safemax_pl.common.errors import UserError, check_whole, unknown
-from safemax_pl.common.untrusted import MAX_WIDTH
+from safemax_pl.common.network_limits import MAX_WIDTH
 from safemax_pl.diffusion.unet import Model
 
 if TYPE_CHECKING:

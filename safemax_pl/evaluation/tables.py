@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.escaping import printable
 from safemax_pl.runs.run import steps_taken
 
@@ -30,18 +30,6 @@ COLUMNS = (
     "noise_correlation",
     "classifier_disagreement",
 )
-
-
-def markdown(rows: list[list[Any]], left: int | None = None) -> str:
-    """Rows of cells, the first of them the head, as Markdown; columns after the first `left` are aligned right."""
-    head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
-    left = len(rows[0]) if left is None else left
-    return "\n".join([head, "|---" * left + "|---:" * (len(rows[0]) - left) + "|", *body])
-
-
-def plain_console() -> Console:
-    """A console that prints names as they are: square brackets are no markup, colons no emoji."""
-    return Console(markup=False, emoji=False)
 
 
 def print_scores(metrics: dict[str, Any], title: str) -> None:

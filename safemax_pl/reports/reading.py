@@ -11,8 +11,8 @@ from typing import Any
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import dotted, leaves
-from safemax_pl.config.compose import load_config
-from safemax_pl.diffusion import unet
+from safemax_pl.config.saved import read_config
+from safemax_pl.diffusion.saved_model import read_class_names
 from safemax_pl.runs.run import comparable, steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
@@ -175,7 +175,7 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
             )
             continue
         metrics = untrusted.read_json(folder / "metrics.json")
-        if "unlearner" not in load_config(folder / "config.yaml"):
+        if "unlearner" not in read_config(folder / "config.yaml"):
             left_out.append(f"{folder} is left out: no run of unlearning, such as a classifier's")
             continue
         with untrusted.damaged(folder / "metrics.json"):
@@ -223,11 +223,11 @@ def _load(folder: Path, metrics: dict[str, Any]) -> FinishedRun:
                 raise ValueError(f"scores has {guidance!r}, expected a guidance weight such as w=0")
         _check_numbers(metrics)
     with untrusted.damaged(folder / "config.yaml"):
-        plain = comparable(load_config(folder / "config.yaml"))
+        plain = comparable(read_config(folder / "config.yaml"))
         for node, keys in IDENTITY.items():
             for key in keys:
                 (plain.get(node, {}) if node else plain).pop(key, None)
-    class_names = unet.class_names(folder / "data.json")
+    class_names = read_class_names(folder / "data.json")
     if not metrics["protocol"]["forget_classes"]:
         raise UserError(f"{path} is damaged, protocol.forget_classes is empty: {untrusted.ADVICE}")
     return FinishedRun(

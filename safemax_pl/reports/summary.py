@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safemax_pl.common import escaping
+from safemax_pl.common.console import markdown_table
 from safemax_pl.common.files import write_csv
-from safemax_pl.evaluation import tables
 from safemax_pl.reports.reading import FinishedRun
 from safemax_pl.reports.statistics import MIN_FORGETTING, Column, Row, Spread, best, columns
 
@@ -100,7 +100,7 @@ def markdown(content: Table) -> str:
         asides = [cell.aside if cell else "" for cell in cells]
         joined = [f"{text} {aside}".strip() for text, aside in zip(texts, asides, strict=True)]
         lines.append([escaping.markdown(row.name), count, *joined])
-    return tables.markdown(lines, left=2)
+    return markdown_table(lines, left=2)
 
 
 def html(content: Table, caption: str) -> str:

@@ -3,6 +3,7 @@
 A run records these digests when it begins. The same command with other digests is refused.
 """
 
+from safemax_pl.diffusion.saved_model import pretrained
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
         found |= of_data(data)
         path = cfg.get("model", {}).get("path")
         if path is not None and Path(path).is_dir():
-            found["base model"] = unet.pretrained(data, path).weights_digest
+            found["base model"] = pretrained(data, path).weights_digest
     return found
 
 

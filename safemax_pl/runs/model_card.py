@@ -1,5 +1,6 @@
 """Model cards: what a published folder holds, how it was made and what it scores, as Markdown."""
 
+from safemax_pl.common.console import markdown_table
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from safemax_pl.evaluation import tables
-from safemax_pl.config.compose import load_config
+from safemax_pl.config.saved import read_config
 from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.classifier.accuracy import sentence
-from safemax_pl.common.untrusted import MAX_WEIGHTS, check_config, read_json, read_tensors
+from safemax_pl.common.network_limits import MAX_WEIGHTS
+from safemax_pl.common.untrusted import read_json, read_tensors
+from safemax_pl.config.saved import check_config
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")
@@ -154,14 +157,14 @@ def _command(metrics: dict[str, Any]) -> str:
 def _config(folder: Path) -> DictConfig:
     """The configuration that a folder holds, which may be resolved."""
     path = folder / "config.yaml"
-    cfg = load_config(path)
+    cfg = read_config(path)
     check_config(cfg, path, instantiate=False)
     return cfg
 
 
 def _table(rows: list[list[Any]]) -> str:
     """A Markdown table of texts."""
-    return tables.markdown([[markdown(cell) for cell in row] for row in rows])
+    return markdown_table([[markdown(cell) for cell in row] for row in rows])
 
 
 def _licence(name: str) -> str:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl import __version__
 from safemax_pl.runs import identity
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.config.compose import LOCATIONS, differing_keys, load_config
+from safemax_pl.config.compose import LOCATIONS, differing_keys
+from safemax_pl.config.saved import read_config
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, atomic, check_name, remove_scratch, write_json
 from safemax_pl.runs.identity import Identity
@@ -56,7 +57,7 @@ class Run:
     def _check(self) -> None:
         if (self.folder / "config.yaml").exists():
             with untrusted.damaged(self.folder / "config.yaml", "give another name="):
-                saved, new = (comparable(cfg) for cfg in (load_config(self.folder / "config.yaml"), self.cfg))
+                saved, new = (comparable(cfg) for cfg in (read_config(self.folder / "config.yaml"), self.cfg))
             if differences := differing_keys(saved, new):
                 said = "; ".join(differences)[:2000]
                 raise UserError(f"{self.folder} holds a run with another configuration ({said}): give another name=")

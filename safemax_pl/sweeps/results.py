@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from safemax_pl.classifier.accuracy import stated
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, write_csv
-from safemax_pl.evaluation.tables import plain_console
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.reports.reading import read
 from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name

@@ -10,9 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from safemax_pl.common import distributed, flops
-from safemax_pl.common.energy import joules
-from safemax_pl.common.hardware import hardware
+from safemax_pl.common import distributed
+from safemax_pl.common.hardware import flop_counter, hardware, joules
 
 SAVED = ("timed", "preparation_seconds", "preparation_flops", "flops", "counted", "steps")  # the same on all ranks
 COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods alternate two kinds of steps
@@ -74,7 +73,7 @@ class Cost(Callback):
         self.preparation_seconds = float(pl_module.preparation_seconds)  # type: ignore[arg-type]
         self.preparation_flops = float(pl_module.preparation_flops)  # type: ignore[arg-type]
         if self.counted < COUNTED_STEPS:
-            self._counter = flops.counter()
+            self._counter = flop_counter()
             self._counter.__enter__()
         elif self._started is None:
             self._synchronize()

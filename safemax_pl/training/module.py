@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.divergence import StopsWhenDiverged
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.diffusion.trainable import trainable

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels
 from safemax_pl.unlearners.preparation import Preparation

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from safemax_pl.common import distributed
 from safemax_pl.common.files import atomic, cached_tensors, digest
-from safemax_pl.common.flops import counter
-from safemax_pl.common.hardware import hardware
+from safemax_pl.common.hardware import flop_counter, hardware
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
 
@@ -87,7 +86,7 @@ class Preparation:
         for first in track(rounds, description=f"preparation: {name}", disable=silent):
             i = min(first + distributed.number(), parts - 1)
             if first == 0:  # its FLOPs stand for all parts; counted apart, as counting takes time
-                with counter() as counted:
+                with flop_counter() as counted:
                     part(i)
                 flops = float(counted.get_total_flops())
             start = time.perf_counter()

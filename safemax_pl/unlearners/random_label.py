@@ -2,7 +2,7 @@
 
 from typing import final
 
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels, relabelling_loss
 

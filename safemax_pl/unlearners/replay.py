@@ -6,8 +6,8 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.batch import from_uint8, to_uint8
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.sampler import Request
 from safemax_pl.unlearners.base import Task
 from safemax_pl.unlearners.preparation import Preparation, State

@@ -3,7 +3,8 @@
 from typing import final
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss

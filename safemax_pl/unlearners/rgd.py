@@ -6,9 +6,10 @@ import torch
 
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import denoising_loss, norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.gradients import norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.losses import denoising_loss
 
 
 @final

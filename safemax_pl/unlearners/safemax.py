@@ -8,7 +8,7 @@ from torch import Tensor
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.safemax_gate import TimestepGate

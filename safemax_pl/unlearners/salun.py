@@ -5,9 +5,11 @@ from typing import final
 import torch
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.gradients import base_gradients, gradients
+from safemax_pl.unlearners.losses import denoising_loss, next_retain_labels, relabelling_loss
 from safemax_pl.unlearners.preparation import Preparation, State
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import Tensors, base_gradients, denoising_loss, gradients, noise_images, norm
+from safemax_pl.unlearners.gradients import Tensors, base_gradients, gradients, norm
+from safemax_pl.unlearners.losses import denoising_loss, noise_images
 from safemax_pl.unlearners.preparation import Preparation, State
 from safemax_pl.unlearners.replay import Replay
 

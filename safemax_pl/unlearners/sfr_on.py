@@ -8,9 +8,11 @@ from torch import Tensor
 
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import base_gradients, denoising_loss, gradients
+from safemax_pl.unlearners.gradients import base_gradients, gradients
+from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.preparation import Preparation, State
 
 

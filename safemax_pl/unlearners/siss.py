@@ -9,9 +9,9 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.gradients import norm, separate_gradients, set_gradients
 
 
 @final

@@ -11,9 +11,9 @@ from small import FORGOTTEN, SMALL
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import build, compose
-from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluate import make_evaluator
+from safemax_pl.evaluation.scoring import make_evaluator
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def bench(tmp_path_factory) -> Bench:
 @pytest.fixture
 def original(bench) -> Model:
     """A copy that a test may spoil."""
-    return unet.pretrained(bench.data, str(PROJECT / "weights" / "digits"))
+    return pretrained(bench.data, str(PROJECT / "weights" / "digits"))
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import build, compose
 from safemax_pl.data.batch import to_uint8
-from safemax_pl.diffusion import unet
-from safemax_pl.evaluate import make_evaluator
+from safemax_pl.diffusion.saved_model import pretrained
+from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 
 BUDGET = {"budget__batch_size": 16}
@@ -161,7 +161,7 @@ def test_a_walk_finds_the_class_where_its_embedding_was_moved_away(make_attack, 
 
 def test_relearning_is_slower_the_less_is_left(make_attack, number_of, original, bench):
     """A class whose embedding was moved is back before one that Retrain never saw, an untrained network is last."""
-    retrain = unet.pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
+    retrain = pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
     untrained = copy.deepcopy(original)
     untrained.reset(seed=0)
     embeddings = original.class_embeddings

@@ -15,9 +15,9 @@ from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan
-from safemax_pl.evaluate import make_evaluator
 from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
 from safemax_pl.evaluation.metric_suite import Scores
+from safemax_pl.evaluation.scoring import make_evaluator
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 SECOND = PROJECT / "weights" / "digits" / "second_classifier"

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 import torch
 
-from safemax_pl.common.energy import joules
+from safemax_pl.common.hardware import joules
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from safemax_pl.common import escaping
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.figures import save_figure
 from safemax_pl.common.files import remove_scratch, write_csv
@@ -36,7 +37,7 @@ TEXTS = [*NASTY, *("".join(RANDOM.choices(ALPHABET, k=RANDOM.randrange(1, 30))) 
 def test_the_terminal_shows_the_text_itself():
     for text in TEXTS:
         with redirect_stdout(io.StringIO()) as out:
-            tables.plain_console().print(escaping.printable(text), soft_wrap=True)
+            plain_console().print(escaping.printable(text), soft_wrap=True)
         shown = out.getvalue().removesuffix("\n")
         assert shown == escaping.printable(text)
         assert not any(ord(one) < 32 or ord(one) == 127 for one in shown)

@@ -3,16 +3,16 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from safemax_pl.common import flops
+from safemax_pl.common.hardware import flop_counter
 
 
 def test_attention_on_a_processor_counts_its_matrix_products():
     """Two of them forward; backward those of four gradients, and one that is computed again as GPU kernels do."""
     batch, heads, tokens, channels = 2, 3, 16, 8
     query, key, value = (torch.randn(batch, heads, tokens, channels, requires_grad=True) for _ in range(3))
-    with flops.counter() as forward:
+    with flop_counter() as forward:
         out = scaled_dot_product_attention(query, key, value)
-    with flops.counter() as backward:
+    with flop_counter() as backward:
         out.backward(torch.ones_like(out))
     product = 2 * batch * heads * tokens * tokens * channels
     assert forward.get_total_flops() == 2 * product
@@ -21,6 +21,6 @@ def test_attention_on_a_processor_counts_its_matrix_products():
 
 def test_all_else_counts_as_torch_counts_it():
     layer = torch.nn.Conv2d(3, 4, 3, padding=1)
-    with flops.counter() as counted:
+    with flop_counter() as counted:
         layer(torch.randn(2, 3, 8, 8))
     assert counted.get_total_flops() == 2 * 2 * 8 * 8 * 4 * 3 * 9

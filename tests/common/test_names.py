@@ -8,10 +8,10 @@ from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.figures import drawing, legend_name, save_figure
 from safemax_pl.config.compose import compose, run_name
-from safemax_pl.evaluation.tables import plain_console
 from safemax_pl.runs.run import Run, run_folder
 
 NO_NAMES = {

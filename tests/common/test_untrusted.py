@@ -23,10 +23,12 @@ from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
+from safemax_pl.config.saved import NODES, check_config, read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.evaluate import load_subject
+from safemax_pl.diffusion.saved_model import PROCESSES, pretrained, read_process
+from safemax_pl.evaluation.subject import load_subject
 from safemax_pl.fit import fit
 from safemax_pl.publish import publish
 from safemax_pl.runs.run import Run
@@ -92,7 +94,7 @@ HOSTILE = {
         "sampler",
         {"_target_": "safemax_pl.runs.loggers.wandb_logger", "folder": "x", "project": "p"},
     ),
-    "a function of ours": ("model._target_", "safemax_pl.diffusion.unet.save"),
+    "a function of ours": ("model._target_", "safemax_pl.diffusion.saved_model.save_model"),
     "by an interpolation": ("data._target_", "${name}"),
     "not in our package": ("unlearner._target_", "safemax_pl.unlearners.theirs.SAFEMax"),
     "no text": ("sampler._target_", ["os.mkdir"]),
@@ -205,14 +207,14 @@ def test_environment_values_are_not_published(run, tmp_path, monkeypatch):
 
 def test_our_own_configurations_are_taken(run):
     """Every method, every saved run in the repository, and what the study of CIFAR varies."""
-    for group in untrusted.NODES:
+    for group in NODES:
         for choice in (PROJECT / "configs" / group).glob("*.yaml"):
             node = OmegaConf.masked_copy(OmegaConf.load(choice), set(OmegaConf.load(choice)) - {"defaults"})
-            untrusted.check_config(OmegaConf.create({group: node}), choice)
+            check_config(OmegaConf.create({group: node}), choice)
     for experiment in (PROJECT / "configs" / "experiment").glob("*.yaml"):
-        untrusted.check_config(OmegaConf.load(experiment), experiment)
+        check_config(OmegaConf.load(experiment), experiment)
     for saved in (PROJECT / "weights").rglob("config.yaml"):
-        untrusted.check_config(untrusted.read_config(saved), saved)
+        check_config(read_config(saved), saved)
     change(run, "unlearner.target", {"_target_": "safemax_pl.unlearners.safemax_target.FreshNoiseTarget"})
     assert load_subject(str(run), []).cfg.unlearner.target["_target_"].endswith("FreshNoiseTarget")
 
@@ -225,8 +227,8 @@ def test_the_command_line_is_trusted(run, monkeypatch):
     again = ["unlearner._target_=collections.OrderedDict", "data.name=digits"]
     with pytest.raises(UserError, match="give it on the command line again"):
         load_subject(str(run), again[:1])
-    untrusted.check_config(untrusted.read_config(run / "config.yaml"), run, again)
-    Run(run, untrusted.read_config(run / "config.yaml"))  # a fit takes all from its own command line and compares
+    check_config(read_config(run / "config.yaml"), run, again)
+    Run(run, read_config(run / "config.yaml"))  # a fit takes all from its own command line and compares
 
 
 def test_a_cache_that_a_folder_names_is_not_used(run, tmp_path, capsys):
@@ -257,7 +259,7 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_yaml_file_that_grows_or_is_none_is_one_line(run, kind):
     (run / "config.yaml").write_bytes(BOMBS[kind])
-    for read in (untrusted.read_config, lambda path: load_subject(str(path.parent), [])):
+    for read in (read_config, lambda path: load_subject(str(path.parent), [])):
         with pytest.raises(UserError, match=r"config\.yaml") as said:
             read(run / "config.yaml")
         assert "\n" not in str(said.value)
@@ -325,7 +327,7 @@ def test_split_weights_are_not_read(run, digits, tmp_path):
     index = {"metadata": {}, "weight_map": {"conv_in.bias": "other.bin"}}
     (run / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="split weights, which are not read: save it again"):
-        unet.pretrained(digits, str(run))
+        pretrained(digits, str(run))
 
 
 STATES = {
@@ -408,7 +410,7 @@ def test_pickled_weights_are_not_read(run, digits, tmp_path):
     with (run / "unet" / "diffusion_pytorch_model.bin").open("wb") as file:
         pickle.dump(Runs(tmp_path / "mark"), file)
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.bin.*pickled.*save_pretrained"):
-        unet.pretrained(digits, str(run))
+        pretrained(digits, str(run))
     assert not (tmp_path / "mark").exists()
 
 
@@ -418,7 +420,7 @@ def test_weights_that_are_no_floats_are_refused(run, digits, tmp_path, dtype):
     tensors = load_file(file)
     save_file({**tensors, "conv_in.bias": torch.ones(32).to(dtype)}, file)
     with pytest.raises(UserError, match=r"conv_in\.bias is of type"):
-        unet.pretrained(digits, str(run))
+        pretrained(digits, str(run))
     shutil.copytree(DIGITS / "classifier", tmp_path / "classifier")
     file = tmp_path / "classifier" / "model.safetensors"
     tensors = load_file(file)
@@ -435,12 +437,12 @@ def test_a_model_of_the_hub_is_read_by_the_same_rules(run, digits, monkeypatch):
         return str(run / name)
 
     monkeypatch.setattr(unet, "hf_hub_download", fetch)
-    assert unet.pretrained(digits, "theirs/model").weights_digest == unet.pretrained(digits, str(run)).weights_digest
+    assert pretrained(digits, "theirs/model").weights_digest == pretrained(digits, str(run)).weights_digest
     names = ["unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"]
     assert asked == [("theirs/model", name) for name in names]
     (run / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
     with pytest.raises(UserError, match="is of a FlowMatchEulerDiscreteScheduler"):
-        unet.pretrained(digits, "theirs/model")
+        pretrained(digits, "theirs/model")
 
 
 SIZES = {
@@ -465,7 +467,7 @@ def test_networks_that_none_has_are_refused_before_they_are_built(run, digits, m
     path = run / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(UserError) as said:
-        unet.pretrained(digits, str(run))
+        pretrained(digits, str(run))
     assert "\n" not in str(said.value)
 
 
@@ -493,7 +495,7 @@ def test_classifiers_that_none_has_are_refused(digits, tmp_path, architecture):
 
 # -- schedulers --------------------------------------------------------------------------------------------------------
 
-OTHERS = {name for name in dir(schedulers) if name.endswith("Scheduler")} - set(unet.PROCESSES)
+OTHERS = {name for name in dir(schedulers) if name.endswith("Scheduler")} - set(PROCESSES)
 OTHERS -= {name for name in OTHERS if type(getattr(schedulers, name)).__name__ == "DummyObject"}
 
 
@@ -502,20 +504,20 @@ def test_other_processes_are_refused_by_their_class(run, kind):
     path = run / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": kind}))
     with pytest.raises(UserError, match=rf"is of a {kind}, .*legal: DDPMScheduler"):
-        Diffusion.from_scheduler(unet.process(path))
+        Diffusion.from_scheduler(read_process(path))
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
-@pytest.mark.parametrize("kind", unet.PROCESSES)
+@pytest.mark.parametrize("kind", PROCESSES)
 def test_samplers_of_one_process_are_read_as_that(run, kind):
     """Also by the defaults of their own class, which are not all DDPM's."""
     path = run / "scheduler"
     for settings in ({}, {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2"}):
         theirs = getattr(schedulers, kind)(**settings)
         theirs.save_pretrained(path)
-        assert torch.equal(unet.process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
+        assert torch.equal(read_process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
         (path / "scheduler_config.json").write_text(json.dumps({"_class_name": kind} | settings))
-        assert torch.equal(unet.process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
+        assert torch.equal(read_process(path / "scheduler_config.json").alphas_cumprod, theirs.alphas_cumprod)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +547,7 @@ def test_processes_that_none_is_are_one_line(run, settings):
     path = run / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(UserError) as said:
-        Diffusion.from_scheduler(unet.process(path))
+        Diffusion.from_scheduler(read_process(path))
     assert "\n" not in str(said.value)
 
 
@@ -577,7 +579,7 @@ def in_time(task) -> Any:
 def test_a_named_pipe_is_one_line(run, digits, name):
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
-    read = (lambda: load_checkpoint(Run(run, untrusted.read_config(run / "config.yaml")))) if "ckpt" in name else None
+    read = (lambda: load_checkpoint(Run(run, read_config(run / "config.yaml")))) if "ckpt" in name else None
     error = in_time(read or (lambda: load_subject(str(run), [])))
     assert isinstance(error, UserError) and Path(name).name in str(error)
 
@@ -592,7 +594,7 @@ def test_links_out_of_a_run_are_not_followed(run, tmp_path):
         untrusted.inside(run, run / "evaluations" / "same")
     (run / "wandb").symlink_to(secret.parent)
     with pytest.raises(UserError, match="wandb leads out of"):
-        Run(run, untrusted.read_config(run / "config.yaml")).begin()
+        Run(run, read_config(run / "config.yaml")).begin()
     shutil.copy(DIGITS / "metrics.json", run)
     for name in ("samples.png", "data.json", "scheduler/scheduler_config.json", "unet/config.json"):
         kept = (run / name).read_bytes() if (run / name).exists() else None

@@ -188,7 +188,7 @@ def test_what_a_step_keeps_is_counted_without_memory():
 
 @pytest.fixture(scope="module")
 def evaluator(configs, tmp_path_factory):
-    from safemax_pl.evaluate import make_evaluator
+    from safemax_pl.evaluation.scoring import make_evaluator
 
     cfg = configs["fit"].copy()
     cfg.data.cache_dir = str(tmp_path_factory.mktemp("cache"))

@@ -9,8 +9,8 @@ from PIL import Image
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.data import sources
-from safemax_pl.data.batch import from_uint8
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages, Steps
+from safemax_pl.data.batch import LabelledImages, from_uint8
+from safemax_pl.data.datamodule import ForgetRetainDataModule, Steps
 from safemax_pl.data.sampling_plan import SamplingPlan
 
 CPU = torch.device("cpu")

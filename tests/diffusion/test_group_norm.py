@@ -13,6 +13,7 @@ from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import build, compose
 from safemax_pl.diffusion import group_norm, unet
 from safemax_pl.diffusion.group_norm import GroupNorm
+from safemax_pl.diffusion.saved_model import pretrained, weights_digest
 
 PLAIN = F.group_norm
 
@@ -26,7 +27,7 @@ def attentive() -> unet.Model:
 def digits() -> unet.Model:
     """Trained weights, which bfloat16 has to round: those of a fresh network are 0 and 1."""
     data = build(compose("fit", ["data=digits"]).data)
-    return unet.pretrained(data, str(PROJECT / "weights/digits")).requires_grad_(True)
+    return pretrained(data, str(PROJECT / "weights/digits")).requires_grad_(True)
 
 
 def plain(model: unet.Model) -> unet.Model:
@@ -81,7 +82,7 @@ def test_float32_is_as_before_bit_for_bit(make, monkeypatch):
     monkeypatch.setattr(group_norm, "WIDENING", ("cpu",))
     model = copy.deepcopy(make())  # what was loaded from a file lies elsewhere in memory, which matters to kernels
     assert model.unet.state_dict().keys() == UNet2DModel.from_config(model.unet.config).state_dict().keys()
-    assert unet.weights_digest(model) == unet.weights_digest(plain(model))
+    assert weights_digest(model) == weights_digest(plain(model))
     assert torch.equal(gradient(model), gradient(plain(model)))
 
 

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.process import Diffusion
 
 PREDICTIONS = ("epsilon", "x_0", "v")

@@ -13,7 +13,8 @@ from test_fit import history, tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose, load_config
+from safemax_pl.config.compose import build, compose
+from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.trainable import LoRA, Parts, matching, trainable
 from safemax_pl.evaluate import evaluate
 from safemax_pl.fit import fit
@@ -141,7 +142,7 @@ def test_a_run_with_adapters_leaves_a_plain_diffusers_folder(runs, name):
 def test_validation_scores_the_adapted_network(runs):
     """The last look of the fit, with adapters, sees what the quick plan sees of the merged network."""
     first, *_, last = (float(row["quick_w0/fid_retain/classifier"] or 0) for row in history(runs["lora"]))
-    cache = f"data.cache_dir={load_config(runs['lora'] / 'config.yaml').data.cache_dir}"
+    cache = f"data.cache_dir={read_config(runs['lora'] / 'config.yaml').data.cache_dir}"
     merged = evaluate(str(runs["lora"]), ["evaluation.final=quick", cache]) / "metrics.json"
     models = json.loads(merged.read_text())["scores"]["w=0"]
     assert last == pytest.approx(models["unlearned"]["fid_retain/classifier"], rel=1e-2)
@@ -171,7 +172,9 @@ def test_a_run_with_averaged_adapters_killed_after_training_is_scored_without_tr
     runs, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr("safemax_pl.diffusion.unet.save", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(
+            "safemax_pl.diffusion.saved_model.save_model", lambda *_: (_ for _ in ()).throw(RuntimeError("killed"))
+        )
         fit(tiny(tmp_path, "parameters=lora", RATE, "ema_decay=0.5"), "run")
     monkeypatch.setattr(UnlearningModule, "training_step", lambda *_: pytest.fail("it trains"))
     run = fit(tiny(tmp_path, "parameters=lora", RATE, "ema_decay=0.5"), "run")

@@ -15,6 +15,7 @@ from safemax_pl.config.compose import build, compose
 from safemax_pl.data.sources import Source, Split
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.saved_model import pretrained, save_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -60,7 +61,7 @@ def some_input(channels: int = 1, size: int = 8):
 def saved(tmp_path):
     """A folder that `save` wrote, for the classes a, b, c and images of 1×8×8."""
     data = toy_data()
-    unet.save(tiny(data), data, tmp_path / "model")
+    save_model(tiny(data), data, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -174,7 +175,7 @@ def test_a_reset_leaves_the_global_random_state_and_the_mode():
 def test_plain_diffusers_loads_the_saved_network_and_predicts_the_same(tmp_path):
     data = toy_data()
     model = tiny(data)
-    unet.save(model, data, tmp_path)
+    save_model(model, data, tmp_path)
     loaded = UNet2DModel.from_pretrained(tmp_path / "unet")
     x_t, t, labels = some_input()
     with torch.no_grad():
@@ -185,7 +186,7 @@ def test_plain_diffusers_loads_the_saved_network_and_predicts_the_same(tmp_path)
 def test_plain_diffusers_loads_the_saved_process(tmp_path, ours, theirs):
     data = toy_data()
     model = tiny(data, ours, "cosine")
-    unet.save(model, data, tmp_path)
+    save_model(model, data, tmp_path)
     scheduler = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     assert scheduler.config.prediction_type == theirs and scheduler.config.num_train_timesteps == 50
     assert torch.equal(scheduler.alphas_cumprod, model.diffusion.scheduler.alphas_cumprod)
@@ -195,8 +196,8 @@ def test_plain_diffusers_loads_the_saved_process(tmp_path, ours, theirs):
 def test_a_saved_model_comes_back_exactly(tmp_path, prediction):
     data = toy_data()
     before = tiny(data, prediction)
-    unet.save(before, data, tmp_path)
-    after = unet.pretrained(data, str(tmp_path))
+    save_model(before, data, tmp_path)
+    after = pretrained(data, str(tmp_path))
     x_t, t, labels = some_input()
     with torch.no_grad():
         assert torch.equal(after(x_t, t, labels), before(x_t, t, labels))
@@ -210,43 +211,43 @@ def test_saving_replaces_what_was_there(saved):
     model = tiny(data)
     with torch.no_grad():
         model.unet.conv_out.bias += 1
-    unet.save(model, data, saved)
-    loaded = unet.pretrained(data, str(saved))
+    save_model(model, data, saved)
+    loaded = pretrained(data, str(saved))
     assert torch.equal(loaded.unet.conv_out.bias, model.unet.conv_out.bias)
     assert sorted(path.name for path in saved.iterdir()) == ["data.json", "scheduler", "unet"]
 
 
 def test_the_digest_names_the_weights(saved):
     data = toy_data()
-    first = unet.pretrained(data, str(saved)).weights_digest
-    assert first and first == unet.pretrained(data, str(saved)).weights_digest
+    first = pretrained(data, str(saved)).weights_digest
+    assert first and first == pretrained(data, str(saved)).weights_digest
     model = tiny(data)
     with torch.no_grad():
         model.unet.conv_out.bias += 1e-3
-    unet.save(model, data, saved)
-    assert unet.pretrained(data, str(saved)).weights_digest != first
+    save_model(model, data, saved)
+    assert pretrained(data, str(saved)).weights_digest != first
 
 
 def test_the_digest_names_the_process_and_weights_of_any_precision(saved):
     data = toy_data()
-    first = unet.pretrained(data, str(saved))
+    first = pretrained(data, str(saved))
     config = saved / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"epsilon"', '"v_prediction"'))
-    assert unet.pretrained(data, str(saved)).weights_digest != first.weights_digest
+    assert pretrained(data, str(saved)).weights_digest != first.weights_digest
     found = set()
     for bias in (0.0, 1.0):
         with torch.no_grad():
             first.unet.conv_out.bias.fill_(bias)
         shutil.rmtree(saved / "unet")
         first.unet.half().save_pretrained(saved / "unet")
-        found.add(unet.pretrained(data, str(saved)).weights_digest)
+        found.add(pretrained(data, str(saved)).weights_digest)
     assert len(found) == 2
 
 
 def test_a_folder_that_plain_diffusers_saved_loads_without_data_json(tmp_path):
     tiny_unet().save_pretrained(tmp_path / "unet")
     DDPMScheduler(num_train_timesteps=40, prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
-    model = unet.pretrained(toy_data(), str(tmp_path))
+    model = pretrained(toy_data(), str(tmp_path))
     assert model.null_label == 3
     assert (model.diffusion.num_timesteps, model.diffusion.prediction) == (40, "v")
 
@@ -254,7 +255,7 @@ def test_a_folder_that_plain_diffusers_saved_loads_without_data_json(tmp_path):
 def test_a_folder_without_a_null_label_loads_without_one(tmp_path):
     tiny_unet(num_class_embeds=3).save_pretrained(tmp_path / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
-    model = unet.pretrained(toy_data(), str(tmp_path))
+    model = pretrained(toy_data(), str(tmp_path))
     assert model.null_label is None
     x_t, t, labels = some_input()
     assert model(x_t, t, labels).shape == x_t.shape
@@ -265,46 +266,46 @@ def test_a_folder_without_a_null_label_loads_without_one(tmp_path):
 
 def test_a_missing_folder_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match=r"experiment=cifar10_pretrain.*model\.path"):
-        unet.pretrained(toy_data(name="cifar10"), str(tmp_path / "none"))
+        pretrained(toy_data(name="cifar10"), str(tmp_path / "none"))
 
 
 def test_a_folder_without_a_model_says_how_to_make_it(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(UserError, match="experiment=imagefolder_pretrain"):
-        unet.pretrained(toy_data(), str(tmp_path))
+        pretrained(toy_data(), str(tmp_path))
 
 
 @pytest.mark.parametrize("classes", ["a", "ab", "abcde", "0123456789"])
 def test_a_model_of_another_number_of_classes_is_refused(saved, classes):
     with pytest.raises(UserError, match=rf"4 class embeddings.*{len(classes)} classes.*{len(classes) + 1} are needed"):
-        unet.pretrained(toy_data(class_names=classes), str(saved))
+        pretrained(toy_data(class_names=classes), str(saved))
 
 
 def test_a_model_without_classes_is_refused(tmp_path):
     tiny_unet(num_class_embeds=None).save_pretrained(tmp_path / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
     with pytest.raises(UserError, match="no class embeddings"):
-        unet.pretrained(toy_data(), str(tmp_path))
+        pretrained(toy_data(), str(tmp_path))
 
 
 def test_a_model_of_another_image_size_is_refused(saved):
     with pytest.raises(UserError, match=r"8 pixels.*toy has 16.*data\.image_size"):
-        unet.pretrained(toy_data(size=16), str(saved))
+        pretrained(toy_data(size=16), str(saved))
 
 
 def test_a_model_of_other_channels_is_refused(saved):
     with pytest.raises(UserError, match=r"1 channels in.*toy has 3.*data\.channels"):
-        unet.pretrained(toy_data(channels=3), str(saved))
+        pretrained(toy_data(channels=3), str(saved))
 
 
 def test_a_model_of_other_classes_is_refused(saved):
     with pytest.raises(UserError, match=r"classes a, b, c.*toy has a, b, d"):
-        unet.pretrained(toy_data(class_names="abd"), str(saved))
+        pretrained(toy_data(class_names="abd"), str(saved))
 
 
 def test_a_model_of_the_same_classes_in_another_order_is_refused(saved):
     with pytest.raises(UserError, match="a, b, c"):
-        unet.pretrained(toy_data(class_names="acb"), str(saved))
+        pretrained(toy_data(class_names="acb"), str(saved))
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.999])
@@ -313,13 +314,13 @@ def test_truncated_weights_are_refused(saved, keep):
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match="truncated"):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 def test_missing_weights_are_refused(saved):
     (saved / "unet" / WEIGHTS).unlink()
     with pytest.raises(UserError, match="can't be loaded"):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 def test_weights_of_another_shape_are_refused(saved):
@@ -327,7 +328,7 @@ def test_weights_of_another_shape_are_refused(saved):
     tensors = load_file(file)
     save_file({**tensors, "conv_out.bias": torch.zeros(7)}, file)
     with pytest.raises(UserError, match="can't be loaded"):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 def test_weights_that_lack_a_tensor_are_refused(saved):
@@ -337,7 +338,7 @@ def test_weights_that_lack_a_tensor_are_refused(saved):
     del tensors["conv_in.weight"]
     save_file(tensors, file)
     with pytest.raises(UserError):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json", "data.json"])
@@ -345,24 +346,24 @@ def test_a_truncated_description_is_refused(saved, name):
     text = (saved / name).read_text()
     (saved / name).write_text(text[: len(text) // 2])
     with pytest.raises(UserError):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 def test_a_data_json_without_class_names_is_refused(saved):
     (saved / "data.json").write_text(json.dumps({"name": "toy"}))
     with pytest.raises(UserError):
-        unet.pretrained(toy_data(), str(saved))
+        pretrained(toy_data(), str(saved))
 
 
 def test_a_model_without_scheduler_folder_is_refused(tmp_path):
     tiny_unet().save_pretrained(tmp_path / "unet")
     with pytest.raises(UserError, match="no scheduler/ folder"):
-        unet.pretrained(toy_data(), str(tmp_path))
+        pretrained(toy_data(), str(tmp_path))
 
 
 def test_the_folder_of_a_network_leads_to_the_one_above_it(saved):
     with pytest.raises(UserError, match=rf"no scheduler/ folder.*: give {saved}$"):
-        unet.pretrained(toy_data(), str(saved / "unet"))
+        pretrained(toy_data(), str(saved / "unet"))
 
 
 @pytest.mark.parametrize(
@@ -382,10 +383,10 @@ def test_a_scheduler_of_an_unknown_prediction_is_refused(tmp_path):
     tiny_unet().save_pretrained(tmp_path / "unet")
     DDPMScheduler(prediction_type="flow").save_pretrained(tmp_path / "scheduler")
     with pytest.raises(UserError, match="flow"):
-        unet.pretrained(toy_data(), str(tmp_path))
+        pretrained(toy_data(), str(tmp_path))
 
 
 def test_a_mismatch_is_found_before_the_weights_are_read(saved):
     (saved / "unet" / WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match="class embeddings"):
-        unet.pretrained(toy_data(class_names="0123456789"), str(saved))
+        pretrained(toy_data(class_names="0123456789"), str(saved))

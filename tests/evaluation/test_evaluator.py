@@ -27,11 +27,11 @@ from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluate import score
 from safemax_pl.evaluation.evaluator import PROTOCOL_VERSION, Evaluator, NoiseImages
 from safemax_pl.evaluation.metric_suite import Scores
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics
 from safemax_pl.evaluation.metrics.reference import Reference
+from safemax_pl.evaluation.scoring import score
 from safemax_pl.reports.reading import what_must_agree
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"

@@ -24,8 +24,9 @@ from safemax_pl.data.sources import Split
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.evaluate import doubts, make_evaluator
+from safemax_pl.diffusion.saved_model import pretrained, save_model
 from safemax_pl.evaluation.metrics.finite import KINDS, Finite
+from safemax_pl.evaluation.scoring import doubts, make_evaluator
 
 NAN, INF = float("nan"), float("inf")
 broken = pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
@@ -136,7 +137,7 @@ def test_weights_that_are_not_finite_are_refused_and_named(evaluator, tmp_path, 
     weights["class_embedding.weight"][3] = value
     save_file(weights, path)
     with pytest.raises(UserError, match=r"not finite \(class_embedding.weight\)"):
-        unet.pretrained(evaluator.data, str(tmp_path))
+        pretrained(evaluator.data, str(tmp_path))
 
 
 @broken
@@ -145,7 +146,7 @@ def test_broken_weights_are_not_saved(evaluator, tmp_path, value):
     with torch.no_grad():
         model.unet.conv_in.bias[0] = value
     with pytest.raises(UserError, match=r"not finite \(conv_in.bias\), so nothing is saved"):
-        unet.save(model, evaluator.data, tmp_path)
+        save_model(model, evaluator.data, tmp_path)
     assert not (tmp_path / "unet").exists()
 
 

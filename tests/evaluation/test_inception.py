@@ -20,10 +20,10 @@ from safemax_pl.data.sources import Split
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluate import score
 from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
 from safemax_pl.evaluation.inception import Inception
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics, frechet_distance
+from safemax_pl.evaluation.scoring import score
 
 MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 IN_FEATURES = {f"{name}/inception" for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")}

@@ -1,5 +1,6 @@
 """The same command on other data, another base model or another classifier is refused, whatever the path says."""
 
+from safemax_pl.diffusion.saved_model import pretrained, save_model
 import json
 import shutil
 from pathlib import Path
@@ -82,12 +83,12 @@ def test_models_made_from_other_data_with_the_same_class_names_are_refused(folde
         with pytest.raises(UserError, match=r"classifier .* was trained on other data \(fingerprint 633470c0fd21; "):
             Classifier.load(folder, data["other"])
     with pytest.raises(UserError, match=r"the model at .* was trained on other data"):
-        unet.pretrained(data["other"], str(PROJECT / "weights/digits"))
+        pretrained(data["other"], str(PROJECT / "weights/digits"))
     ours = build(compose("fit", ["data=digits", f"data.cache_dir={folders['cache']}"]).data)
-    unet.save(unet.pretrained(ours, str(PROJECT / "weights/digits")), ours, tmp_path / "base")
-    assert unet.pretrained(data["reversed"], str(tmp_path / "base")).weights_digest
+    save_model(pretrained(ours, str(PROJECT / "weights/digits")), ours, tmp_path / "base")
+    assert pretrained(data["reversed"], str(tmp_path / "base")).weights_digest
     with pytest.raises(UserError, match="other data"):
-        unet.pretrained(data["other"], str(tmp_path / "base"))
+        pretrained(data["other"], str(tmp_path / "base"))
 
 
 def interrupted(monkeypatch, at: int) -> None:

@@ -12,8 +12,9 @@ from test_fit import history, tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import build
-from safemax_pl.evaluate import evaluate, make_evaluator
+from safemax_pl.evaluate import evaluate
 from safemax_pl.evaluation.metric_suite import BETTER
+from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.runs.loggers import CSVHistory

@@ -11,7 +11,8 @@ from torch import nn
 
 from safemax_pl.common import rng
 from safemax_pl.data import sources
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.diffusion.process import Diffusion

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import CONFIGS, compose
-from safemax_pl.data.datamodule import ForgetRetainDataModule, LabelledImages
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.diffusion.sampler import Sampler

@@ -11,18 +11,14 @@ from torch import nn
 from safemax_pl.common import rng
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.base import Losses
+from safemax_pl.unlearners.gradients import base_gradients, gradients, norm, separate_gradients, set_gradients
 from safemax_pl.unlearners.losses import (
-    base_gradients,
     denoising_loss,
     distillation_loss,
-    gradients,
     next_retain_labels,
     noise_images,
-    norm,
     random_retain_labels,
     relabelling_loss,
-    separate_gradients,
-    set_gradients,
 )
 
 

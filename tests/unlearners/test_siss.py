@@ -7,7 +7,7 @@ from torch import nn
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import LabelledImages
+from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.base import Losses
 from safemax_pl.unlearners.siss import SISS, paired
