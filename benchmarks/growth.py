@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from torch.autograd.profiler import profile
 
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish, spread, stopwatch
+from safemax_pl.common import figures
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.config.compose import build, compose
-from safemax_pl.reports import charts
 from safemax_pl.unlearners.base import Unlearner
 
 BASE = {"batch": 8, "size": 8, "forget": 1, "retain": 9, "width": 32}
@@ -107,26 +106,23 @@ def look_inside(step: Any) -> tuple[int, float]:
 
 def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[dict[str, Any]]], repeats: int) -> None:
     """One panel for each sweep: every quantity as a multiple of its value at the smallest."""
-    figure, axes = plt.subplots(2, 3, figsize=(3 * charts.WIDTH, 2 * charts.HEIGHT), layout="constrained")
-    for axis, (sweep, values) in zip(axes.flat, sweeps.items(), strict=False):
+    figure, axes = figures.panels(len(sweeps), 3 * figures.WIDTH, 2 * figures.HEIGHT, columns=3)
+    for axis, (sweep, values) in zip(axes, sweeps.items(), strict=True):
         for place, (key, name) in enumerate(QUANTITIES.items()):
             found = [np.quantile(point[key], (0.25, 0.5, 0.75)) for point in points[sweep]]
             low, median, high = np.array(found).T / found[0][1]
             axis.errorbar(
-                values, median, (median - low, high - median), label=name, ms=5, capsize=2, **charts.style(place)
+                values, median, (median - low, high - median), label=name, ms=5, capsize=2, **figures.style(place)
             )
-        axis.set(xlabel=NAMES[sweep], ylabel="multiple of the first")
+        figures.name_axes(axis, NAMES[sweep], "multiple of the first")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.5), max(high, 2))  # what is constant looks so
         axis.set_xticks(values, map(str, values))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.grid(alpha=0.25)
-    for axis in list(axes.flat)[len(sweeps) :]:
-        axis.axis("off")
-    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
-    charts.save(figure, path, "Growth of a step", f"Medians and quartiles of {repeats} repeats.")
+    figures.legend(figure, axes[0].get_legend_handles_labels()[0])
+    figures.save_figure(figure, path)
 
 
 if __name__ == "__main__":

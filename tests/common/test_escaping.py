@@ -16,12 +16,11 @@ import torch
 from safemax_pl.common import escaping
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
-from safemax_pl.common.figures import save_figure
+from safemax_pl.common.figures import panels, save_figure
 from safemax_pl.common.files import remove_scratch, write_csv
 from safemax_pl.evaluation import figures, tables
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 NASTY = [
     "<img src=x onerror=alert(1)>", '"><script>alert(1)</script>', "</script>", "[red]x[/]", "[/]", "$_$", r"a\$b$",
@@ -98,7 +97,7 @@ def test_errors_are_one_line_without_control_characters():
 
 def test_pictures_show_names_as_they_are(tmp_path):
     """And numbers along logarithmic axes as powers of ten."""
-    figure, axis = plt.subplots(layout="constrained")
+    figure, (axis,) = panels(1)
     axis.set_title("$_$")
     axis.set_xticks([0, 1], ["cost_$5_to_$9", r"\$a$"])
     axis.plot([0, 1], [1, 1e9], label="$^$")

@@ -4,13 +4,12 @@ import io
 import sys
 
 import pytest
-from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
-from safemax_pl.common.figures import drawing, legend_name, save_figure
+from safemax_pl.common.figures import drawing, legend_name, panels, save_figure
 from safemax_pl.config.compose import compose, run_name
 from safemax_pl.runs.run import Run, run_folder
 
@@ -121,7 +120,7 @@ NASTY = [
 
 @pytest.mark.parametrize("name", NASTY)
 def test_every_name_can_stand_in_a_picture_and_in_a_table(tmp_path, capsys, name):
-    figure, (left, right) = plt.subplots(1, 2)
+    figure, (left, right) = panels(2, columns=2)
     left.plot([1, 2], label=legend_name(name))
     left.set(title=name, xlabel=name, ylabel=name)
     left.set_yticks([1, 2])
@@ -130,7 +129,7 @@ def test_every_name_can_stand_in_a_picture_and_in_a_table(tmp_path, capsys, name
     right.set_xscale("log")
     right.plot([1, 1e6], [1, 2])
     figure.suptitle(name)
-    save_figure(figure, tmp_path / "a.png", tight=True)
+    save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert any("mathdefault" in tick.get_text() and tick.get_parse_math() for tick in right.get_xticklabels())
     table = Table(name, title=name)

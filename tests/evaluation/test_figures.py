@@ -19,13 +19,13 @@ HUNDRED = [f"class_{i}" for i in range(100)]
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every matplotlib figure that is written."""
     kept: list[Any] = []
-    save = figures._save
+    save = figures.save_figure
 
     def keep(figure: Any, path: Path) -> None:
         kept.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(figures, "save_figure", keep)
     return kept
 
 
@@ -82,7 +82,7 @@ def test_a_grid_has_a_row_per_class_and_marks_the_forgotten_ones(tmp_path, drawn
 def test_only_forgotten_classes_have_the_colour_of_forgetting(tmp_path, drawn):
     grid(tmp_path / "samples.png", [3], TEN)
     colours = [to_hex(tick.get_color()) for tick in drawn[0].axes[0].get_yticklabels()]
-    assert [row for row, colour in enumerate(colours) if colour == figures.FORGET_COLOUR] == [3]
+    assert [row for row, colour in enumerate(colours) if colour == figures.FORGET] == [3]
 
 
 def test_a_grid_of_many_classes_has_twenty_rows_with_all_forgotten_ones_among_them(tmp_path, drawn):
@@ -154,13 +154,6 @@ def test_a_grid_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
     (tmp_path / "samples.png").write_text("old")
     assert_picture(grid(tmp_path / "samples.png", [3], TEN, models=1), 100, 100)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
-
-
-def test_no_figure_stays_open(tmp_path):
-    before = figures.plt.get_fignums()
-    grid(tmp_path / "samples.png", [3], TEN, models=1)
-    figures.curves(tmp_path / "curves.png", history(), 0.0)
-    assert figures.plt.get_fignums() == before
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
