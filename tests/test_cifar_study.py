@@ -30,8 +30,8 @@ from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.group_norm import GroupNorm
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.publish import FILES, LIMITS
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
+from safemax_pl.runs.publication import FILES, LIMITS
 from safemax_pl.training.module import UnlearningModule
 from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 from test_fit import TINY as TINY_FIT
 from test_fit_classifier import TINY as TINY_CLASSIFIER
 
-from safemax_pl import publish
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, file_digest
@@ -23,6 +23,11 @@ from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.evaluate import evaluate
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.publish import main
+from safemax_pl.runs import publication, publication_checks
+from safemax_pl.runs.model_card import model_card
+from safemax_pl.runs.publication import publish
+from safemax_pl.runs.publication_checks import FILES, WRITTEN, check_folder
 
 TEXTS = (".json", ".yaml", ".md")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -58,12 +63,12 @@ def data(runs) -> ForgetRetainDataModule:
 
 @pytest.fixture
 def model(runs, tmp_path) -> Path:
-    return publish.publish(runs / "model", tmp_path / "digits")
+    return publish(runs / "model", tmp_path / "digits")
 
 
 @pytest.fixture
 def classifier(runs, tmp_path) -> Path:
-    return publish.publish(runs / "classifier", tmp_path / "digits/classifier")
+    return publish(runs / "classifier", tmp_path / "digits/classifier")
 
 
 def predictions(folder: Path, data: ForgetRetainDataModule) -> torch.Tensor:
@@ -110,7 +115,7 @@ def test_half_precision_is_half_as_large(runs, model):
 
 
 def test_in_full_precision_nothing_is_rounded(runs, tmp_path, data):
-    folder = publish.publish(runs / "model", tmp_path / "full", "float32")
+    folder = publish(runs / "model", tmp_path / "full", "float32")
     torch.testing.assert_close(predictions(folder, data), predictions(runs / "model", data), rtol=0, atol=0)
 
 
@@ -140,7 +145,9 @@ def test_nothing_published_names_a_folder_of_the_machine(runs, model, classifier
 
 def test_the_commands_of_attacks_name_no_folder_either():
     said = {"command": "python -m safemax_pl.attack /home/me/run attack=null_leak", "hardware": "CPU"}
-    found = publish._on_any_machine({"provenance": said, "attacks": {"null_leak": {"provenance": said}}, "ranks": []})
+    found = publication._on_any_machine(
+        {"provenance": said, "attacks": {"null_leak": {"provenance": said}}, "ranks": []}
+    )
     assert "/home/me" not in json.dumps(found) and "ranks" not in found
     assert found["attacks"]["null_leak"]["provenance"]["command"].endswith("attack=null_leak")
 
@@ -150,7 +157,7 @@ def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
     assert "Scores of the weights before rounding" in (model / "README.md").read_text()
     changes = ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"]
     found = evaluate(str(model), changes)
-    publish.publish(found, model)
+    publish(found, model)
     after = json.loads((model / "metrics.json").read_text())
     scores = json.loads((found / "metrics.json").read_text())["scores"]
     assert after["scores"] == scores != before["scores"] and after["protocol"]["plan"]["retain_total"] == 20
@@ -162,9 +169,9 @@ def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
 
 def test_the_scores_of_other_weights_are_refused(runs, model, tmp_path):
     found = evaluate(str(model), ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"])
-    other = publish.publish(runs / "model", tmp_path / "other", "bfloat16")
+    other = publish(runs / "model", tmp_path / "other", "bfloat16")
     with pytest.raises(UserError, match=r"has scored other weights .*evaluate"):
-        publish.publish(found, other)
+        publish(found, other)
     assert "Scores of the weights before rounding" in (other / "README.md").read_text()
 
 
@@ -181,6 +188,25 @@ def test_a_model_card_has_data_recipe_seed_scores_licence_and_command(runs, mode
     assert "![samples](samples.png)" in card and (model / "samples.png").exists()
 
 
+def test_the_hub_can_read_the_front_matter_of_both_cards(model, classifier):
+    card, other = (ModelCard((folder / "README.md").read_text()) for folder in (model, classifier))
+    assert (card.data.license, card.data.library_name, card.data.datasets) == ("apache-2.0", "diffusers", ["digits"])
+    assert card.data.tags == ["diffusion"] and "fid_retain/classifier" in card.data.metrics
+    assert (other.data.library_name, other.data.metrics) == ("safemax_pl", ["accuracy"])
+    assert card.text.startswith("<!-- written by safemax_pl.publish") and "# digits: diffusion model\n" in card.text
+
+
+@pytest.mark.parametrize("name", ["a\n---\n# mine", "[x](javascript:y) <b>", "'", "x: y", "# z"])
+def test_no_name_leaves_the_front_matter_or_becomes_markup(model, name):
+    data = json.loads((model / "data.json").read_text())
+    (model / "data.json").write_text(json.dumps(data | {"name": name}))
+    text = model_card(model)
+    card = ModelCard(text)
+    assert card.data.datasets == [" ".join(name.split())] and card.data.license == "apache-2.0"
+    assert card.text.startswith("<!-- written by") and text.count("\n---\n") == 1
+    assert "[x](" not in card.text and "<b>" not in card.text and "\n# mine" not in card.text
+
+
 def test_the_card_of_an_unlearned_model_says_what_was_forgotten_and_what_was_before(runs, model, tmp_path):
     place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={runs}/cache"]
     batches = ["data.forget_batch_size=2", "data.retain_batch_size=4"]
@@ -188,7 +214,7 @@ def test_the_card_of_an_unlearned_model_says_what_was_forgotten_and_what_was_bef
     cards = []
     for name, chosen in {"safemax": original, "fine": [*original, "unlearner=finetune"]}.items():
         run = fit(compose("fit", [*TINY_FIT, *place, *chosen]), name)
-        cards.append((publish.publish(run, tmp_path / "published" / name) / "README.md").read_text())
+        cards.append((publish(run, tmp_path / "published" / name) / "README.md").read_text())
     before = json.loads((model / "metrics.json").read_text())["published"]["weights"]
     scores = json.loads((run / "metrics.json").read_text())["scores"]["w=0"]
     assert all(f"| unlearned | 3, from the weights {before}, by " in card and ", but 3" not in card for card in cards)
@@ -211,14 +237,14 @@ def test_a_classifier_card_has_its_scores_and_what_it_says_of_noise(runs, classi
 @pytest.mark.parametrize("run", ["model", "classifier"])
 def test_a_card_is_replaced_unless_it_was_written_by_hand(runs, tmp_path, capsys, run):
     folder = tmp_path / "there"
-    publish.publish(runs / run, folder)
+    publish(runs / run, folder)
     written = (folder / "README.md").read_text()
     (folder / "README.md").write_text(written + "old")
-    publish.publish(runs / run, folder)
+    publish(runs / run, folder)
     assert (folder / "README.md").read_text() == written
     assert "by hand" not in capsys.readouterr().out
     (folder / "README.md").write_text("# Mine\n")
-    publish.publish(runs / run, folder)
+    publish(runs / run, folder)
     assert (folder / "README.md").read_text() == "# Mine\n"
     assert "by hand" in capsys.readouterr().out
 
@@ -229,9 +255,9 @@ def test_the_card_comes_last(runs, model, monkeypatch):
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(publish, "write_json", fails)
+    monkeypatch.setattr(publication, "write_json", fails)
     with pytest.raises(OSError, match="no space"):
-        publish.publish(runs / "model", model)
+        publish(runs / "model", model)
     assert not (model / "README.md").exists()
 
 
@@ -247,8 +273,8 @@ def test_a_command_loses_where_it_ran():
 
 
 def test_weights_above_the_limit_are_refused_before_anything_is_written(runs, tmp_path):
-    with pytest.raises(UserError, match=r"have 0\.\d MB in float16, and 0\.01 MB are legal.*smaller network.*--most"):
-        publish.publish(runs / "model", tmp_path / "new", most=0.01)
+    with pytest.raises(UserError, match=r"have 0\.\d MB in float16, and 0\.01 MB are legal.*smaller network.*--max-mb"):
+        publish(runs / "model", tmp_path / "new", max_mb=0.01)
     assert not (tmp_path / "new").exists()
 
 
@@ -258,9 +284,9 @@ def test_weights_that_a_precision_cannot_hold_are_refused(runs, tmp_path):
     tensors["conv_in.weight"][0] = 1e5
     save_file(tensors, tmp_path / "model" / WEIGHTS)
     with pytest.raises(UserError, match=r"conv_in\.weight is not finite in float16.*bfloat16"):
-        publish.publish(tmp_path / "model", tmp_path / "new")
+        publish(tmp_path / "model", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    publish.publish(tmp_path / "model", tmp_path / "new", "bfloat16")
+    publish(tmp_path / "model", tmp_path / "new", "bfloat16")
 
 
 @pytest.mark.parametrize("missing", ["metrics.json", "config.yaml", "unet"])
@@ -268,17 +294,17 @@ def test_an_unfinished_run_is_refused(runs, tmp_path, missing):
     shutil.copytree(runs / "model", tmp_path / "model")
     (tmp_path / "model" / missing).rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"no finished run .*run its command again"):
-        publish.publish(tmp_path / "model", tmp_path / "new")
+        publish(tmp_path / "model", tmp_path / "new")
 
 
 def test_the_command(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["publish", str(runs / "model"), str(tmp_path / "new"), "--precision", "bfloat16"])
-    publish.main()
+    main()
     assert "MB of weights in bfloat16" in capsys.readouterr().out
     assert load_file(tmp_path / "new" / WEIGHTS)["conv_in.weight"].dtype == torch.bfloat16
     monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path), str(tmp_path / "new")])
     with pytest.raises(SystemExit) as stop:
-        publish.main()
+        main()
     assert stop.value.code == 1 and "no finished run" in capsys.readouterr().err
 
 
@@ -296,7 +322,7 @@ def test_other_files_in_the_folder_stay(runs, tmp_path, run):
     for name in ("mine.txt", "deep/mine.txt", ".hidden"):
         (there / name).write_text(name)
     for _ in range(2):
-        publish.publish(runs / run, there)
+        publish(runs / run, there)
         assert {name: (there / name).read_text() for name in ("mine.txt", "deep/mine.txt", ".hidden")} == {
             name: name for name in ("mine.txt", "deep/mine.txt", ".hidden")
         }
@@ -311,11 +337,11 @@ def test_a_folder_with_files_of_another_origin_in_the_way_is_refused_and_left(tm
     (folder / there).parent.mkdir(parents=True)
     (folder / there).write_text("{}")
     before = tree(folder)
-    if there.partition("/")[0] in publish.WRITTEN[part]:
+    if there.partition("/")[0] in WRITTEN[part]:
         with pytest.raises(UserError, match=f"holds {there.partition('/')[0]}, which publish has not written"):
-            publish.check_folder(folder, tmp_path / "run", part)
+            check_folder(folder, tmp_path / "run", part)
     else:
-        publish.check_folder(folder, tmp_path / "run", part)
+        check_folder(folder, tmp_path / "run", part)
     assert tree(folder) == before
 
 
@@ -325,30 +351,30 @@ def test_runs_and_the_repository_are_no_place_for_publications(tmp_path, write_r
     (run / "classifier").mkdir()
     for folder in (run, run / "classifier", run / "new", run.parent, tmp_path, other, PROJECT):
         with pytest.raises(UserError, match=r"is the run|has not written"):
-            publish.check_folder(folder, run, part)
+            check_folder(folder, run, part)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        publish.check_folder(tmp_path / "file", run, part)
+        check_folder(tmp_path / "file", run, part)
     (tmp_path / "links").mkdir()
-    (tmp_path / "links" / publish.WRITTEN[part][0]).symlink_to(other)
+    (tmp_path / "links" / WRITTEN[part][0]).symlink_to(other)
     with pytest.raises(UserError, match="is a link"):
-        publish.check_folder(tmp_path / "links", run, part)
+        check_folder(tmp_path / "links", run, part)
 
 
 def test_a_file_beside_the_published_network_would_be_lost_and_is_named(model, runs):
     (model / "unet/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"unet/notes\.txt was not written by publish"):
-        publish.publish(runs / "model", model)
+        publish(runs / "model", model)
     assert (model / "unet/notes.txt").read_text() == "mine"
 
 
 def test_only_what_the_project_ships_is_replaced_below_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "PROJECT", tmp_path)
+    monkeypatch.setattr(publication_checks, "PROJECT", tmp_path)
     for name in ("mine", "digits"):
         (tmp_path / "weights" / name / "unet").mkdir(parents=True)
-    publish.check_folder(tmp_path / "weights/digits", tmp_path / "run", "unet")
+    check_folder(tmp_path / "weights/digits", tmp_path / "run", "unet")
     with pytest.raises(UserError, match="holds unet, which publish has not written"):
-        publish.check_folder(tmp_path / "weights/mine", tmp_path / "run", "unet")
+        check_folder(tmp_path / "weights/mine", tmp_path / "run", "unet")
 
 
 @pytest.mark.parametrize(
@@ -365,11 +391,11 @@ def test_only_what_the_project_ships_is_replaced_below_weights(tmp_path, monkeyp
 def test_weights_that_do_not_fit_are_not_published(runs, tmp_path, run, change, message):
     folder = shutil.copytree(runs / run, tmp_path / "run")
     part = "unet" if run == "model" else "classifier"
-    path = folder / part / publish.FILES[part]
+    path = folder / part / FILES[part]
     tensors = load_file(path) | change
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
     with pytest.raises(UserError, match=message):
-        publish.publish(folder, tmp_path / "out")
+        publish(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -386,7 +412,7 @@ def test_a_damaged_run_is_one_line(runs, tmp_path, name):
     folder = shutil.copytree(runs / "model", tmp_path / "run")
     (folder / name).write_bytes(DAMAGE[name])
     with pytest.raises(UserError) as caught:
-        publish.publish(folder, tmp_path / "out")
+        publish(folder, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
@@ -396,14 +422,14 @@ def test_damaged_files_in_the_folder_are_one_line(runs, model, tmp_path):
     for content in ({"weights": {"model": None}}, {"weights": []}, {"weights": {"model": "x"}}):
         (evaluation / "metrics.json").write_text(json.dumps(content))
         with pytest.raises(UserError):
-            publish.publish(evaluation, model)
+            publish(evaluation, model)
     (model / "metrics.json").write_text('{"published": []}')
     with pytest.raises(UserError, match=r"metrics\.json is damaged"):
-        publish.publish(evaluation, model)
+        publish(evaluation, model)
     (tmp_path / "new").mkdir()
     (tmp_path / "new/README.md").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"README\.md"):
-        publish.publish(runs / "model", tmp_path / "new")
+        publish(runs / "model", tmp_path / "new")
 
 
 @pytest.mark.parametrize("run", ["model", "classifier"])
@@ -412,6 +438,6 @@ def test_an_interrupted_publication_goes_on_by_the_same_command(runs, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(publish, "save_file", killed)
-        publish.publish(runs / run, tmp_path / "new")
-    assert (publish.publish(runs / run, tmp_path / "new") / "README.md").exists()
+        patch.setattr(publication, "save_file", killed)
+        publish(runs / run, tmp_path / "new")
+    assert (publish(runs / run, tmp_path / "new") / "README.md").exists()

@@ -43,7 +43,7 @@ from safemax_pl.diffusion import group_norm
 from safemax_pl.evaluate import evaluate
 from safemax_pl.fit import fit
 from safemax_pl.fit_classifier import fit_classifier
-from safemax_pl.publish import FILES, publish
+from safemax_pl.runs.publication import FILES, publish
 from safemax_pl.runs.run import provenance, read_metrics
 
 DRY = os.environ.get("DRY") == "1"

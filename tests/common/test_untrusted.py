@@ -30,7 +30,7 @@ from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import PROCESSES, pretrained, read_process
 from safemax_pl.evaluation.subject import load_subject
 from safemax_pl.fit import fit
-from safemax_pl.publish import publish
+from safemax_pl.runs.publication import publish
 from safemax_pl.runs.run import Run
 from safemax_pl.training.loop import WholeCheckpoints, load_checkpoint
 from safemax_pl.training.module import UnlearningModule
