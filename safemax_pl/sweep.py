@@ -31,7 +31,7 @@ from safemax_pl.common.errors import MachineError, UserError, clear_errors
 from safemax_pl.config.compose import build, compose, quiet, run_name, split_arguments
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.fit import fit
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import run_folder
 from safemax_pl.sweeps import results
@@ -145,7 +145,7 @@ def run_trial(study: SharedStudy, claim: Claim, fixed: list[str], cfg: DictConfi
 def values(folder: Path, objectives: list[tuple[str, str]]) -> list[float]:
     """The objectives of a finished run, each at the guidance weight where it is worst."""
     (run,), _ = read([folder])
-    by_guidance = [run.values(guidance, "unlearned") for guidance in run.metrics["scores"]]
+    by_guidance = [run.values(guidance, "unlearned") for guidance in run.scores]
     found = []
     for name, direction in objectives:
         if name not in by_guidance[0]:

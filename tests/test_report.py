@@ -10,8 +10,9 @@ from test_fit import tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.fit import fit
-from safemax_pl.report import main, report
-from safemax_pl.reports import grids
+from safemax_pl.report import main
+from safemax_pl.reports.figures import heat_maps, samples
+from safemax_pl.reports.report import report
 
 
 def run_main(monkeypatch, *arguments):
@@ -79,7 +80,7 @@ def test_an_interrupted_report_is_written_by_the_same_command(write_run, tmp_pat
 
     write_run()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(grids, "per_class", killed)
+        patch.setattr(heat_maps, "heat_maps", killed)
         report([tmp_path / "runs"])
     assert "was interrupted" in (tmp_path / "runs/report/report.html").read_text()
     assert "<h1>" in (report([tmp_path / "runs"]) / "report.html").read_text()
@@ -90,7 +91,7 @@ def test_a_picture_that_fails_is_left_out_of_the_page(write_run, tmp_path, monke
         raise ValueError("no room")
 
     write_run("a$_$b")
-    monkeypatch.setattr(grids, "samples", fails)
+    monkeypatch.setattr(samples, "samples", fails)
     text = (report([tmp_path / "runs"]) / "report.html").read_text()
     assert "a$_$b" in text and "data:image/png" in text
     assert "was not drawn (ValueError: no room)" in capsys.readouterr().err

@@ -35,7 +35,7 @@ from safemax_pl import sweep as command
 from safemax_pl.common.errors import MachineError, UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import CONFIGS, build, compose, split_arguments
-from safemax_pl.report import report
+from safemax_pl.reports.report import report
 from safemax_pl.runs.loggers import CSVHistory
 from safemax_pl.runs.run import comparable
 from safemax_pl.sweep import fit_overrides, main, sweep, values
@@ -751,13 +751,13 @@ def test_the_front_has_every_trade_off(tmp_path, fits):
 
 def test_the_setting_that_decides_is_the_important_one(tmp_path, fits, monkeypatch):
     drawn = []
-    monkeypatch.setattr(results, "save", lambda figure, path, *_: drawn.append((path.stem, figure)))
+    monkeypatch.setattr(results, "save_figure", lambda figure, path: drawn.append((path.stem, figure)))
     space = ["~sweep.space.optimizer", "~sweep.space.trainer", "~sweep.space.unlearner"]
     space += ["+sweep.space.trainer.max_steps=[1,2,3,4]", "+sweep.space.unlearner.label_dropout=[0.0,0.1]"]
     sweep(arguments(tmp_path, *space, "sweep.trials=8"))
     (axis,) = dict(drawn)["importance"].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["unlearner.label_dropout", "trainer.max_steps"]
-    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"ua_noise_aware", "unlearn_flops"}
+    assert {text.get_text() for text in axis.figure.legends[0].get_texts()} == {"ua_noise_aware", "unlearn_flops"}
     for bars in axis.containers:
         assert [round(bar.get_width(), 2) for bar in bars] == [0, 1]
 

@@ -17,7 +17,7 @@ from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.evaluation.subject import load_subject
 from safemax_pl.fit import fit
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 from safemax_pl.training.cost import Cost
 from safemax_pl.training.module import UnlearningModule
 
@@ -66,7 +66,7 @@ def row(folder: Path, method: str, parameters: str, end: str, rate: float, look:
         "end": end,
         "lr": rate,
         "steps": run.steps,
-        "stopped": run.metrics["training"]["stopped_by"] is not None,
+        "stopped": json.loads((folder / "metrics.json").read_text())["training"]["stopped_by"] is not None,
         "total_seconds": values["total_seconds"],
         "total_flops": values["total_flops"],
         "looks": looks,

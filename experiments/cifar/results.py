@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from safemax_pl.common.console import markdown_table
 from safemax_pl.common.errors import clear_errors
-from safemax_pl.common.files import atomic, write_csv
+from safemax_pl.common.files import atomic, flat, write_csv
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.report import report
-from safemax_pl.reports.reading import FinishedRun, read
+from safemax_pl.reports.finished_run import FinishedRun
+from safemax_pl.reports.load import read
+from safemax_pl.reports.report import report
 from safemax_pl.runs.run import read_metrics
 
 OUT = study.RUNS / "results" if study.DRY else Path(__file__).parent
@@ -91,7 +92,7 @@ def base_models() -> str:
 def classes(runs: list[FinishedRun]) -> str:
     """Plain `ua` and `ua_noise_aware` by class: what the bird is about."""
     texts = []
-    for guidance in runs[0].metrics["scores"]:
+    for guidance in runs[0].scores:
         rows = []
         for method, (steps, published) in study.METHODS.items():
             for metric in ("ua", "ua_noise_aware", f"delta/{FID}"):
@@ -112,15 +113,14 @@ def spread(values: list[float]) -> str:
 
 def rows_of(run: FinishedRun, names: Iterable[str], guidance: str) -> list[dict[str, Any]]:
     """A row per sampler of the scores of one run, which may have been scored on other numbers of images."""
-    found = [(run.folder, run.metrics, run.values(guidance, "unlearned"))]
+    found = [(run.folder, run.protocol, run.values(guidance, "unlearned"))]
     if (folder := study.ancestral(run.folder)) is not None:
         other = read_metrics(folder) or {}
-        found.append((folder, other, other["scores"].get(guidance, {}).get("unlearned", {})))
+        found.append((folder, flat(other["protocol"]), other["scores"].get(guidance, {}).get("unlearned", {})))
     rows = []
-    for folder, metrics, scores in found:
-        protocol = metrics["protocol"]
-        row = {"run": run.folder.name, "sampler": protocol["sampler"]["name"], "steps": protocol["sampler"]["steps"]}
-        row |= {"w": guidance.removeprefix("w="), "n": protocol["plan"]["forget_per_class"]}
+    for folder, protocol, scores in found:
+        row = {"run": run.folder.name, "sampler": protocol["sampler.name"], "steps": protocol["sampler.steps"]}
+        row |= {"w": guidance.removeprefix("w="), "n": protocol["plan.forget_per_class"]}
         rows.append(row | {name: scores.get(name, "") for name in names} | {"folder": folder})
     return rows
 
@@ -211,7 +211,7 @@ def readings(runs: list[FinishedRun]) -> str:
     """The noise that every target makes, beside the poster's."""
     names = (*POSTER, "ua", "ua_noise_aware", f"delta/{FID}")
     ordered = sorted(runs, key=lambda run: list(study.TARGETS).index(run.folder.name))
-    rows = [row for run in ordered for guidance in run.metrics["scores"] for row in rows_of(run, names, guidance)]
+    rows = [row for run in ordered for guidance in run.scores for row in rows_of(run, names, guidance)]
     for row in rows:
         del row["folder"]
     write_csv(OUT / "targets.csv", rows)

@@ -149,13 +149,26 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def leaves(content: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Keys and value of every leaf of nested mappings and lists; an empty one is a leaf."""
-    if isinstance(content, dict | list | tuple) and content:
+def leaves(
+    content: Any, where: tuple[Any, ...] = (), inner: tuple[type[Any], ...] = (dict, list, tuple)
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield keys and value of every leaf of nested mappings and lists; an empty one is a leaf.
+
+    Args:
+        content: to descend into.
+        where: keys that lead to `content`.
+        inner: types to descend into; a value of another type is a leaf.
+    """
+    if isinstance(content, inner) and content:
         for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from leaves(value, (*where, key))
+            yield from leaves(value, (*where, key), inner)
     else:
         yield where, content
+
+
+def flat(content: Any) -> dict[str, Any]:
+    """Return nested mappings as dotted key -> leaf; a list is a leaf."""
+    return {dotted(where): value for where, value in leaves(content, inner=(dict,))}
 
 
 def dotted(where: tuple[Any, ...]) -> str:

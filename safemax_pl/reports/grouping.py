@@ -1,16 +1,16 @@
-"""Runs of one method and configuration, which differ in seed and forgotten classes alone."""
+"""Group the runs of one method and configuration, which differ in seed and forgotten classes alone."""
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.reports.reading import FinishedRun
+from safemax_pl.reports.finished_run import FinishedRun
 
 
 def group(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Label -> runs, in the order of the labels.
+    """Return label -> runs, in the order of the methods' names.
 
-    A method with several configurations is labelled by the keys in which they differ.
+    If a method has several configurations, its labels name the keys in which they differ.
 
     Raises:
-        UserError: when a seed and forget set of a configuration was run twice.
+        UserError: if a configuration was run twice with the same seed and forgotten classes.
     """
     found: dict[str, list[FinishedRun]] = {}
     for method in sorted({run.method for run in runs}):

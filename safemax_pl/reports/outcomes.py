@@ -1,6 +1,7 @@
-"""What attacks found on a run, from its metrics.json; refused where it is damaged or can't be placed."""
+"""Load the outcomes of attacks on a run from its metrics.json, and refuse damaged ones and those of other weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,79 +9,75 @@ from torch import Tensor
 
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
-from safemax_pl.reports.reading import CLASSIFIERS, NUMBER, FinishedRun, flat, lacking, quoted, what_must_agree
+from safemax_pl.reports import shape
+from safemax_pl.reports.finished_run import FinishedRun
+from safemax_pl.reports.load import quoted, what_must_agree
 
-# Without one of these the number of an attack can't be placed.
-REQUIRED = (
-    "protocol.version",
-    "protocol.attack.name",
-    "protocol.attack.version",
-    "protocol.attack.images_per_class",
-    "protocol.original",
-    "protocol.sampler.name",
-    "protocol.sampler.steps",
-    "protocol.data.fingerprint",
-    "protocol.forget_classes",
-    "protocol.classifier.hash",
-    "protocol.torch",
-    "weights.unlearned",
-    "weights.original",
-    "provenance.command",
-    "provenance.hardware",
-    "provenance.commit",
-)
 MAX_PIXELS = 1024  # of an image's edge
-SHAPE = {
-    "title": str,
-    "axis": str,
-    "measure": str,
-    "folder": str,
-    "headline": {"name": str, "better": str, "limit": NUMBER | None, "values": {"*": NUMBER}},
-    "curves": {"*": {"*": [[NUMBER]]}},
-    "protocol": {"attack": {"images_per_class": int}, "forget_classes": [str], "torch": str},
-    "weights": {"*": str},
-    "classifiers?": CLASSIFIERS,
-    "provenance": {"command": str, "commit": str | None, "hardware": str},
-}
 Curve = list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one attack found on one run, and on its original, a retrained model and noise.
+    """The outcome of one attack on one run, and on its original, a retrained model and noise.
 
     Attributes:
         run: that was attacked.
         attack: name of the attack's file in configs/attack.
-        block: as it is in metrics.json.
+        title: of the attack, in words.
+        headline: meaning of the number.
+        better: "higher" or "lower": the direction that is good for the model.
+        limit: number of a model that withstood the whole budget; None if the attack has no such number.
+        axis: meaning of x.
+        measure: meaning of y.
+        protocol: nested, as in metrics.json.
+        weights: model -> digest.
+        classifiers: accuracies of the classifiers on real images; None for attacks that lack them.
+        command: of the attack, quoted for a shell.
+        commit: of the code; None if unknown.
+        hardware: that the attack ran on.
         values: model or control -> headline number.
         curves: model -> series -> points.
-        images: model -> uint8 `[≤ 8, C, H, W]` of the strongest point; empty where their file can't be read.
+        images: model -> uint8 `[≤ 8, C, H, W]` of the strongest point; empty if their file can't be read.
     """
 
     run: FinishedRun
     attack: str
-    block: dict[str, Any]
+    title: str
+    headline: str
+    better: str
+    limit: float | None
+    axis: str
+    measure: str
+    protocol: dict[str, Any]
+    weights: dict[str, str]
+    classifiers: dict[str, dict[str, Any]] | None
+    command: str
+    commit: str | None
+    hardware: str
     values: dict[str, float]
     curves: dict[str, dict[str, Curve]]
     images: dict[str, Tensor]
 
     @property
     def agreed(self) -> dict[str, Any]:
-        """Dotted key -> value of all that numbers in one column have to share."""
-        headline = {f"headline.{key}": self.block["headline"][key] for key in ("name", "better", "limit")}
-        return what_must_agree(self.block["protocol"]) | headline
+        """Dotted key -> value of everything that the numbers of one column share."""
+        headline = {"headline.name": self.headline, "headline.better": self.better, "headline.limit": self.limit}
+        return what_must_agree(self.protocol) | headline
+
+    @property
+    def images_per_class(self) -> int:
+        return self.protocol["attack"]["images_per_class"]
 
     @property
     def images_behind(self) -> int:
-        """How many images every score of the curves is a share of."""
-        protocol = self.block["protocol"]
-        return protocol["attack"]["images_per_class"] * len(protocol["forget_classes"])
+        """Number of images under every score of the curves."""
+        return self.images_per_class * len(self.run.forget_classes)
 
 
 def outcomes(run: FinishedRun) -> tuple[list[Outcome], list[str]]:
-    """The outcomes of all attacks on a run, and a note for each that is left out or has no images."""
-    blocks, where = run.metrics.get("attacks", {}), f"{run.folder.name}/metrics.json"
+    """Return the outcomes of all attacks on a run, and a note for each that is left out or has no images."""
+    blocks, where = run.attacks, f"{run.folder.name}/metrics.json"
     if not isinstance(blocks, dict):
         return [], [f"The attacks in {where} are damaged: attack again."]
     found, notes = [], []
@@ -95,28 +92,30 @@ def outcomes(run: FinishedRun) -> tuple[list[Outcome], list[str]]:
             notes.append(f"The attack {name} in {where} {reason}: it is left out, attack again.")
         elif not found[-1].images:
             path = f"{run.folder.name}/{block['folder']}/images.safetensors"
-            notes.append(f"{path} is missing or damaged: it is not in the pictures.")
+            notes.append(f"{path} is missing or damaged: its images are not in the pictures.")
     return found, notes
 
 
-def _refusal(run: FinishedRun, block: dict[str, Any]) -> str | None:
-    """Why the numbers of a block can't stand for the run; raises TypeError or ValueError for a damaged one."""
-    if key := lacking(flat(block), REQUIRED):
+def _refusal(run: FinishedRun, block: Any) -> str | None:
+    """Return why the numbers of a block can't stand for the run; raise TypeError or ValueError if it is damaged."""
+    if not isinstance(block, dict):
+        raise TypeError(f"it is a {type(block).__name__}, expected a mapping")
+    if key := shape.lacking(block, shape.REQUIRED_OF_ATTACKS):
         return f"has no {key}, and a number without it is refused"
-    untrusted.check_shape(block, SHAPE)
-    attacked, forgotten = block["weights"]["unlearned"], "+".join(block["protocol"]["forget_classes"])
-    if attacked != (scored := run.metrics["weights"].get("unlearned")):
-        return f"was run on other weights ({attacked}) than those that were scored ({scored})"
-    if (before := block["weights"]["original"]) != (scored := run.metrics["weights"]["original"]):
-        return f"was compared with another original ({before}) than that of the scores ({scored})"
+    untrusted.check_shape(block, shape.SHAPE_OF_ATTACKS)
+    weights, forgotten = block["weights"], "+".join(block["protocol"]["forget_classes"])
+    if weights["unlearned"] != run.unlearned:
+        return f"was run on other weights ({weights['unlearned']}) than those that were scored ({run.unlearned})"
+    if weights["original"] != run.original:
+        return f"was compared with another original ({weights['original']}) than that of the scores ({run.original})"
     if forgotten != run.forget:
         return f"was run for the classes {forgotten}, the run forgot {run.forget}"
     return None
 
 
 def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
-    """Raises KeyError, TypeError, ValueError or AttributeError when a part is missing or of another kind."""
-    headline = block["headline"]
+    """Make the typed outcome of a block; raise KeyError, TypeError or ValueError if a part is missing or wrong."""
+    headline, made = block["headline"], block["provenance"]
     if headline["better"] not in ("higher", "lower"):
         raise ValueError(f"better is {headline['better']!r}")
     values = {model: float(value) for model, value in headline["values"].items()}
@@ -129,23 +128,40 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
             raise ValueError(f"nothing of the {model} model")
     if not set(curves) <= set(values) or not set(curves) <= set(block["weights"]):
         raise ValueError("curves of models without a number or a digest")
-    block = block | {"provenance": block["provenance"] | {"command": quoted(block["provenance"]["command"])}}
+    return Outcome(
+        run=run,
+        attack=name,
+        title=block["title"],
+        headline=headline["name"],
+        better=headline["better"],
+        limit=headline["limit"],
+        axis=block["axis"],
+        measure=block["measure"],
+        protocol=block["protocol"],
+        weights=block["weights"],
+        classifiers=block.get("classifiers"),
+        command=quoted(made["command"]),
+        commit=made["commit"],
+        hardware=made["hardware"],
+        values=values,
+        curves=curves,
+        images=_images(run.folder, block["folder"], set(curves)),
+    )
+
+
+def _images(run: Path, folder: str, models: set[str]) -> dict[str, Tensor]:
+    """Return the images of an attack by model; nothing if they can't be read or drawn."""
     try:
-        path = run.folder / block["folder"] / "images.safetensors"
-        images = untrusted.read_tensors(untrusted.inside(run.folder, path), untrusted.MAX_IMAGES)
+        path = untrusted.inside(run, run / folder / "images.safetensors")
+        images = untrusted.read_tensors(path, untrusted.MAX_IMAGES)
     except UserError:
-        images = {}
-    if (
-        not set(curves) <= set(images)
-        or not all(map(_is_strip, images.values()))
-        or len({one.shape[1:] for one in images.values()}) > 1
-    ):
-        images = {}
-    return Outcome(run, name, block, values, curves, images)
+        return {}
+    complete = models <= set(images) and all(map(_is_strip, images.values()))
+    return images if complete and len({one.shape[1:] for one in images.values()}) == 1 else {}
 
 
 def _is_strip(images: Tensor) -> bool:
-    """Whether they are uint8 images `[N, 1 or 3, H, W]` that can be drawn."""
+    """Return whether these are uint8 images `[N, 1 or 3, H, W]` that can be drawn."""
     return (
         images.dtype == torch.uint8
         and images.ndim == 4

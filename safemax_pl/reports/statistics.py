@@ -1,93 +1,33 @@
-"""Rows of the summary: means over runs, their spread over seeds and over classes, and who is best."""
+"""Rows of the summary: means over runs, their spread over seeds and over classes, and the best method."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from safemax_pl.classifier.noise import CONTROLS
-from safemax_pl.evaluation.metric_suite import BETTER
-from safemax_pl.reports.reading import FinishedRun
+from safemax_pl.reports.columns import COLUMNS, HARM, Column
+from safemax_pl.reports.finished_run import FinishedRun
 
-MIN_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method is best at nothing else
-MAX_DISAGREEMENT = 0.1  # of the two classifiers; above it, which of them is asked may decide who forgot
-HARM = "delta/fid_retain/classifier"
-
-
-class Column(NamedTuple):
-    """A column of the summary.
-
-    Attributes:
-        key: of `FinishedRun.values`.
-        better: "higher", "lower", or "" where neither is better.
-        form: format of the mean.
-        sd_form: format of both standard deviations.
-        on_hardware: whether the value depends on the machine.
-    """
-
-    key: str
-    better: str
-    form: str
-    sd_form: str
-    on_hardware: bool = False
-
-    @property
-    def title(self) -> str:
-        return self.key.replace("delta/", "Δ ")
-
-    @property
-    def arrow(self) -> str:
-        return {"higher": "↑", "lower": "↓", "": ""}[self.better]
-
-
-def _score(key: str, form: str, sd_form: str) -> Column:
-    """The column of a score, or of its difference to the original's."""
-    return Column(key, BETTER.get(key.removeprefix("delta/"), ""), form, sd_form)
-
-
-COLUMNS = (
-    _score("ua_noise_aware", ".3f", ".3f"),
-    _score("ua_noise_aware/second", ".3f", ".3f"),
-    _score("ua", ".3f", ".3f"),
-    _score("noise_rate", ".3f", ".3f"),
-    _score("retain_accuracy", ".3f", ".3f"),
-    _score("retain_accuracy/second", ".3f", ".3f"),
-    _score("delta/retain_accuracy", "+.3f", ".3f"),
-    _score("fid_retain/classifier", ".3g", ".3g"),
-    _score(HARM, "+.3g", ".3g"),
-    _score("kid_retain/classifier", ".3g", ".3g"),
-    _score("precision/classifier", ".3f", ".3f"),
-    _score("recall/classifier", ".3f", ".3f"),
-    _score("fid_retain/inception", ".3g", ".3g"),
-    _score("delta/fid_retain/inception", "+.3g", ".3g"),
-    _score("kid_retain/inception", ".3g", ".3g"),
-    _score("precision/inception", ".3f", ".3f"),
-    _score("recall/inception", ".3f", ".3f"),
-    _score("drift", ".3g", ".2g"),
-    _score("classifier_disagreement", ".3f", ".3f"),
-    Column("total_seconds", "lower", ".3g", ".3g", on_hardware=True),
-    Column("preparation_seconds", "", ".3g", ".3g", on_hardware=True),
-    Column("unlearn_seconds", "", ".3g", ".3g", on_hardware=True),
-    Column("total_flops", "lower", ".3g", ".3g"),
-    Column("preparation_flops", "", ".3g", ".3g"),
-    Column("unlearn_flops", "", ".3g", ".3g"),
-    Column("peak_memory_mb", "lower", ".4g", ".3g", on_hardware=True),
-    Column("trainable_parameters", "", ".3g", ".3g"),
-)
+MIN_FORGETTING = 0.9  # ua_noise_aware below this is no forgetting: such a method competes in nothing else
+MAX_DISAGREEMENT = 0.1  # of the two classifiers; above it, a result may depend on the choice of the classifier
 CLASSIFIERS = ("ua_noise_aware", "ua_noise_aware/second")
-FORGETTING = (*CLASSIFIERS, "ua")  # the columns in which every method may be best
+FORGETTING = (*CLASSIFIERS, "ua")  # the columns in which every method competes
 
 
 class Spread(NamedTuple):
-    """Mean over classes of the means over seeds; standard deviations (n − 1).
+    """Mean over classes of the means over seeds, and standard deviations (n − 1).
 
-    An sd is None where n is 1.
+    An sd is None if n is 1.
 
     Attributes:
         mean: every forget set has the same weight.
         seeds: sd over seeds at a fixed forget set, averaged over the forget sets.
         classes: sd over forget sets of the means over seeds.
-        least: the smallest of these means, of the worst forget set where more is better.
+        least: the smallest of these means, of the worst forget set if more is better.
     """
 
     mean: float
@@ -107,35 +47,56 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The label as tables show it: a method that did not forget is marked."""
+        """The label as tables show it: a method that did not forget has a †."""
         if self.kind == "control":
             return self.label.replace("_", " ")
         return f"{self.label} †" if self.kind == "method" and not forgets(self) else self.label
 
     @property
     def count(self) -> str:
-        """Over how many seeds and sets of forgotten classes the means are."""
+        """The number of seeds and of sets of forgotten classes under the means."""
         seeds, classes = len({run.seed for run in self.runs}), len({run.forget for run in self.runs})
         complete = f"{seeds} × {classes}"
         return complete if len(self.runs) == seeds * classes else f"{len(self.runs)} of {complete}"
 
 
-def spread(values: dict[str, list[float]]) -> Spread:
-    """The spread of forget set -> one value per seed."""
-    means = [mean(by_seed) for by_seed in values.values()]
-    deviations = [stdev(by_seed) for by_seed in values.values() if len(by_seed) > 1]
-    seeds, classes = mean(deviations) if deviations else None, stdev(means) if len(means) > 1 else None
-    return Spread(mean(means), seeds, classes, min(means))
+def spreads(values: Iterable[tuple[Any, str, float]]) -> dict[Any, Spread]:
+    """Return key -> spread of its values.
+
+    Means are exact (`statistics.mean`), so that they do not depend on the order of the runs.
+
+    Args:
+        values: key, forget set, and the value of one seed.
+    """
+    frame = pd.DataFrame(values, columns=["key", "forget", "value"])
+    by_set = frame.groupby(["key", "forget"], sort=False)["value"]
+    sets = pd.DataFrame({"mean": by_set.agg(_mean), "sd": by_set.agg(_sd)})
+    return {
+        key: Spread(_mean(one["mean"]), _some(_mean(one["sd"].dropna())), _some(_sd(one["mean"])), min(one["mean"]))
+        for key, one in sets.groupby(level="key", sort=False)
+    }
+
+
+def _mean(values: pd.Series) -> float:
+    return mean(values.tolist()) if len(values) else float("nan")
+
+
+def _sd(values: pd.Series) -> float:
+    return stdev(values.tolist()) if len(values) > 1 else float("nan")
+
+
+def _some(value: float) -> float | None:
+    return None if value != value else value
 
 
 def summarise(groups: dict[str, list[FinishedRun]], guidance: str) -> list[Row]:
-    """Original, references, methods, and the noise controls; within a kind in the order of `groups`.
+    """Return the rows of the original, references, methods and noise controls; within a kind in the order of `groups`.
 
-    Original and controls do not depend on the seed of a run: one run per forget set stands for them.
+    Original and controls do not depend on the seed of a run, so one run per forget set is used.
     """
     every = [run for runs in groups.values() for run in runs]
     first = list({run.forget: run for run in reversed(every)}.values())[::-1]
-    controls = [name for name in CONTROLS if all(name in run.metrics["scores"][guidance] for run in first)]
+    controls = [name for name in CONTROLS if all(name in run.scores[guidance] for run in first)]
     rows = [_row("Original", "original", first, guidance, "original")]
     for kind in ("reference", "method"):
         members = {label: runs for label, runs in groups.items() if runs[0].reference == (kind == "reference")}
@@ -144,7 +105,7 @@ def summarise(groups: dict[str, list[FinishedRun]], guidance: str) -> list[Row]:
 
 
 def ordered(groups: dict[str, list[FinishedRun]], guidance: str) -> dict[str, list[FinishedRun]]:
-    """References, the methods that forgot by their harm to the retained classes, the others by how far they came."""
+    """Sort groups: references; methods that forgot, by harm to the retained classes; others by `ua_noise_aware`."""
 
     def place(row: Row) -> tuple[bool, bool, float, str]:
         harm = row.cells[HARM].mean if HARM in row.cells else inf
@@ -156,25 +117,22 @@ def ordered(groups: dict[str, list[FinishedRun]], guidance: str) -> dict[str, li
 
 
 def _row(label: str, kind: str, runs: list[FinishedRun], guidance: str, model: str) -> Row:
-    cells: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        for key, value in run.values(guidance, model).items():
-            cells.setdefault(key, {}).setdefault(run.forget, []).append(value)
-    return Row(label, kind, runs, {key: spread(values) for key, values in cells.items()})
+    values = ((key, run.forget, value) for run in runs for key, value in run.values(guidance, model).items())
+    return Row(label, kind, runs, spreads(values))
 
 
 def columns(rows: list[Row]) -> list[Column]:
-    """Those of `COLUMNS` in which any row has a value."""
+    """Return those of `COLUMNS` in which any row has a value."""
     return [column for column in COLUMNS if any(column.key in row.cells for row in rows)]
 
 
 def best(rows: list[Row], column: Column) -> list[str]:
-    """Labels of the methods whose mean is the best as it is printed; none where fewer than two compete.
+    """Return the labels of the methods whose printed mean is the best; none if fewer than two compete.
 
-    Outside `FORGETTING` only methods that reach `MIN_FORGETTING` take part: doing nothing is free and keeps the
-    retained classes perfectly. Methods that forgot different classes are not compared. Values that depend on the
-    machine have no best across machines, nor has the memory on a CPU: it is the peak of the process, which later runs
-    of the process inherit.
+    Outside `FORGETTING` only methods that reach `MIN_FORGETTING` compete: doing nothing is free and keeps the retained
+    classes perfectly. Methods that forgot different classes are not compared. Values that depend on the machine have
+    no best across machines. Memory on a CPU has none either: it is the peak of the process, and later runs of one
+    process inherit it.
     """
     if not column.better or (column.on_hardware and not same_hardware(rows)):
         return []
@@ -194,17 +152,14 @@ def best(rows: list[Row], column: Column) -> list[str]:
 
 
 def forgets(row: Row) -> bool:
-    """Whether every set of forgotten classes is gone, so that what else a method does well counts.
-
-    Both classifiers have to say so, where there are two.
-    """
+    """Return whether every set of forgotten classes is gone, by both classifiers if there are two."""
     first, second = (row.cells.get(key) for key in CLASSIFIERS)
     said = [first, second] if second is not None else [first]
     return all(spread is not None and spread.least >= MIN_FORGETTING for spread in said)
 
 
 def same_hardware(rows: list[Row]) -> bool:
-    """Whether seconds and memory of the methods can be compared."""
+    """Return whether all methods ran on the same hardware, so that seconds and memory can be compared."""
     return len({run.hardware for run in _runs_of_methods(rows)}) <= 1
 
 

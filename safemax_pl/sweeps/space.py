@@ -12,9 +12,9 @@ from optuna.distributions import (
 )
 
 from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.files import flat
 from safemax_pl.config.compose import build, compose
 from safemax_pl.evaluation import tables
-from safemax_pl.reports.reading import flat
 from safemax_pl.runs.run import comparable
 from safemax_pl.training.cost import Cost
 

@@ -18,7 +18,7 @@ from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.trainable import LoRA, Parts, matching, trainable
 from safemax_pl.evaluate import evaluate
 from safemax_pl.fit import fit
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 from safemax_pl.training.module import UnlearningModule
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -32,7 +32,7 @@ from safemax_pl.evaluation.metric_suite import Scores
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics
 from safemax_pl.evaluation.metrics.reference import Reference
 from safemax_pl.evaluation.scoring import score
-from safemax_pl.reports.reading import what_must_agree
+from safemax_pl.reports.load import what_must_agree
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 STEPS = 4  # of the sampler, where a model is sampled

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safemax_pl.reports import curves as module
-from safemax_pl.reports.curves import curves
+from safemax_pl.common.figures import PALE
+from safemax_pl.reports.figures import curves as module
+from safemax_pl.reports.figures.curves import curves
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 
 
 @pytest.fixture
@@ -40,13 +41,13 @@ def test_a_panel_per_method_with_the_mean_over_runs_at_the_same_step(groups, tmp
     assert [axis.get_title() for axis in axes if axis.get_visible()] == ["a", "b", "c"]
     thick = line_of(axes[1], "b")
     assert list(thick.get_ydata()) == [0.0, 0.5, 1.0]
-    assert [line.get_color() for line in axes[1].get_lines()].count(module.OTHERS) == 2
+    assert [line.get_color() for line in axes[1].get_lines()].count(PALE) == 2
 
 
-def test_a_curve_starts_when_the_priors_are_ready(groups, tmp_path, drawn):
+def test_a_curve_starts_after_the_preparation(groups, tmp_path, drawn):
     pictures = curves(tmp_path, groups, "w=0")
     assert list(line_of(drawn[0].axes[0], "a").get_xdata()) == [0.5, 6.0, 11.0]
-    assert "over preparation_seconds + training seconds" in pictures[0].caption
+    assert "over seconds of preparation and training" in pictures[0].caption
     assert drawn[0].get_supxlabel() == "preparation + training seconds"
 
 

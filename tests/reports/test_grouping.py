@@ -4,7 +4,7 @@ import pytest
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 
 
 def test_seeds_and_classes_are_one_configuration(write_run, tmp_path):

@@ -1,8 +1,8 @@
 import pytest
 
 from safemax_pl.reports.grouping import group
+from safemax_pl.reports.load import read
 from safemax_pl.reports.notes import notes
-from safemax_pl.reports.reading import read
 from safemax_pl.reports.statistics import summarise
 
 
@@ -61,7 +61,7 @@ def test_runs_without_a_second_classifier_are_noted_where_others_have_one(write_
     write_run("b")
     assert "second classifier" not in noted()
     write_run("c", protocol={"second_classifier": {"hash": "other"}})
-    assert "Without a second classifier, which others had: a-0-3, b-0-3. They are † by the first alone." in noted()
+    assert "Without a second classifier, which others have: a-0-3, b-0-3. Only the first decides their †." in noted()
 
 
 @pytest.mark.parametrize(("disagreement", "said"), [(0.1, False), (0.11, True)])

@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from safemax_pl.report import report
+from safemax_pl.reports.report import report
 
 VOID = {"meta", "link", "img", "br", "wbr", "input", "hr"}
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safemax_pl.report import report
-from safemax_pl.reports import robustness, robustness_pictures
+from safemax_pl.common.frames import write_csv
+from safemax_pl.reports import robustness
+from safemax_pl.reports.figures import attack_bars, attack_curves, attack_images
+from safemax_pl.reports.figures.attacks import draw
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
+from safemax_pl.reports.notes import attack_notes
+from safemax_pl.reports.report import report
 from safemax_pl.reports.statistics import summarise
 
 NOISE = {"normal_noise": 1.0, "uniform_noise": 0.9}
@@ -21,7 +25,8 @@ def compared(tmp_path):
 
     def found():
         groups = group(read([tmp_path])[0])
-        return robustness.compare(groups, summarise(groups, "w=0"))
+        attacked, notes = robustness.compare(groups, summarise(groups, "w=0"))
+        return attacked, notes + (attack_notes(attacked, groups) if attacked else [])
 
     return found
 
@@ -222,15 +227,17 @@ def test_images_that_cannot_be_read_are_noted(write_run, write_attack, compared,
     path = folder / "attacks/late_start-0/images.safetensors"
     path.write_bytes(content) if content else path.unlink()
     found, notes = compared()
-    assert notes == ["a-0-3/attacks/late_start-0/images.safetensors is missing or damaged: it is not in the pictures."]
-    assert "Images at the strongest point" not in robustness_pictures.draw(tmp_path / "out", found)
+    assert notes == [
+        "a-0-3/attacks/late_start-0/images.safetensors is missing or damaged: its images are not in the pictures."
+    ]
+    assert "Images at the strongest point" not in draw(tmp_path / "out", found)
 
 
 def test_every_number_is_in_the_file(write_run, write_attack, compared, tmp_path):
     for seed, value in enumerate((10.0, 100.0)):
         write_attack(write_run("a", seed), "relearning", value, limit=100.0)
     found, _ = compared()
-    robustness.write_robustness(tmp_path / "robustness.csv", found)
+    write_csv(tmp_path / "robustness.csv", robustness.numbers(found))
     with (tmp_path / "robustness.csv").open(newline="") as file:
         original, *lines = csv.DictReader(file)
     assert (original["method"], original["seed"], original["model"]) == ("Original", "", "original")
@@ -249,15 +256,14 @@ def test_every_number_is_in_the_file(write_run, write_attack, compared, tmp_path
 
 def test_pictures_show_means_bands_and_images(write_run, write_attack, compared, tmp_path, monkeypatch):
     kept = []
-    save = robustness_pictures.save
-    monkeypatch.setattr(
-        robustness_pictures, "save", lambda figure, *rest: (kept.append(figure), save(figure, *rest))[1]
-    )
+    save = attack_bars.save
+    for module in (attack_bars, attack_curves, attack_images):
+        monkeypatch.setattr(module, "save", lambda figure, *rest: (kept.append(figure), save(figure, *rest))[1])
     for seed, value in ((0, 0.8), (1, 0.6)):
         write_attack(write_run("a", seed), value=value, controls=NOISE)
         write_attack(write_run("b", seed), value=0.4, controls=NOISE)
     found, _ = compared()
-    pictures = [one for group in robustness_pictures.draw(tmp_path / "out", found).values() for one in group]
+    pictures = [one for group in draw(tmp_path / "out", found).values() for one in group]
     bars, curves, images = kept
     assert [patch.get_width() for patch in bars.axes[0].patches] == [pytest.approx(0.7), pytest.approx(0.4)]
     assert sum(line.get_linestyle() != "None" and len(line.get_xdata()) == 2 for line in bars.axes[0].get_lines()) >= 3
@@ -278,7 +284,7 @@ def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, c
     write_attack(write_run("a", 0), value=0.2)
     write_attack(write_run("a", 1), value=0.4, xs=(0.2, 0.9))
     (attacked,) = compared()[0].attacks
-    found = robustness_pictures.middle(attacked, "a", "test images")
+    found = attack_curves.middle(attacked, "a", "test images")
     assert list(found) == [0.2] and found[0.2].mean == pytest.approx(0.3)
 
 
@@ -305,11 +311,11 @@ def test_the_section_is_all_that_attacks_add(write_run, write_attack, tmp_path):
     assert not (plain / "robustness.csv").exists()
     for name, start, end in (
         ("report.md", "## Robustness", "## Reading the tables"),
-        ("report.html", '<section id="robu', '\n<section id="reading'),
+        ("report.html", '<section id="robu', '<section id="reading'),
     ):
         text, without = (attacked / name).read_text(), (plain / name).read_text()
         before, _, rest = text.partition(start)
         section, _, after = rest.partition(end)
         assert "Late start" in section and "robustness.csv" in section and "obustness" not in without
-        link = '<li><a href="#robustness">Robustness</a></li>'
+        link = '<li><a href="#robustness">Robustness</a></li>\n'
         assert before.replace(link, "") + end + after == without

@@ -3,9 +3,10 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from safemax_pl.reports import grids
+from safemax_pl.common.figures import FORGET
+from safemax_pl.reports.figures import samples as grids
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_grid_has_a_column_per_model_and_blocks_of_a_forgotten_and_retained_cl
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["Original", "a", "b"]
     rows = [tick.get_text() for tick in axis.get_yticklabels()]
     assert rows == ["3\n(forget)", "0\n(retain)", "5\n(retain)", "9\n(retain)"]
-    assert to_hex(axis.get_yticklabels()[0].get_color()) == grids.FORGET_COLOUR
+    assert to_hex(axis.get_yticklabels()[0].get_color()) == FORGET
     shown = np.asarray(axis.images[0].get_array())
     assert set(np.unique(shown)) == {80, 20, 120, 200, 255}  # grey levels of 3, 0, 5, 9, and the gaps
     assert shown[0, 0] == 80 and shown[0, 9] == 80 and shown[0, 18] == 80
@@ -62,16 +63,3 @@ def test_runs_without_images_are_named_or_leave_no_picture(write_run, tmp_path):
     assert "No images of: b." in picture.caption
     (tmp_path / "runs" / "a-0-3" / "samples.safetensors").unlink()
     assert grids.samples(tmp_path, groups_of(tmp_path), "w=0") == []
-
-
-def test_heat_maps_have_models_against_classes(write_run, tmp_path, drawn):
-    write_run("a", forget="3")
-    write_run("a", forget="8", scores={"ua_noise_aware": 0.25, "retain_accuracy": 0.5})
-    forgotten, retained = grids.per_class(tmp_path, groups_of(tmp_path), "w=0")
-    values = [np.asarray(figure.axes[0].images[0].get_array()) for figure in drawn]
-    assert values[0].tolist() == [[0.0, 0.0], [1.0, 0.25]]
-    assert values[1].shape == (2, 10)
-    assert values[1][1].tolist() == pytest.approx([0.745] * 3 + [0.5] + [0.745] * 4 + [0.99] + [0.745])
-    assert "0.25, a on class 8" in forgotten.caption and "0.50, a on class 3" in retained.caption
-    assert "per_class.csv" in forgotten.caption and "per_class.csv" in retained.caption
-    assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == ["Original", "a"]

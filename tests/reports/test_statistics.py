@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
+from safemax_pl.reports.columns import COLUMNS, Column
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
-from safemax_pl.reports.statistics import COLUMNS, Column, best, columns, forgets, ordered, spread, summarise
+from safemax_pl.reports.load import read
+from safemax_pl.reports.statistics import best, columns, forgets, ordered, spreads, summarise
 
 
 def column(key: str) -> Column:
@@ -14,6 +15,11 @@ def column(key: str) -> Column:
 
 def rows_of(tmp_path, guidance="w=0"):
     return summarise(group(read([tmp_path])[0]), guidance)
+
+
+def spread(values: dict[str, list[float]]):
+    """The spread of forget set -> one value per seed."""
+    return spreads((0, forget, value) for forget, by_seed in values.items() for value in by_seed)[0]
 
 
 def test_mean_and_both_deviations_by_hand():
@@ -68,7 +74,7 @@ def test_the_best_is_the_highest_or_lowest_as_the_column_says(write_run, tmp_pat
     assert best(rows, column("noise_rate")) == []
 
 
-def test_a_prior_is_a_cost(write_run, tmp_path):
+def test_preparation_is_a_cost(write_run, tmp_path):
     write_run(
         "a", cost={"preparation_seconds": 9.0, "unlearn_seconds": 1.0, "preparation_flops": 3.0, "unlearn_flops": 1.0}
     )

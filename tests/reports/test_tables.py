@@ -2,10 +2,12 @@ import csv
 
 import pytest
 
-from safemax_pl.reports import summary
+from safemax_pl.common.frames import write_csv
+from safemax_pl.reports import page, tables
+from safemax_pl.reports.columns import COLUMNS
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
-from safemax_pl.reports.statistics import COLUMNS, Spread, columns, summarise
+from safemax_pl.reports.load import read
+from safemax_pl.reports.statistics import Spread, columns, summarise
 
 
 @pytest.fixture
@@ -21,11 +23,20 @@ def lines(path):
         return list(csv.DictReader(file))
 
 
+def report_of(groups, title="a"):
+    """A report without pictures, which are slow."""
+    return page.Report(title, groups, {"w=0": summarise(groups, "w=0")}, {"w=0": {}}, [], None, {})
+
+
+def summary_of(groups):
+    """The lines of the summary in Markdown."""
+    return page.markdown(report_of(groups), None).partition("| seeds × classes")[2].partition("\n\n")[0].splitlines()
+
+
 def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
     rows = summarise(groups, "w=0")
-    table = [line.strip("| ").split(" | ") for line in summary.markdown(summary.table(rows)).splitlines()]
-    header, _, *body = table
-    assert header[:3] == ["seeds × classes", "ua_noise_aware ↑", "ua ↑"]
+    header, _, *body = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in summary_of(groups))
+    assert header[:2] == ["ua_noise_aware ↑", "ua ↑"]
     cells = dict(zip([column.key for column in columns(rows)], body[1][2:], strict=True))
     assert body[1][:2] == ["a", "2 × 1"]
     assert cells["retain_accuracy"] == "**0.850** ± 0.071"
@@ -34,17 +45,18 @@ def test_markdown_has_a_line_per_row_and_a_cell_per_column(groups):
 
 
 def test_scores_in_the_features_of_a_network_have_columns_only_where_a_run_has_them(write_run, tmp_path, groups):
-    without = summary.markdown(summary.table(summarise(groups, "w=0")))
+    without = summary_of(groups)[0]
     assert "fid_retain/classifier ↓" in without and "inception" not in without and "precision" not in without
     write_run("c", scores={"fid_retain/inception": 7.5, "precision/classifier": 0.8})
-    rows = summarise(group(read([tmp_path])[0]), "w=0")
-    assert "| fid_retain/classifier ↓ |" in summary.markdown(summary.table(rows))
-    assert "| precision/classifier ↑ | fid_retain/inception ↓ |" in summary.markdown(summary.table(rows))
-    assert "<span>7.5</span>" in summary.html(summary.table(rows), "caption")
+    groups = group(read([tmp_path])[0])
+    header = summary_of(groups)[0]
+    assert "| fid_retain/classifier ↓ |" in header
+    assert "| precision/classifier ↑ | fid_retain/inception ↓ |" in header
+    assert "<span>7.5</span>" in page.html(report_of(groups))
 
 
 def test_results_have_a_line_per_run_and_guidance(groups, tmp_path):
-    summary.write_results(tmp_path / "results.csv", groups)
+    write_csv(tmp_path / "results.csv", tables.results(groups))
     found = lines(tmp_path / "results.csv")
     assert len(found) == 4
     first = found[0]
@@ -57,7 +69,7 @@ def test_results_have_a_line_per_run_and_guidance(groups, tmp_path):
 
 
 def test_the_summary_file_has_means_and_both_deviations(groups, tmp_path):
-    summary.write_summary(tmp_path / "summary.csv", {"w=0": summarise(groups, "w=0")})
+    write_csv(tmp_path / "summary.csv", tables.summary({"w=0": summarise(groups, "w=0")}))
     found = {line["row"]: line for line in lines(tmp_path / "summary.csv")}
     assert list(found) == ["Original", "a", "b", "normal_noise", "uniform_noise"]
     assert float(found["a"]["retain_accuracy"]) == pytest.approx(0.85)
@@ -67,14 +79,14 @@ def test_the_summary_file_has_means_and_both_deviations(groups, tmp_path):
     assert found["Original"]["unlearn_seconds"] == ""
 
 
-def test_text_from_outside_is_escaped():
-    table = summary.plain("a <caption>", ["<i>"], [["x & y", "<script>"]])
-    assert "<script>" not in table and "&lt;script&gt;" in table
-    assert "a &lt;caption&gt;" in table and "x &amp; y" in table
+def test_text_from_outside_is_escaped(groups):
+    text = page.html(report_of(groups, "a <script> & |"))
+    assert "<title>a &lt;script&gt; &amp; |</title>" in text
+    assert page.markdown(report_of(groups, "a <script> & |"), None).startswith("# a &lt;script&gt; &amp; \\|\n")
 
 
 def test_scores_per_class_have_a_line_each(groups, tmp_path):
-    summary.write_per_class(tmp_path / "per_class.csv", groups)
+    write_csv(tmp_path / "per_class.csv", tables.per_class(groups))
     found = lines(tmp_path / "per_class.csv")
     assert len(found) == 4 * 2 * 10
     names = [
@@ -106,28 +118,30 @@ def test_scores_per_class_have_a_line_each(groups, tmp_path):
 )
 def test_deviations_have_the_format_of_their_column(key, sd, text):
     column = next(column for column in COLUMNS if column.key == key)
-    assert summary.deviations(Spread(1.0, sd, 0.25 if "(" in text else None, 1.0), column) == text
+    assert tables.deviations(Spread(1.0, sd, 0.25 if "(" in text else None, 1.0), column) == text
 
 
 def test_signs_are_words_for_a_screen_reader(write_run, tmp_path):
     write_run("idle", scores={"ua_noise_aware": 0.1})
-    table = summary.html(summary.table(summarise(group(read([tmp_path])[0]), "w=0")), "caption")
+    text = page.html(report_of(group(read([tmp_path])[0])))
     for sign, words in (("↑", "higher is better"), ("↓", "lower is better"), ("†", "did not forget")):
-        assert f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>' in table
+        assert f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span>' in text
 
 
-def test_footnotes_say_what_the_second_classifier_does_only_where_there_is_one():
-    plan = {"forget_per_class": 4, "retain_total": 36}
-    alone, both = summary.footnotes(plan), summary.footnotes(plan, has_second_classifier=True)
-    assert "second" not in " ".join(alone)
+PLAN = {"plan.forget_per_class": 4, "plan.retain_total": 36}
+
+
+def test_footnotes_explain_the_second_classifier_only_if_there_is_one():
+    alone, both = tables.footnotes(PLAN), tables.footnotes(PLAN, has_second_classifier=True)
+    assert "second classifier" not in " ".join(alone)
     assert set(alone) < set(both) and "both classifiers" in " ".join(both)
 
 
 def test_footnotes_say_what_is_scored_and_what_does_not_compete():
-    text = " ".join(summary.footnotes({"forget_per_class": 4, "retain_total": 36}))
+    text = " ".join(tables.footnotes(PLAN))
     for part in (
-        "4 images of each forgotten class and 36 of the retained",
-        "no sd contains the sampling error",
+        "4 images of each forgotten class and 36 images of the retained",
+        "No sd contains the sampling error",
         "below 0.9 on any set of forgotten classes",
         "On a CPU it is the peak of the process",
         "Only totals compete",

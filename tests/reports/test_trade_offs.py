@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safemax_pl.reports import charts
+from safemax_pl.common import figures
+from safemax_pl.reports.figures import trade_offs as charts
 from safemax_pl.reports.grouping import group
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 from safemax_pl.reports.statistics import summarise
 
 
@@ -62,14 +63,14 @@ def test_methods_differ_in_colour_and_shape_and_single_runs_are_shown(groups, tm
     points = [line for line in axis.get_lines() if line.get_label() in ("good", "slow", "idle †")]
     assert len({line.get_color() for line in points}) == len({line.get_marker() for line in points}) == 3
     assert [len(dots.get_offsets()) for dots in axis.collections] == [2, 2, 2]
-    looks = [charts.style(index) for index in range(70)]
+    looks = [figures.style(index) for index in range(70)]
     assert len({(look["color"], look["marker"]) for look in looks}) == 70
 
 
 def test_a_cost_that_a_run_does_not_have_is_not_drawn(groups, tmp_path):
     for runs in groups.values():
         for run in runs:
-            del run.metrics["cost"]["unlearn_flops"]
+            del run.cost["unlearn_flops"]
     assert len(charts.trade_offs(tmp_path, summarise(groups, "w=0"), "w=0")) == 3
 
 
@@ -77,7 +78,7 @@ def points_of(figure):
     return {line.get_label(): line for line in figure.axes[0].get_lines()}
 
 
-def test_a_prior_counts_as_time(write_run, tmp_path):
+def test_preparation_counts_as_time(write_run, tmp_path):
     write_run("a", cost={"preparation_seconds": 9.0, "unlearn_seconds": 1.0})
     write_run("b", cost={"preparation_seconds": 0.0, "unlearn_seconds": 2.0})
     rows = summarise(group(read([tmp_path])[0]), "w=0")
@@ -94,8 +95,8 @@ def test_a_reference_is_a_grey_star_on_no_front(write_run, groups, tmp_path, dra
     assert "Grey star: retrain, a reference." in second.caption
     star = points_of(drawn[1])["retrain"]
     assert (star.get_marker(), star.get_color()) == ("*", charts.REFERENCE["color"])
-    assert "*" not in charts.MARKERS and star.get_color() not in charts.COLOURS
-    assert points_of(drawn[1])["good"].get_color() == charts.COLOURS[0]
+    assert "*" not in figures.MARKERS and star.get_color() not in figures.COLOURS
+    assert points_of(drawn[1])["good"].get_color() == figures.COLOURS[0]
 
 
 def test_across_machines_there_is_no_front_over_seconds(write_run, groups, tmp_path, drawn):

@@ -16,7 +16,7 @@ from safemax_pl.evaluate import evaluate
 from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.fit import fit
-from safemax_pl.reports.reading import read
+from safemax_pl.reports.load import read
 from safemax_pl.runs.loggers import CSVHistory
 from safemax_pl.training.early_stopping import StopWhen, quick_names
 from safemax_pl.training.module import UnlearningModule
