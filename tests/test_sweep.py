@@ -737,7 +737,7 @@ def test_the_accuracy_of_the_classifier_stands_with_the_front(tmp_path, fits, ca
     for path in folder.glob("trial-*/metrics.json"):
         path.write_text("{")
     sweep(arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2"))
-    assert "The trials don't say how well" in (folder / "best.md").read_text()
+    assert "The trials don't state the accuracy" in (folder / "best.md").read_text()
 
 
 def test_the_front_has_every_trade_off(tmp_path, fits):
