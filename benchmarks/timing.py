@@ -25,8 +25,8 @@ from rich.table import Table
 from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import write_json
 from safemax_pl.common.hardware import flop_counter, hardware
-from safemax_pl.config.compose import quiet
-from safemax_pl.runs.run import provenance
+from safemax_pl.config.command_line import quiet
+from safemax_pl.runs.provenance import provenance
 
 FOLDER = "runs/benchmarks"
 Side = Callable[[], Any]

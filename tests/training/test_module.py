@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from test_fit import tiny
 
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 
