@@ -3,20 +3,19 @@
 A run records these digests when it begins. The same command with other digests is refused.
 """
 
-from safemax_pl.diffusion.saved_model import pretrained
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from safemax_pl.diffusion import unet
-from safemax_pl.data import sources
-from safemax_pl.common import untrusted
-from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.common.errors import UserError
 from safemax_pl.classifier.model import Classifier
+from safemax_pl.common import untrusted
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import file_digest
+from safemax_pl.data import sources
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 
 FILE = "identity.json"

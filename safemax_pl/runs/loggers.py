@@ -1,51 +1,15 @@
 """Where scalars go: a CSV file always, and Weights & Biases when it is configured."""
 
 import csv
-import logging
-import os
-import re
-import sys
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from safemax_pl.common import distributed
-from safemax_pl.common.errors import UserError
-from safemax_pl.common.files import atomic, write_csv
+from safemax_pl.common.files import write_csv
 from safemax_pl.common.untrusted import MAX_JSON, damaged, regular
-import pickle
-import traceback
-import warnings
-import zipfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
-from safemax_pl.common import distributed
-from safemax_pl.common.console import progress_bars
-from safemax_pl.common.errors import UserError, one_line
-from safemax_pl.common.files import atomic
-from safemax_pl.common.untrusted import regular
 from safemax_pl.config.build import build
-from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.runs.identity import Identity
-from safemax_pl.runs.run import PREVIOUS, Run
-from safemax_pl.training.early_stopping import StopWhen
-from safemax_pl.training.ema import Average
-from safemax_pl.training.preemption import Preemption
-
 
 
 class CSVHistory(Logger):
@@ -92,38 +56,6 @@ class CSVHistory(Logger):
     def finalize(self, status: str) -> None:
         if self.rows:
             self.save()
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def make_loggers(node: Any, folder: Path) -> list[Logger]:

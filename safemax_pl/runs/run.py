@@ -1,28 +1,18 @@
 """A run is a folder: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
 
-import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__
-from safemax_pl.runs import identity
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.config.locations import LOCATIONS, differing_keys
-from safemax_pl.config.saved import read_config
-from safemax_pl.common.files import existing
 from safemax_pl.common.errors import MachineError, UserError
+from safemax_pl.common.files import atomic, check_name, existing, remove_scratch, write_json
+from safemax_pl.config.locations import comparable, differing_keys
 from safemax_pl.config.moved import present_metrics
-from safemax_pl.config.locations import comparable
-from safemax_pl.common.files import PROJECT, atomic, check_name, remove_scratch, write_json
+from safemax_pl.config.saved import read_config
+from safemax_pl.runs import identity
 from safemax_pl.runs.identity import Identity
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last
@@ -141,8 +131,6 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     return present_metrics(untrusted.read_json(path, remedy)) if path.exists() else None
 
 
-
-
 def training(cfg: DictConfig) -> dict[str, Any]:
     """How the scored weights were made: method, seed, most steps, what might end them, whether they are averaged."""
     return {
@@ -158,9 +146,3 @@ def training(cfg: DictConfig) -> dict[str, Any]:
 def steps_taken(training: dict[str, Any]) -> int:
     """Of a fit, from the `training` section of its metrics.json; versions before 0.4 took all and did not say so."""
     return training.get("steps", training.get("max_steps", 0))
-
-
-
-
-
-

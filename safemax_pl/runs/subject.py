@@ -1,28 +1,21 @@
 """What is scored or attacked: a run, or a diffusers folder that something else saved."""
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl.runs.saved_config import saved_config
-from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
-from safemax_pl.config.compose import CONFIGS, compose, override
 from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose, override
 from safemax_pl.config.prerequisites import check_needs
-from safemax_pl.config.saved import check_config, check_resolved, read_config
-from safemax_pl.config.schema import check_keys, check_values
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import run_folder
-
+from safemax_pl.runs.saved_config import saved_config
 
 
 class Subject(NamedTuple):
@@ -117,7 +110,3 @@ def check_identity(
         if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
     }
     identity.check(str(folder), recorded, kept, again=True)
-
-
-
-

@@ -5,12 +5,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.escaping import printable
+from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.runs.run import steps_taken
-
 
 
 def print_scores(metrics: dict[str, Any], title: str) -> None:
