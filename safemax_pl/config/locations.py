@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl.common.files import check_name, digest, dotted, leaves
+from safemax_pl.common.files import digest, dotted, leaves
+from safemax_pl.common.names import check_name
 from safemax_pl.config.compose import CONFIGS, compose
 
 # What may differ when a run is resumed or shown: what it is called, where things are, who listens, what they run on and

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import MachineError, UserError
-from safemax_pl.common.files import atomic, check_name, existing, remove_scratch, write_json
+from safemax_pl.common.files import atomic, existing, remove_scratch, write_json
+from safemax_pl.common.names import check_name
 from safemax_pl.config.locations import comparable, differing_keys
 from safemax_pl.config.moved import present_metrics
 from safemax_pl.config.saved import read_config
