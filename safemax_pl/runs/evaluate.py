@@ -1,4 +1,4 @@
-"""Score a run, or a folder that something else saved, again: the body of `python -m safemax_pl.evaluate`."""
+"""Score a run or a diffusers folder again: the body of `python -m safemax_pl.evaluate`."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from safemax_pl.runs.subject import Subject, load_subject
 
 
 def evaluate(target: str, overrides: list[str], command_line: str | None = None) -> Path:
-    """Score `target` again; returns the folder that holds `metrics.json` and `samples.png`.
+    """Score `target` again, and return the folder with `metrics.json` and `samples.png`.
 
     Args:
         target: folder of a run, or a diffusers folder.
         overrides: key=value changes of its configuration.
-        command_line: reproduces these scores, if the running command does not.
+        command_line: reproduces the scores; None for the command that is running.
     """
     subject = load_subject(target, overrides)
     evaluator = make_evaluator(subject.cfg, subject.data)
@@ -48,7 +48,7 @@ def evaluate(target: str, overrides: list[str], command_line: str | None = None)
 
 
 def output_folder(subject: Subject, results: Results) -> Path:
-    """Return the folder for the scores: "same" if the run's own configuration was used, otherwise a digest."""
+    """Return the folder for the scores, named "same" for the run's own configuration, otherwise by a digest."""
     same = subject.is_run and comparable(read_config(subject.folder / "config.yaml")) == comparable(subject.cfg)
     name = "same" if same else digest(results.protocol, results.weights)
     return untrusted.inside(subject.folder, subject.folder / "evaluations" / name)

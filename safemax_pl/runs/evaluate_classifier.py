@@ -1,4 +1,4 @@
-"""Measure how well a classifier tells noise from images: the body of `python -m safemax_pl.evaluate_classifier`."""
+"""Measure how well a classifier detects noise: the body of `python -m safemax_pl.evaluate_classifier`."""
 
 from pathlib import Path
 
@@ -25,7 +25,15 @@ from safemax_pl.runs.run import run_folder
 
 
 def evaluate_classifier(target: str, overrides: list[str]) -> Path:
-    """Measure the classifier in the folder `target`; returns the folder with the figures."""
+    """Measure the classifier in the folder `target`, and return the folder with the results.
+
+    Args:
+        target: folder with model.safetensors and config.json.
+        overrides: key=value changes of configs/evaluate_classifier.yaml.
+
+    Raises:
+        UserError: if the folder holds no classifier.
+    """
     cfg = compose("evaluate_classifier", overrides)
     if not (Path(target) / "config.json").exists():
         raise UserError(no_classifier("classifier", target, cfg.data.name, cfg.data.path))
@@ -65,19 +73,19 @@ def print_operation(operation: Operation, title: str) -> None:
     console = plain_console()
     console.print(printable(title), style="bold", soft_wrap=True)
     console.print(f"false alarms: {operation.false_alarms:.4f} of {operation.real} real test images are called noise")
-    table = Table("noise", title="noise that it was not trained on", title_justify="left")
+    table = Table("noise", title="noise outside the training set", title_justify="left")
     for column in ("called noise", "at 1 % false alarms", "AUROC"):
         table.add_column(column, justify="right")
     for kind, found in operation.detections.items():
         table.add_row(kind, f"{found.noise_rate:.4f}", f"{found.at_one_percent:.4f}", f"{found.auroc:.4f}")
     console.print(table)
-    table = Table("share of noise", title="real images that turn into noise", title_justify="left")
+    table = Table("share of noise", title="blends of real images and noise", title_justify="left")
     for column in ("called noise", "called its class"):
         table.add_column(column, justify="right")
     for blend in operation.blends[::2]:
         table.add_row(f"{blend.weight:.1f}", f"{blend.called_noise:.3f}", f"{blend.called_its_class:.3f}")
     console.print(table)
-    table = Table("class", title="what would be reported for pure noise", title_justify="left")
+    table = Table("class", title="scores of pure noise", title_justify="left")
     for kind in CONTROLS:
         for score in ("ua", "ua_noise_aware"):
             table.add_column(f"{kind.replace('_', ' ')}\n{score}", justify="right")

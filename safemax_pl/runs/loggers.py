@@ -1,4 +1,4 @@
-"""Where scalars go: a CSV file always, and Weights & Biases when it is configured."""
+"""Loggers: a CSV file in every run, and Weights & Biases if configured."""
 
 import csv
 from pathlib import Path
@@ -13,9 +13,15 @@ from safemax_pl.config.build import build
 
 
 class CSVHistory(Logger):
-    """Every logged scalar as `metrics.csv`, one row per step; rewritten atomically.
+    """Logger that writes all scalars to a CSV file, one row per step, atomically.
 
     Unlike Lightning's CSVLogger it keeps the rows of an interrupted run, up to the step that the run resumes from.
+
+    Args:
+        path: the file; its rows are read if it exists.
+
+    Attributes:
+        rows: step -> column -> value.
     """
 
     def __init__(self, path: Path):
@@ -37,12 +43,12 @@ class CSVHistory(Logger):
 
     @rank_zero_only
     def resume_from(self, step: int) -> None:
-        """Drop the rows after `step`: they are about to be logged again."""
+        """Drop the rows after `step`, as the resumed fit logs them again."""
         self.rows = {old: row for old, row in self.rows.items() if old <= step}
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The configuration is in config.yaml already."""
+        """Do nothing: config.yaml holds the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -59,7 +65,7 @@ class CSVHistory(Logger):
 
 
 def make_loggers(node: Any, folder: Path) -> list[Logger]:
-    """metrics.csv always, and what the configuration's `logger` node describes, if anything."""
+    """Return the logger of metrics.csv, and that of the configuration's `logger` node unless it is null."""
     loggers: list[Logger] = [CSVHistory(folder / "metrics.csv")]
     if node:
         loggers.append(build(node, folder=folder))

@@ -1,4 +1,4 @@
-"""Provenance of a number: command, commit, versions and hardware."""
+"""Provenance of scores: command, commit, versions and hardware."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ from safemax_pl.common.files import PROJECT
 
 
 def provenance(command_line: str | None = None) -> dict[str, Any]:
-    """Where a number comes from: command, commit, versions and hardware.
+    """Return the command, commit, versions and hardware of this process, for metrics.json.
 
-    Of a multirun the command is the one that makes this run alone.
+    In a multirun the command is the one that makes this run alone.
 
     Args:
-        command_line: that makes the number, where it is not the running one.
+        command_line: reproduces the scores; None for the command that is running.
     """
     program = "python -m " + (
         sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
@@ -39,12 +39,12 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout.
+    """Return the commit by `git describe`, with "-dirty" also for untracked files; None outside a checkout.
 
-    Where the checkout's history is elsewhere, SAFEMAX_COMMIT says it.
+    The environment variable SAFEMAX_COMMIT replaces it, for checkouts without history.
     """
-    if said := os.environ.get("SAFEMAX_COMMIT"):
-        return said
+    if commit := os.environ.get("SAFEMAX_COMMIT"):
+        return commit
     try:
         described = _git("describe", "--always", "--dirty", "--abbrev=12")
         new = _git("ls-files", "--others", "--exclude-standard", "safemax_pl", "configs")

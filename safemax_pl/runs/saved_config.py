@@ -1,4 +1,4 @@
-"""The configuration of a finished run, read from anybody's folder."""
+"""Read the configuration of a finished run of unknown origin."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from safemax_pl.config.compose import CONFIGS, override
 from safemax_pl.config.saved import check_config, check_resolved, read_config
 from safemax_pl.config.schema import check_keys, check_values
 
-# Shape that a saved configuration must have to be scored
+# Shape of a saved configuration that can be scored, for `untrusted.check_shape`
 SAVED = {
     "classifier": str,
     "second_classifier?": str | None,
@@ -33,12 +33,17 @@ SAVED = {
 
 
 def saved_config(path: Path, overrides: list[str]) -> DictConfig:
-    """Read the configuration of a run, from anybody, with `overrides`.
+    """Read the configuration of a run of unknown origin, with `overrides`.
 
-    The folder's own `data.cache_dir` and `trainer.num_nodes` are not used, nor more `trainer.devices` than there are.
+    `data.cache_dir`, `trainer.num_nodes` and unavailable `trainer.devices` of the folder are replaced by values for
+    this machine.
+
+    Args:
+        path: config.yaml of the run.
+        overrides: key=value arguments.
 
     Raises:
-        UserError: for what `untrusted.check_config` refuses, and for what can't be resolved.
+        UserError: for a configuration that `check_config` rejects, or that can't be resolved.
     """
     saved = read_config(path)
     with untrusted.damaged(path):
@@ -59,8 +64,8 @@ def saved_config(path: Path, overrides: list[str]) -> DictConfig:
 
 
 def _forget_machine(saved: DictConfig, path: Path, overrides: list[str]) -> None:
-    """Replace what a configuration says of the machine that made the run, with a line for each setting."""
-    plain: Any = OmegaConf.to_container(saved)  # nothing is resolved before it is checked
+    """Replace settings of the machine that made the run, and print a line for each."""
+    plain: Any = OmegaConf.to_container(saved)  # unresolved: the configuration is not checked yet
     trainer = plain.get("trainer", {})
     on_gpus = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
     legal = ["auto", *range(1, 1 + ((torch.cuda.device_count() if on_gpus else os.cpu_count()) or 1))]
@@ -77,4 +82,4 @@ def _forget_machine(saved: DictConfig, path: Path, overrides: list[str]) -> None
         if kept != value or isinstance(kept, bool):
             OmegaConf.update(saved, key, value, merge=False)
             if distributed.is_first() and key not in given:
-                print(printable(f"{path} has {key}={kept}, {value} is used: give it again to use it"))
+                print(printable(f"{path} has {key}={kept}, {value} is used instead: give {key}={kept} to use it"))
