@@ -21,10 +21,10 @@ class Parameters(ABC):
     """A choice of weights: what does not move has `requires_grad` False, and no optimiser, mask or average changes it.
 
     Attributes:
-        of_the_base: whether what moves are weights of the base model, which masks and Fisher information can weigh.
+        of_original: whether what moves are weights of the base model, which masks and Fisher information can weigh.
     """
 
-    of_the_base: bool = True
+    of_original: bool = True
 
     @abstractmethod
     def choose(self, student: Model, seed: int) -> None:
@@ -71,7 +71,7 @@ class LoRA(Parameters):
         UserError: for a rank below 1, and when peft is not installed.
     """
 
-    of_the_base = False
+    of_original = False
 
     def __init__(self, rank: int, targets: list[str]):
         check_whole("parameters.rank", rank, 1, MAX_WIDTH)
