@@ -23,7 +23,8 @@ from safemax_pl.common.precision import full_precision
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
-from safemax_pl.diffusion.sampler import Request, Sampler, guided
+from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.inception import Inception
 from safemax_pl.evaluation.metric_suite import Result, Scores

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.sampler import guided
 from safemax_pl.unlearners.retain_only import RetainOnly
 from safemax_pl.unlearners.safemax import SAFEMax
 from safemax_pl.unlearners.safemax_gate import TimestepGate
