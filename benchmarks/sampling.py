@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.setting import Training, digits_data, random_data
 from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish
-from safemax_pl.diffusion.sampler import Denoiser, Sampler, guided
+from safemax_pl.diffusion.guidance import Denoiser, guided
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
 
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")

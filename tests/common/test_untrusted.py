@@ -27,7 +27,8 @@ from safemax_pl.config.saved import NODES, check_config, read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.saved_model import PROCESSES, pretrained, read_process
+from safemax_pl.diffusion.saved_model import pretrained
+from safemax_pl.diffusion.saved_process import PROCESSES, read_process
 from safemax_pl.publish import publish
 from safemax_pl.runs.run import Run
 from safemax_pl.runs.subject import load_subject

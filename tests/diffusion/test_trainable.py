@@ -217,8 +217,8 @@ MISTAKES = {
     ("parameters=lora", "unlearner=salun"): "SalUn weighs the base model's weights",
     ("parameters=lora", "unlearner=sfr_on"): "SFROn weighs the base model's weights",
     ("parameters=lora", "unlearner=selective_amnesia"): "SelectiveAmnesia weighs the base model's weights",
-    ("parameters=embeddings", "unlearner=retrain"): "what does not move would stay random: give parameters=all",
-    ("parameters=lora", "unlearner=retrain"): "what does not move would stay random: give parameters=all",
+    ("parameters=embeddings", "unlearner=retrain"): "frozen ones would stay random: give parameters=all",
+    ("parameters=lora", "unlearner=retrain"): "frozen ones would stay random: give parameters=all",
     ("parameters=embeddings", "model=unet_digits"): "a fit from random weights has to move all of them",
 }
 

@@ -1,4 +1,3 @@
-from safemax_pl.runs.forgiving_wandb import _end_service, _within
 import contextlib
 import csv
 import io
@@ -17,8 +16,8 @@ import wandb
 from wandb.sdk import wandb_init, wandb_setup
 
 from safemax_pl.runs import loggers
+from safemax_pl.runs.forgiving_wandb import ForgivingWandb, _end_service, _within, end_wandb, ending_wandb, wandb_logger
 from safemax_pl.runs.loggers import CSVHistory, _wandb_id
-from safemax_pl.runs.forgiving_wandb import ForgivingWandb, end_wandb, ending_wandb, wandb_logger
 
 
 def read(path: Path) -> list[dict[str, str]]:

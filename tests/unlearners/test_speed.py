@@ -28,7 +28,8 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import PARTS
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.training.cost import COUNTED_STEPS, Cost
 from safemax_pl.training.ema import Average
 from safemax_pl.unlearners.base import Losses, Unlearner
