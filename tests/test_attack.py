@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers import tiny
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl import attack
 from safemax_pl.attacks.null_leak import NullLeak

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers import TINY
 from hydra.utils import instantiate
 from safetensors.torch import save_file
-from test_fit import TINY
 from torch import nn
 
 from safemax_pl.common.errors import UserError

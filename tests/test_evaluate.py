@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from helpers import tiny
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT

@@ -1,6 +1,5 @@
 """The fit command from configuration to a finished run, at tiny size, with the true configs and the shipped models."""
 
-import csv
 import json
 import os
 import re
@@ -15,54 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers import TINY, run_command, tiny
 from PIL import Image
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import compose
 from safemax_pl.fit import fit
 from safemax_pl.training.module import UnlearningModule
-
-TINY = [
-    "experiment=digits_forget1",
-    "trainer=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.max_steps=4",
-    "trainer.val_check_interval=2",
-    "trainer.log_every_n_steps=1",
-    "sampler.steps=3",
-    "data.forget_batch_size=4",
-    "data.retain_batch_size=4",
-    "evaluation.batch_size=16",
-    "evaluation.plans.quick.forget_per_class=4",
-    "evaluation.plans.quick.retain_total=9",
-    "evaluation.plans.standard.forget_per_class=4",
-    "evaluation.plans.standard.retain_total=18",
-]
-
-
-def tiny(tmp_path: Path, *overrides: str, logger: str = "csv"):
-    return compose(
-        "fit", [*TINY, f"logger={logger}", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", *overrides]
-    )
-
-
-def history(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv so far, without the seconds."""
-    if not (run / "metrics.csv").exists():
-        return []
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "unlearn_seconds"} for row in csv.DictReader(file)]
-
-
-def run_command(
-    tmp_path: Path, *overrides: str, module: str = "safemax_pl.fit", **kwargs
-) -> subprocess.CompletedProcess:
-    arguments = [*TINY, "logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", *overrides]
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=PROJECT, check=False, **kwargs
-    )
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TINY_CLASSIFIER as TINY
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
@@ -234,20 +235,6 @@ def test_scores_can_be_written_as_json(scores):
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
-
-
-TINY = [
-    "experiment=digits_classifier",
-    "trainer=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.max_steps=20",
-    "trainer.val_check_interval=10",
-    "trainer.log_every_n_steps=5",
-    "logger=csv",
-    "architecture.widths=[8,8]",
-    "batch_size=32",
-    "optimizer.lr=0.03",
-]
 
 
 def config(folder: Path, *overrides: str) -> DictConfig:

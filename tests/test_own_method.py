@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_fit import TINY
+from helpers import TINY
 
 from safemax_pl.common.files import PROJECT
 

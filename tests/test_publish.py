@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY as TINY_FIT
+from helpers import TINY_CLASSIFIER
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
-from test_fit import TINY as TINY_FIT
-from test_fit_classifier import TINY as TINY_CLASSIFIER
 
 from safemax_pl import publish
 from safemax_pl.classifier.model import Classifier

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from test_fit import TINY
+from helpers import TINY
 
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import check_command_line, compose, split_arguments

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import tiny
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule, score_classifier

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_fit import tiny
-from test_fit_classifier import TINY as CLASSIFIER
+from helpers import tiny
+from helpers import TINY_CLASSIFIER as CLASSIFIER
 
 from safemax_pl import fit as fit_module
 from safemax_pl.runs import identity

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import history, tiny
 from lightning import Callback
 from safetensors.torch import load_file
-from test_fit import history, tiny
 from torch._dynamo.testing import CompileCounter
 
 from safemax_pl import fit as program

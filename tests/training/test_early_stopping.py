@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import history, tiny
 from safetensors.torch import load_file
-from test_fit import history, tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import build

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from helpers import tiny
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.fit import fit
 from safemax_pl.training.module import UnlearningModule

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY, history
 from safetensors.torch import load_file
-from test_fit import TINY, history
 
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
