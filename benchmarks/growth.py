@@ -19,7 +19,8 @@ from torch.autograd.profiler import profile
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish, spread, stopwatch
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.reports import charts
 from safemax_pl.unlearners.base import Unlearner
 

@@ -28,7 +28,8 @@ from benchmarks.overhead import BareLoop
 from benchmarks.setting import Training, accelerator, random_data, silent_fit
 from benchmarks.timing import FOLDER, command, default_device, publish
 from safemax_pl.common.errors import unknown
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.training.cost import COUNTED_STEPS
 
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh: what the arguments of one kernel, 4 KiB, have room for

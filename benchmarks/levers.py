@@ -23,7 +23,8 @@ from benchmarks.setting import Training, digits_data, random_data
 from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.diffusion import group_norm
 from safemax_pl.diffusion.group_norm import GroupNorm

@@ -35,7 +35,8 @@ from benchmarks.timing import (
     step_floor,
 )
 from safemax_pl.common.errors import unknown
-from safemax_pl.config.compose import CONFIGS, build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.unlearners.preparation import Preparation, State
 
 # whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain

@@ -51,7 +51,8 @@ from benchmarks.timing import (
 )
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.hardware import flop_counter
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.unlearners.base import Unlearner
 
 REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.timing import FOLDER, command, publish
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.hardware import flop_counter
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.sampling_plan import SamplingPlan
 
 NODE = 8  # GPUs

@@ -19,13 +19,14 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.timing import default_device, flops
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data import sources
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.unlearners.base import Task, Unlearner
 
 

@@ -21,12 +21,12 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from safemax_pl.runs.provenance import provenance
 
 from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import write_json
 from safemax_pl.common.hardware import flop_counter, hardware
-from safemax_pl.config.compose import quiet
-from safemax_pl.runs.run import provenance
+from safemax_pl.config.command_line import quiet
 
 FOLDER = "runs/benchmarks"
 Side = Callable[[], Any]

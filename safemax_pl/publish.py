@@ -31,7 +31,7 @@ from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.files import PROJECT, atomic, file_digest, folder_argument, not_finite, write_json
 from safemax_pl.common.network_limits import MAX_WEIGHTS, check_weights
-from safemax_pl.config.compose import without_folders, without_locations
+from safemax_pl.config.locations import without_folders, without_locations
 from safemax_pl.config.saved import check_config, read_config
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import check_network, read_class_names, read_process, weights_digest

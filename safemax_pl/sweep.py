@@ -28,9 +28,11 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 from safemax_pl.common.errors import MachineError, UserError, clear_errors
-from safemax_pl.config.compose import build, compose, quiet, run_name, split_arguments
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import quiet, split_arguments
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import run_name
 from safemax_pl.config.prerequisites import check_needs
-from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import run_folder
@@ -40,6 +42,7 @@ from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.shared import SharedStudy, counted, trial_name
 from safemax_pl.sweeps.space import Sweep, as_overrides
 from safemax_pl.sweeps.trouble import of_the_machine, out_of_memory, words
+from safemax_pl.training.fit import fit
 
 
 def sweep(overrides: list[str]) -> Path:

@@ -1,15 +1,18 @@
 """Configurations of tiny runs, readers of what runs write, and data without images: shared by many test modules."""
 
 import csv
+import io
+import runpy
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from omegaconf import DictConfig
 
-from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.data.sources import Source, Split
 
@@ -42,27 +45,32 @@ TINY_CLASSIFIER = [
     "batch_size=32",
     "optimizer.lr=0.03",
 ]
-SMALL_PREPARATION = {  # settings of methods that make their preparation small
-    "replay_per_class": 3,
-    "fisher_images": 4,
-    "fisher_timesteps": 3,
-    "fisher_batches": 2,
-}
+CACHE = Path("runs/cache")  # of all tiny fits; conftest.py makes one for the session
+
+
+def tiny_overrides(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:
+    """The command line of a fit that takes a second; its run lies in `folder`."""
+    return [*TINY, f"logger={logger}", f"runs_dir={folder}", f"data.cache_dir={CACHE}", *overrides]
 
 
 def tiny(folder: Path, *overrides: str, logger: str = "csv") -> DictConfig:
-    """The configuration of a fit that takes a second; its run and its cache lie in `folder`."""
-    places = [f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]
-    return compose("fit", [*TINY, f"logger={logger}", *places, *overrides])
+    """The configuration of a fit that takes a second; its run lies in `folder`."""
+    return compose("fit", tiny_overrides(folder, *overrides, logger=logger))
 
 
-def run_command(
-    folder: Path, *overrides: str, module: str = "safemax_pl.fit", **options
-) -> subprocess.CompletedProcess[str]:
-    """The fit of `tiny` as a user starts it."""
-    places = ["logger=csv", f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]
-    command = [sys.executable, "-m", module, *TINY, *places, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, **options)
+def run_command(*arguments: str, module: str = "safemax_pl.fit") -> subprocess.CompletedProcess[str]:
+    """Run `python -m module arguments` in this process, which has imported everything already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, [module, *arguments]
+    try:
+        with warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
+            warnings.filterwarnings("ignore", message=".*found in sys.modules")
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def history(run: Path) -> list[dict[str, str]]:

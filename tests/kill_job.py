@@ -17,8 +17,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from safemax_pl.config.compose import compose, quiet
-from safemax_pl.fit import fit
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.training.fit import fit
 
 KILLS_AT_WRITES, KILLS_AT_ANY_TIME = 7, 2
 TINY = [

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
+from safemax_pl.runs.evaluate import evaluate
 
-from safemax_pl.attack import attack
+from safemax_pl.attacks.attack import attack
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, clear_errors
-from safemax_pl.config.compose import CONFIGS, compose, quiet
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.evaluate import evaluate
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 from safemax_pl.training.module import UnlearningModule
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))

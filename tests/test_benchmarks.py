@@ -30,8 +30,10 @@ from benchmarks.memory import PeakMemory, tensors_of
 from benchmarks.setting import Training, random_data
 from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose, quiet
-from safemax_pl.evaluation.evaluator import ModelImages
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.evaluation.generation import ModelImages
 from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from helpers import tiny
+from safemax_pl.runs.evaluate import evaluate
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 
 
 @pytest.fixture(scope="module")

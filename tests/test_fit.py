@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import TINY, run_command, tiny
+from helpers import TINY, run_command, tiny, tiny_overrides
 from PIL import Image
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 
@@ -321,7 +321,7 @@ def test_mistakes_are_refused_before_any_compute(tmp_path, mistake):
 
 
 def test_the_command_prints_one_line_for_a_mistake_and_no_traceback(tmp_path):
-    done = run_command(tmp_path, "data.forget_classes=[12]")
+    done = run_command(*tiny_overrides(tmp_path, "data.forget_classes=[12]"))
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
@@ -395,13 +395,15 @@ def test_a_setting_that_the_optimizer_refuses_is_named_before_any_compute(tmp_pa
 def test_one_failing_run_leaves_the_others_of_a_multirun_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("seed: 1")
-    done = run_command(tmp_path, "-m", "name=a,b", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    steps = ["trainer.max_steps=1", "trainer.val_check_interval=1"]
+    done = run_command(*tiny_overrides(tmp_path, "-m", "name=a,b", *steps))
     assert done.returncode == 1 and "1 of the runs failed" in done.stderr and "name=a" in done.stderr
     assert (tmp_path / "b" / "metrics.json").exists()
 
 
 def test_multirun_makes_a_run_per_value(tmp_path):
-    done = run_command(tmp_path, "-m", "seed=0,1", "trainer.max_steps=1", "trainer.val_check_interval=1")
+    steps = ["trainer.max_steps=1", "trainer.val_check_interval=1"]
+    done = run_command(*tiny_overrides(tmp_path, "-m", "seed=0,1", *steps))
     assert done.returncode == 0, done.stderr
     assert len([path for path in tmp_path.glob("*/metrics.json")]) == 2
 

@@ -24,7 +24,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.sources import Split
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.training.fit_classifier import fit_classifier
 
 
 def images(n: int, seed: int = 0) -> Tensor:

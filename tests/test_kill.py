@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.runs.run import PREVIOUS, Run
-from safemax_pl.training.loop import WholeCheckpoints, load_checkpoint
+from safemax_pl.training.checkpoints import WholeCheckpoints, load_checkpoint
 
 
 @pytest.fixture(scope="module")

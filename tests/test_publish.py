@@ -10,19 +10,20 @@ import torch
 from helpers import TINY as TINY_FIT
 from helpers import TINY_CLASSIFIER
 from hydra.utils import instantiate
+from safemax_pl.runs.evaluate import evaluate
 from safetensors.torch import load_file, save_file
 
 from safemax_pl import publish
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, file_digest
-from safemax_pl.config.compose import compose, without_locations
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import without_locations
 from safemax_pl.config.saved import read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 
 TEXTS = (".json", ".yaml", ".md")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

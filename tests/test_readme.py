@@ -5,11 +5,12 @@ import shlex
 
 import pytest
 from helpers import TINY
+from safemax_pl.runs.evaluate import evaluate
 
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import check_command_line, compose, split_arguments
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
+from safemax_pl.config.command_line import check_command_line, split_arguments
+from safemax_pl.config.compose import compose
+from safemax_pl.training.fit import fit
 
 README = (PROJECT / "README.md").read_text()
 COMMANDS = sorted(

@@ -9,9 +9,9 @@ import pytest
 from helpers import tiny
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.fit import fit
 from safemax_pl.report import main, report
 from safemax_pl.reports import grids
+from safemax_pl.training.fit import fit
 
 
 def run_main(monkeypatch, *arguments):

@@ -34,10 +34,12 @@ from wandb.sdk.launch.sweeps import utils as agent
 from safemax_pl import sweep as command
 from safemax_pl.common.errors import MachineError, UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import CONFIGS, build, compose, split_arguments
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import split_arguments
+from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.locations import comparable
 from safemax_pl.report import report
 from safemax_pl.runs.loggers import CSVHistory
-from safemax_pl.runs.run import comparable
 from safemax_pl.sweep import fit_overrides, main, sweep, values
 from safemax_pl.sweeps import journal, results, shared
 from safemax_pl.sweeps.pruning import QuickPruning

@@ -28,7 +28,8 @@ from safemax_pl.classifier.training import ClassifierModule
 from safemax_pl.common import rng
 from safemax_pl.common.hardware import joules
 from safemax_pl.common.precision import full_precision
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
 

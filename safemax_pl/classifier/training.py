@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
 from safemax_pl.classifier import noise
@@ -16,8 +17,10 @@ from safemax_pl.common import distributed, rng
 from safemax_pl.common.divergence import StopsWhenDiverged
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
+from safemax_pl.data.sampling_plan import sharded_loader
 from safemax_pl.data.sources import Split
 
+CHUNK = 500  # images that are classified at once
 MAX_LOGIT = 1e4  # of a classifier that has learned something: tens
 DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
 
@@ -33,6 +36,7 @@ class ClassifierModule(StopsWhenDiverged):
         shift: largest move of a training image, in pixels.
         noise_share: noise images per real image, in (0, 1].
         label_smoothing: of the plain network's and the noise-aware network's targets, in [0, 1).
+        calibration: images for validation, which training leaves out; None for no validation.
 
     Raises:
         UserError: for a value outside these ranges.
@@ -48,6 +52,7 @@ class ClassifierModule(StopsWhenDiverged):
         shift: int,
         noise_share: float = 1.0,
         label_smoothing: float = 0.0,
+        calibration: Split | None = None,
     ):
         super().__init__()
         if not 0 < noise_share <= 1:
@@ -56,7 +61,7 @@ class ClassifierModule(StopsWhenDiverged):
             raise UserError(f"label_smoothing={label_smoothing}: give a number in [0, 1)")
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.shift = optimizer, shift
-        self.noise_share, self.label_smoothing = noise_share, label_smoothing
+        self.noise_share, self.label_smoothing, self.calibration = noise_share, label_smoothing, calibration
         metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
         self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
@@ -84,6 +89,13 @@ class ClassifierModule(StopsWhenDiverged):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def validation_loaders(self) -> list[DataLoader]:
+        """Return a loader of the calibration images, for the data module, which Lightning asks."""
+        if self.calibration is None:
+            return []
+        images = TensorDataset(self.calibration.images, self.calibration.labels)
+        return [sharded_loader(images, CHUNK, self.trainer.global_rank, self.trainer.world_size)]
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -116,7 +128,7 @@ def logits_of(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     training = classifier.training
     classifier.eval()
     with torch.no_grad():
-        verdicts = [classifier(chunk.to(device)) for chunk in images.split(500)]
+        verdicts = [classifier(chunk.to(device)) for chunk in images.split(CHUNK)]
     classifier.train(training)
     return torch.cat([v.plain.cpu() for v in verdicts]), torch.cat([v.noise_aware.cpu() for v in verdicts])
 

@@ -16,7 +16,8 @@ from omegaconf.grammar_parser import parse
 from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.common.files import PROJECT, dotted, leaves
 from safemax_pl.common.untrusted import MAX_DEPTH, MAX_TEXT, damaged, regular
-from safemax_pl.config import schema
+from safemax_pl.config import resolvers, schema
+from safemax_pl.config.moved import present_target
 
 MAX_YAML = 256 * 2**10  # bytes; ours have up to 4 KiB
 
@@ -43,7 +44,7 @@ SCHEDULERS = (
 NODES = {
     "architecture": ("safemax_pl.classifier.architectures.*",),
     "data": ("safemax_pl.data.datamodule.ForgetRetainDataModule",),
-    "logger": ("safemax_pl.runs.loggers.wandb_logger",),
+    "logger": ("safemax_pl.runs.forgiving_wandb.wandb_logger",),
     "lr_scheduler": tuple(f"torch.optim.lr_scheduler.{name}" for name in SCHEDULERS.split()),
     "model": ("safemax_pl.diffusion.unet.fresh", "safemax_pl.diffusion.saved_model.pretrained"),
     "optimizer": tuple(f"torch.optim.{name}" for name in OPTIMIZERS.split()),
@@ -78,6 +79,10 @@ def read_config(path: Path) -> DictConfig:
         _check_yaml(text)
         cfg = OmegaConf.load(io.StringIO(text))
         assert isinstance(cfg, DictConfig)
+        for where, value in leaves(OmegaConf.to_container(cfg)):
+            if where[-1] == "_target_" and (now := present_target(value)) != value:
+                OmegaConf.update(cfg, dotted(where), now)
+    resolvers.register()
     return cfg
 
 

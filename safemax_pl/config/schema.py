@@ -1,5 +1,6 @@
 """Legal keys, types and ranges of a configuration; keys that nothing reads are refused, which Hydra lets through."""
 
+import ast
 import inspect
 import math
 from typing import Any, get_origin
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, check_whole, one_line, unknown
+from safemax_pl.common.files import PROJECT
 
 SEEDS = (0, 2**32 - 1)  # what numpy takes
 MANY = 10**9
@@ -178,8 +180,30 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
                 check_keys(value, inner, f"{path}{key}.")
 
 
+def names_of_arguments(target: str | None) -> set[str]:
+    """Return the names of a constructor's arguments; our own classes and the Trainer are not imported for that."""
+    if target == "lightning.Trainer":
+        return TRAINER
+    file = (PROJECT / str(target).rpartition(".")[0].replace(".", "/")).with_suffix(".py")
+    if not str(target).startswith("safemax_pl.") or not file.is_file():
+        return set(arguments_of(target))
+    name = str(target).rpartition(".")[2]
+    functions = [
+        part.body if isinstance(part, ast.ClassDef) else [part]
+        for part in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name == name
+    ]
+    signatures = [
+        part.args
+        for parts in functions
+        for part in parts
+        if isinstance(part, ast.FunctionDef) and part.name in ("__init__", name)
+    ]
+    return {argument.arg for one in signatures for argument in (*one.args, *one.kwonlyargs)} - {"self"}
+
+
 def arguments_of(target: str | None) -> dict[str, Any]:
-    """Name -> annotation of what a constructor takes."""
+    """Return name -> annotation of a constructor's arguments."""
     if target is None:
         return {}
     try:

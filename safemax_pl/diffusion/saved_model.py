@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
-from safemax_pl.common import untrusted
+from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, digest, not_finite, write_json
 from safemax_pl.common.network_limits import check_count, check_sizes, check_weights
@@ -237,6 +237,11 @@ def weights_digest(model: Model) -> str:
     settings = [{key: value for key, value in config.items() if not key.startswith("_")} for config in configs]
     tensors = sorted(model.unet.state_dict().items())
     return digest(*settings, *(part for name, value in tensors for part in (name, value.cpu().numpy().tobytes())))
+
+
+def identified(model: Model) -> Model:
+    """Return the same network with the digest of its present weights; for all ranks to call."""
+    return Model(model.unet, model.diffusion, model.num_classes, distributed.broadcast(weights_digest(model)))
 
 
 def save_model(model: Model, data: ForgetRetainDataModule, folder: Path) -> None:

@@ -29,6 +29,7 @@ class Model(nn.Module):
         super().__init__()
         keep_bfloat16(unet)
         self.unet, self.diffusion, self.weights_digest = unet, diffusion, weights_digest
+        self.num_classes = num_classes
         self.null_label = num_classes if unet.config.num_class_embeds == num_classes + 1 else None
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ A run records these digests when it begins. The same command with other digests 
 """
 
 from safemax_pl.diffusion.saved_model import pretrained
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safemax_pl.data import sources
 from safemax_pl.common import untrusted
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.common.errors import UserError
-from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.files import file_digest
 from safemax_pl.diffusion.unet import Model
 
@@ -29,15 +30,17 @@ def of_data(data: ForgetRetainDataModule) -> Identity:
     return {"data": data.source.hashes()}
 
 
-def of_fit(data: ForgetRetainDataModule, original: Model | None, evaluator: Evaluator) -> Identity:
-    """Identify what a fit has loaded; `original` is None where it starts from random weights."""
-    second = evaluator.second_classifier
-    found = {
-        "base model": original.weights_digest if original is not None else None,
-        "classifier": evaluator.classifier.digest,
-        "second classifier": second.digest if second is not None else None,
-    }
-    return of_data(data) | {key: value for key, value in found.items() if value is not None}
+def of_fit(data: ForgetRetainDataModule, original: Model | None, classifiers: Iterable[Classifier]) -> Identity:
+    """Identify what a fit has loaded.
+
+    Args:
+        data: the data module.
+        original: None if the fit starts from random weights.
+        classifiers: the first, and the second if there is one.
+    """
+    digests = [classifier.digest for classifier in classifiers]
+    found = of_data(data) | dict(zip(("classifier", "second classifier"), digests, strict=False))
+    return found if original is None else found | {"base model": original.weights_digest}
 
 
 def read(folder: Path, remedy: str) -> Identity | None:

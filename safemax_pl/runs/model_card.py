@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from safemax_pl.evaluation import tables
+from safemax_pl.runs import tables
 from safemax_pl.config.saved import read_config
 from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.classifier.accuracy import sentence

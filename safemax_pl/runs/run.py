@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl import __version__
 from safemax_pl.runs import identity
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.config.compose import LOCATIONS, differing_keys
+from safemax_pl.config.locations import LOCATIONS, differing_keys
 from safemax_pl.config.saved import read_config
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import existing
+from safemax_pl.common.errors import MachineError, UserError
+from safemax_pl.config.moved import present_metrics
+from safemax_pl.config.locations import comparable
 from safemax_pl.common.files import PROJECT, atomic, check_name, remove_scratch, write_json
 from safemax_pl.runs.identity import Identity
 
@@ -67,6 +71,14 @@ class Run:
         there = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
         if others := [name for name in there if name not in BEFORE_THE_START and not name.startswith(".")]:
             raise UserError(f"{self.folder} holds {others[0]!r} and no run: give another name=")
+
+    def check_space(self, needed: int) -> None:
+        """Raise `MachineError` if the disk has less than `needed` bytes of free space."""
+        if (free := shutil.disk_usage(existing(self.folder)).free) < needed:
+            raise MachineError(
+                f"{self.folder} has {free / 2**20:.0f} MiB of free space, a run needs {needed / 2**20:.0f}: free some, "
+                "or set runs_dir="
+            )
 
     def clear(self) -> None:
         """Remove what a killed process was writing in the folder; to be called when all settings have been checked."""
@@ -123,20 +135,12 @@ class Run:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """The content of the metrics.json in a folder; None if there is none."""
+    """Read the metrics.json in a folder, with the present names of keys; None if there is none."""
     path = folder / "metrics.json"
     remedy = "delete it and run the command again, which scores anew"
-    return untrusted.read_json(path, remedy) if path.exists() else None
+    return present_metrics(untrusted.read_json(path, remedy)) if path.exists() else None
 
 
-def comparable(cfg: DictConfig) -> Any:
-    """What a configuration computes: all of it but `LOCATIONS`, interpolations as they are written."""
-    plain: Any = OmegaConf.to_container(cfg)
-    for node, keys in LOCATIONS.items():
-        inside = plain.get(node, {}) if node else plain
-        for key in keys:
-            inside.pop(key, None)
-    return plain
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:
@@ -156,43 +160,7 @@ def steps_taken(training: dict[str, Any]) -> int:
     return training.get("steps", training.get("max_steps", 0))
 
 
-def provenance(command_line: str | None = None) -> dict[str, Any]:
-    """Where a number comes from: command, commit, versions and hardware.
-
-    Of a multirun the command is the one that makes this run alone.
-
-    Args:
-        command_line: that makes the number, where it is not the running one.
-    """
-    program = "python -m " + (
-        sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
-    return {
-        "command": command_line or shlex.join([program, *arguments]).replace(f"'{program}'", program),
-        "commit": _commit(),
-        "safemax_pl": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": f"{distributed.count()} × {device}" if distributed.count() > 1 else device,
-    }
 
 
-def _commit() -> str | None:
-    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout.
-
-    Where the checkout's history is elsewhere, SAFEMAX_COMMIT says it.
-    """
-    if said := os.environ.get("SAFEMAX_COMMIT"):
-        return said
-    try:
-        described = _git("describe", "--always", "--dirty", "--abbrev=12")
-        new = _git("ls-files", "--others", "--exclude-standard", "safemax_pl", "configs")
-    except OSError:
-        return None
-    return (described if described.endswith("-dirty") or not new else f"{described}-dirty") or None
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()

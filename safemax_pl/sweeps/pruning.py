@@ -6,7 +6,8 @@ from lightning import Callback, LightningModule, Trainer
 from optuna import TrialPruned
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.training.module import quick_scores
+from safemax_pl.evaluation.results import guidance_key
+from safemax_pl.training.module import UnlearningModule
 
 
 @final
@@ -35,8 +36,11 @@ class QuickPruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step < self.after * trainer.max_steps:
             return
-        for guidance, (scores, original) in quick_scores(trainer).items():
-            at, forgotten, harm = f"{guidance} at step {trainer.global_step}", "ua_noise_aware", "fid_retain/classifier"
+        assert isinstance(pl_module, UnlearningModule)
+        for guidance, found in pl_module.quick_scores.items():
+            at = f"{guidance_key(guidance)} at step {trainer.global_step}"
+            forgotten, harm = "ua_noise_aware", "fid_retain/classifier"
+            scores, original = found.values, pl_module.original_scores[guidance].values
             least = self.min_forgetting
             if least is not None and scores.get(forgotten, least) < least:
                 raise TrialPruned(f"{forgotten} {scores[forgotten]:.3g} < {least:g}, {at}")

@@ -12,16 +12,17 @@ from optuna.distributions import (
 )
 
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.config.compose import build, compose
-from safemax_pl.evaluation import tables
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import comparable
+from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.reports.reading import flat
-from safemax_pl.runs.run import comparable
 from safemax_pl.training.cost import Cost
 
 Value = str | int | float | bool | None
 RANGE_KEYS = {"low", "high", "log", "step", "times"}
 COSTS = (*Cost(0).summary(), "energy_joules", "total_flops")  # energy only where a GPU counts it
-OBJECTIVES = [*tables.COLUMNS, *(f"delta/{name}" for name in tables.COLUMNS), *COSTS]
+OBJECTIVES = [*METRICS, *(f"delta/{name}" for name in METRICS), *COSTS]
 
 
 @final

@@ -11,7 +11,8 @@ from rich.table import Table
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.figures import drawing, legend_name, save_figure
-from safemax_pl.config.compose import compose, run_name
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import run_name
 from safemax_pl.runs.run import Run, run_folder
 
 NO_NAMES = {

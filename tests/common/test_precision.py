@@ -13,10 +13,11 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule, score_classifier
 from safemax_pl.common import precision
 from safemax_pl.data.sources import Split
-from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.metrics.frechet import FrechetDistance
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 SMALL = ["model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4"]

@@ -17,7 +17,7 @@ from helpers import tiny
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from safemax_pl.attack import load_retrain, remember
+from safemax_pl.attacks.attack import load_retrain, remember
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
@@ -27,11 +27,11 @@ from safemax_pl.config.saved import NODES, check_config, read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import pretrained, read_process
-from safemax_pl.evaluation.subject import load_subject
-from safemax_pl.fit import fit
 from safemax_pl.publish import publish
 from safemax_pl.runs.run import Run
-from safemax_pl.training.loop import WholeCheckpoints, load_checkpoint
+from safemax_pl.runs.subject import load_subject
+from safemax_pl.training.checkpoints import WholeCheckpoints, load_checkpoint
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 DIGITS = PROJECT / "weights" / "digits"
@@ -91,7 +91,7 @@ HOSTILE = {
     "what a module of ours imports": ("sampler", {"_target_": "safemax_pl.unlearners.base.Path", "x": 1}),
     "what another node is": (
         "sampler",
-        {"_target_": "safemax_pl.runs.loggers.wandb_logger", "folder": "x", "project": "p"},
+        {"_target_": "safemax_pl.runs.forgiving_wandb.wandb_logger", "folder": "x", "project": "p"},
     ),
     "a function of ours": ("model._target_", "safemax_pl.diffusion.saved_model.save_model"),
     "by an interpolation": ("data._target_", "${name}"),

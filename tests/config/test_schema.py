@@ -15,14 +15,16 @@ from safemax_pl import fit as fit_module
 from safemax_pl.classifier.architectures import ARCHITECTURES
 from safemax_pl.common import distributed, memory
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.config.schema import check_values
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.fit import check_memory, check_schedule
 from safemax_pl.fit_classifier import check_settings
-from safemax_pl.training.loop import make_optimizer
+from safemax_pl.training.experiment import check_memory
+from safemax_pl.training.fit import fit
+from safemax_pl.training.optimizer import check_schedule, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def test_batches_and_plans_beyond_all_memory_are_refused(evaluator, configs, mon
     model = build(configs["fit"].model, data=data)
     refused = pytest.raises(UserError, match=rf"{too_much}.* needs about \d+ GiB of memory, cpu has")
     with refused if too_much else nullcontext():
-        check_memory(data, model, evaluator, 1, torch.device("cpu"))
+        check_memory(data, model, evaluator)
 
 
 def test_nodes_that_nothing_starts_are_not_waited_for(monkeypatch):
@@ -264,7 +266,7 @@ def test_everything_that_is_missing_is_asked_for_at_once_and_before_decoding(tmp
     place = [f"runs_dir={tmp_path}", "second_classifier=/none", f"data.path={tmp_path}/no"]
     cfg = compose("fit", ["experiment=cifar100_forget10", *place, "model.path=/nowhere", "classifier=/nothing"])
     with pytest.raises(UserError) as caught:
-        fit_module.fit(cfg, "run")
+        fit(cfg, "run")
     line = str(caught.value)
     assert line.startswith(f"4 things are missing: (1) data.path {tmp_path}/no does not exist")
     assert (

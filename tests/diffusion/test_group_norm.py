@@ -10,7 +10,8 @@ from helpers import toy_data
 from torch import Tensor, nn
 
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion import group_norm, unet
 from safemax_pl.diffusion.group_norm import GroupNorm
 from safemax_pl.diffusion.saved_model import pretrained, weights_digest

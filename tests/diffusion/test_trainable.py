@@ -9,16 +9,17 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from helpers import history, tiny
+from safemax_pl.runs.evaluate import evaluate
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.trainable import LoRA, Parts, matching, trainable
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import pretrained, save_model

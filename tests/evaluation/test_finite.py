@@ -18,7 +18,7 @@ from safemax_pl.classifier.architectures import ResNet
 from safemax_pl.classifier.model import Classifier, Verdict
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, write_json
-from safemax_pl.config.compose import build
+from safemax_pl.config.build import build
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.data.sources import Split
 from safemax_pl.diffusion import unet

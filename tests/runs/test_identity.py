@@ -16,12 +16,13 @@ from safemax_pl.runs import identity
 from safemax_pl.diffusion import unet
 from safemax_pl.data import sources
 from safemax_pl.classifier.model import Classifier
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.common.errors import UserError
-from safemax_pl.evaluate import evaluate
+from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.common.files import PROJECT
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 from safemax_pl.training.module import UnlearningModule
 
 COLUMNS = {"image": "image", "label": "label", "superclass": None}

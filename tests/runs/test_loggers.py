@@ -1,3 +1,4 @@
+from safemax_pl.runs.forgiving_wandb import _end_service, _wandb_id, _within
 import contextlib
 import csv
 import io
@@ -16,7 +17,8 @@ import wandb
 from wandb.sdk import wandb_init, wandb_setup
 
 from safemax_pl.runs import loggers
-from safemax_pl.runs.loggers import CSVHistory, ForgivingWandb, _wandb_id, end_wandb, ending_wandb, wandb_logger
+from safemax_pl.runs.loggers import CSVHistory
+from safemax_pl.runs.forgiving_wandb import ForgivingWandb, end_wandb, ending_wandb, wandb_logger
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -304,7 +306,7 @@ def test_whatever_stands_in_the_way_the_run_is_logged_offline(
     assert {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} == before
     logger.log_metrics({"loss": 0.25}, step=7)
     logger.finish()
-    loggers._end_service()  # W&B's own process writes the record, and has done so when it has ended
+    _end_service()  # W&B's own process writes the record, and has done so when it has ended
     printed = capfd.readouterr()
     assert printed.out.startswith("W&B: ") and words in printed.out and ", logging offline; send it" in printed.out
     assert printed.out.count("\n") == 1 and printed.err == ""
@@ -392,7 +394,7 @@ def test_a_call_that_hangs_is_left():
         ended.set()
 
     with pytest.raises(TimeoutError, match=r"no answer within 0.1 s"):
-        loggers._within(0.1, hang)
+        _within(0.1, hang)
     assert not ended.is_set()
     over.set()
 

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounter
 
 from safemax_pl import fit as program
 from safemax_pl.common.errors import UserError
-from safemax_pl.fit import fit
 from safemax_pl.training.compilation import Compilation
 from safemax_pl.training.cost import COUNTED_STEPS
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 SMALL = ["model=unet_digits", "model.channels=[8,8]", "model.blocks=1", "model.attention_at=[]", "model.norm_groups=4"]

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import history, tiny
+from safemax_pl.runs.evaluate import evaluate
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build
-from safemax_pl.evaluate import evaluate
+from safemax_pl.config.build import build
 from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.fit import fit
 from safemax_pl.reports.reading import read
 from safemax_pl.runs.loggers import CSVHistory
 from safemax_pl.training.early_stopping import StopWhen, quick_names
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 MET = "stop_when={ua: 0, delta/fid_retain/classifier: 1e9}"  # by every model

@@ -7,7 +7,7 @@ import torch
 from helpers import tiny
 from safetensors.torch import load_file
 
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 

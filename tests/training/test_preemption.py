@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 from safemax_pl.training.preemption import Preemption
 from safemax_pl.unlearners.base import Unlearner

@@ -5,31 +5,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.escaping import printable
 from safemax_pl.runs.run import steps_taken
 
-COLUMNS = (
-    "ua_noise_aware",
-    "ua_noise_aware/second",
-    "ua",
-    "noise_rate",
-    "forget_probability",
-    "entropy",
-    "retain_accuracy",
-    "retain_accuracy/second",
-    *(
-        f"{name}/{network}"
-        for network in ("classifier", "inception")
-        for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
-    ),
-    "drift",
-    "noise_std",
-    "noise_saturation",
-    "noise_correlation",
-    "classifier_disagreement",
-)
 
 
 def print_scores(metrics: dict[str, Any], title: str) -> None:
@@ -44,7 +25,7 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
             table.add_column(
                 printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
             )
-        for name in COLUMNS:
+        for name in METRICS:
             if any(name in scores for scores in models.values()):
                 table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
         console.print(table)
