@@ -55,7 +55,7 @@ def patience():
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory):
     """One cache of data, reference features and original samples for all tiny fits of a process."""
-    helpers.CACHE = tmp_path_factory.mktemp("cache")
+    helpers.CACHE = tmp_path_factory.getbasetemp() / "cache"
 
 
 @pytest.fixture(autouse=True)

@@ -45,12 +45,17 @@ TINY_CLASSIFIER = [
     "batch_size=32",
     "optimizer.lr=0.03",
 ]
-CACHE = Path("runs/cache")  # of all tiny fits; conftest.py makes one for the session
+CACHE = Path("runs/cache")  # data, reference features and original samples of all tiny fits; conftest.py moves it
+
+
+def cached() -> str:
+    """The override that names the cache."""
+    return f"data.cache_dir={CACHE}"
 
 
 def tiny_overrides(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:
     """The command line of a fit that takes a second; its run lies in `folder`."""
-    return [*TINY, f"logger={logger}", f"runs_dir={folder}", f"data.cache_dir={CACHE}", *overrides]
+    return [*TINY, f"logger={logger}", f"runs_dir={folder}", cached(), *overrides]
 
 
 def tiny(folder: Path, *overrides: str, logger: str = "csv") -> DictConfig:

@@ -10,13 +10,13 @@ import pytest
 from helpers import tiny
 from omegaconf import OmegaConf
 from PIL import Image
-from safemax_pl.runs.evaluate import evaluate
 from safetensors.torch import load_file
 
 from safemax_pl.attacks.attack import NAMES, attack, print_block
 from safemax_pl.attacks.null_leak import NullLeak
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
+from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.training.fit import fit
 
 SMALL = [
@@ -46,7 +46,8 @@ def small(*names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = fit(tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]"), "tiny")
+    folder = tmp_path_factory.mktemp("runs")  # with a cache of its own, as curves in it are damaged
+    run = fit(tiny(folder, "data.forget_classes=[3]", f"data.cache_dir={folder}/cache"), "tiny")
     SMALL.append(f"data.cache_dir={run.parent}/cache")
     yield run
     SMALL.pop()

@@ -11,7 +11,6 @@ from helpers import TINY_CLASSIFIER as CLASSIFIER
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import fit as fit_module
 from safemax_pl.classifier.architectures import ARCHITECTURES
 from safemax_pl.common import distributed, memory
 from safemax_pl.common.errors import UserError
@@ -21,9 +20,9 @@ from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.config.schema import check_values
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.fit_classifier import check_settings
 from safemax_pl.training.experiment import check_memory
 from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import check_settings
 from safemax_pl.training.optimizer import check_schedule, make_optimizer
 
 
@@ -262,7 +261,7 @@ def test_a_classifier_s_settings_are_checked_before_its_training(configs, change
 
 
 def test_everything_that_is_missing_is_asked_for_at_once_and_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "build", lambda *_, **__: pytest.fail("something was built"))
+    monkeypatch.setattr("safemax_pl.training.experiment.build", lambda *_, **__: pytest.fail("something was built"))
     place = [f"runs_dir={tmp_path}", "second_classifier=/none", f"data.path={tmp_path}/no"]
     cfg = compose("fit", ["experiment=cifar100_forget10", *place, "model.path=/nowhere", "classifier=/nothing"])
     with pytest.raises(UserError) as caught:
