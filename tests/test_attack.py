@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers import tiny
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.attacks.attack import NAMES, attack, print_block
 from safemax_pl.attacks.null_leak import NullLeak
@@ -46,7 +46,8 @@ def small(*names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = fit(tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]"), "tiny")
+    folder = tmp_path_factory.mktemp("runs")  # with a cache of its own, as curves in it are damaged
+    run = fit(tiny(folder, "data.forget_classes=[3]", f"data.cache_dir={folder}/cache"), "tiny")
     SMALL.append(f"data.cache_dir={run.parent}/cache")
     yield run
     SMALL.pop()

@@ -209,7 +209,7 @@ def test_operators_are_counted_without_views_and_lists_in_the_parts_that_cuda_ta
         torch._foreach_norm(ones)  # 110 tensors a kernel, and one that ends it
         torch.cat([one.view(3, 1)[:2] for one in ones])
     assert operators.counts == {"_foreach_mul_": 1, "_foreach_mul": 1, "_foreach_norm": 1, "cat": 1}
-    assert operators.on_lists == 3 and operators.launches == 3 + 3 + 3 + 2
+    assert operators.row() == {"operators": 4, "on lists": 3, "launches": 3 + 3 + 3 + 2}
 
 
 @pytest.mark.parametrize(("chunks", "kernels"), [([320], 1), ([321], 2), ([300, 30], 2), ([1] * 111, 2), ([640], 2)])
@@ -262,6 +262,8 @@ def test_launches(run):
     assert finetune["on lists"] == 4, "the norm of the gradient and its scale, Adam and its count of steps"
     assert finetune["launches"] > finetune["operators"] > result["tensors"]
     assert sfr_on["operators"] > finetune["operators"], "the mean of its two kinds of steps"
+    *_, added = result["tables"]["A step of SAFEMax on the digits"]
+    assert 0 < added["operators"] < 30, "some per step, none per weight or image"
 
 
 def test_time_to_forget(run):

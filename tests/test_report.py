@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_fit import tiny
+from helpers import tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.report import main, report

@@ -21,6 +21,7 @@ import pytest
 import test_identity
 import torch
 import yaml
+from helpers import TINY
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
@@ -28,7 +29,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
-from test_fit import TINY
 from wandb.sdk.launch.sweeps import utils as agent
 
 from safemax_pl import sweep as command

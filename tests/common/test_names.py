@@ -101,23 +101,7 @@ def test_what_a_run_that_never_began_has_left_is_not_in_the_way(tmp_path):
 
 # -- as they are -------------------------------------------------------------------------------------------------------
 
-NASTY = [
-    "a$_$b",
-    "$",
-    "$$",
-    "$5_to_$9",
-    r"\$a",
-    r"\frac{",
-    "{0}",
-    "%s",
-    "[/]",
-    "[bold]x",
-    ":smile:",
-    "_x",
-    "^",
-    "犬",
-    "a\\",
-]
+NASTY = ["a$_$b", r"\frac{", "%s{0}", "[/]:smile:", "_^x", "犬\\"]
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from test_networks import toy_data
+from helpers import toy_data
 from torch import Tensor, nn
 
 from safemax_pl.common.files import PROJECT

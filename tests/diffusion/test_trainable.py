@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers import history, tiny
 from safetensors.torch import load_file
-from test_fit import history, tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT

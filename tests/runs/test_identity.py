@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY_CLASSIFIER as CLASSIFIER
+from helpers import tiny
 from PIL import Image
-from test_fit import tiny
-from test_fit_classifier import TINY as CLASSIFIER
 
 from safemax_pl import fit as fit_module
 from safemax_pl.classifier.model import Classifier
@@ -109,7 +109,7 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
     for path in (
         base / "data.json",
         classifier / "config.json",
-    ):  # as of models from before 0.3.0 and by others: no record
+    ):  # as before 0.3.0 and of others
         content = json.loads(path.read_text())
         content.pop("fingerprint", None)
         content.get("info", {}).pop("data", None)

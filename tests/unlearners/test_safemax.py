@@ -16,8 +16,6 @@ from safemax_pl.unlearners.safemax import SAFEMax
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
 
-PREDICTIONS = ("epsilon", "x_0", "v")
-
 
 def safemax(**settings) -> SAFEMax:
     return SAFEMax(**{"gate": TimestepGate(1.0), "target": MaxEntropyTarget(1.0), **settings})
@@ -51,9 +49,10 @@ def test_without_guidance_the_target_itself_is_taught(task, forget):
     assert torch.equal(taught, target(task.diffusion, x_t, t, forget.keys))
 
 
-@pytest.mark.parametrize("target", [MaxEntropyTarget(1.0), IdentityTarget(), FreshNoiseTarget()])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("guidance", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("guidance", "prediction", "target"),
+    [(0.5, "epsilon", MaxEntropyTarget(1.0)), (2.0, "x_0", IdentityTarget()), (2.0, "v", FreshNoiseTarget())],
+)
 def test_the_guided_prediction_of_a_perfect_student_is_the_target(
     make_model, make_task, forget, guidance, prediction, target
 ):
@@ -95,8 +94,7 @@ def test_no_guidance_needs_no_null_label(make_pointwise, make_task, forget, reta
 # -- the two losses ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draw", ["weight", "density"])
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
+@pytest.mark.parametrize(("guidance", "draw"), [(0.0, "weight"), (2.0, "density")])
 def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain, guidance, draw):
     gate = TimestepGate(3.0, [5, 90], draw)
     unlearner = safemax(gate=gate, guidance=guidance)
@@ -123,9 +121,8 @@ def test_the_distilled_retain_loss_is_the_distance_from_the_teacher(task, forget
     assert actual > 1e-4
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_distilled_retain_loss_starts_at_zero(make_pointwise, make_task, forget, retain, prediction):
-    task = make_task(make_pointwise(Diffusion(prediction=prediction, num_timesteps=100)).eval())
+def test_the_distilled_retain_loss_starts_at_zero(make_pointwise, make_task, forget, retain):
+    task = make_task(make_pointwise(Diffusion(num_timesteps=100)).eval())
     assert safemax(retain_loss="distill").losses(task, forget, retain).retain == 0
 
 
@@ -135,9 +132,8 @@ def test_the_distilled_retain_loss_of_a_network_starts_at_zero(make_model, make_
     assert safemax(retain_loss="distill").losses(task, forget, retain).retain < 1e-10
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_denoising_retain_loss_is_the_plain_one(make_model, make_task, forget, retain, prediction):
-    task = make_task(make_model(prediction=prediction))
+def test_the_denoising_retain_loss_is_the_plain_one(make_model, make_task, forget, retain):
+    task = make_task(make_model(prediction="v"))
     unlearner = safemax(retain_loss="denoise")
     actual = unlearner.losses(task, forget, retain).retain
     x_t, eps, t = task.diffusion.noised(retain)
@@ -156,11 +152,6 @@ def test_the_denoising_retain_loss_does_without_the_teacher(task, forget, retain
 def test_an_unknown_retain_loss_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match=r"unlearner\.retain_loss.*did you mean 'distill'"):
         safemax(retain_loss="distil")
-
-
-def test_losses_are_finite_scalars(task, forget, retain):
-    losses = safemax(guidance=2.0).losses(task, forget, retain)
-    assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses)
 
 
 # -- one mixed batch ---------------------------------------------------------------------------------------------------
@@ -199,15 +190,6 @@ def test_forget_timesteps_come_from_the_gate_and_retain_timesteps_from_everywher
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"retain_loss": "denoise"}])
-def test_gradients_reach_every_weight_of_the_student_and_none_of_the_teacher(task, forget, retain, settings):
-    unlearner = safemax(**settings)
-    unlearner.backward(task, unlearner.losses(task, forget, retain))
-    assert all(torch.isfinite(p.grad).all() for p in task.student.parameters())
-    assert sum(p.grad.square().sum() for p in task.student.parameters()) > 0
-    assert all(p.grad is None for p in task.teacher.network.parameters())
-
-
 def test_no_gradient_passes_through_what_is_taught(make_pointwise, make_task, forget, retain):
     """d/ds mean (s x + …  − target)²: the target must count as a constant."""
     task = make_task(make_pointwise(Diffusion(num_timesteps=100)))
@@ -230,21 +212,8 @@ def test_the_weights_multiply_the_gradients_of_the_two_losses(task, forget, reta
     torch.testing.assert_close(both, 0.5 * gradient(1.0, 0.0) + 3.0 * gradient(0.0, 1.0), rtol=1e-3, atol=1e-5)
 
 
-def test_training_leaves_the_teacher_as_it_was(task, forget, retain):
-    before = copy.deepcopy(task.teacher.network.state_dict())
-    optimizer = torch.optim.Adam(task.student.parameters(), lr=1e-2)
-    unlearner = safemax(guidance=1.0)
-    for _ in range(2):
-        optimizer.zero_grad()
-        unlearner.backward(task, unlearner.losses(task, forget, retain))
-        optimizer.step()
-    after = task.teacher.network.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch, prediction):
-    task = make_task(make_model(prediction=prediction).train())
+def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch):
+    task = make_task(make_model().train())
     optimizer = torch.optim.Adam(task.student.parameters(), lr=5e-3)
     unlearner = safemax(retain_weight=1.0)
     forget, retain = make_batch([1], 8), make_batch([0, 2, 3], 8, seed=1)
