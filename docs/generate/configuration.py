@@ -12,19 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 COMMENT = re.compile(r"""((?:[^'"#]|"[^"]*"|'[^']*'|(?<=\S)#)*?)(?:(?:^|\s+)#\s?(.*))?$""")
-TITLES = {
-    "architecture": "Architectures of classifiers",
-    "attack": "Attacks",
-    "data": "Data sets",
-    "experiment": "Experiments",
-    "logger": "Loggers",
-    "model": "Models",
-    "parameters": "Trainable parameters",
-    "sampler": "Samplers",
-    "sweep": "Search spaces",
-    "trainer": "Trainers",
-    "unlearner": "Methods",
-}
+TITLES = {"parameters": "Trainable parameters", "sweep": "Search spaces", "unlearner": "Methods"}  # others: the group
 
 
 class Key(NamedTuple):
@@ -121,7 +109,8 @@ def arguments(target: str) -> dict[str, str]:
 
 def escape(text: str) -> str:
     """Escape what Markdown would format, outside of `code`."""
-    return re.sub(r"`[^`]*`|[_*<|]", lambda match: match[0] if match[0][0] == "`" else f"\\{match[0]}", text)
+    special = {"*": "\\*", "|": "\\|", "<": "&lt;"}
+    return re.sub(r"`[^`]*`|[*|<]", lambda match: special.get(match[0], match[0]), text)
 
 
 def header(path: Path) -> str:
@@ -192,7 +181,7 @@ def pages() -> dict[str, str]:
     found = {f"configuration/{path.stem}.md": command_page(path) for path in commands}
     for folder in sorted(folder for folder in CONFIGS.iterdir() if folder.is_dir()):
         sections = [section(path) for path in sorted(folder.glob("*.yaml"))]
-        title = f"# {TITLES.get(folder.name, folder.name)}: `{folder.name}=`"
+        title = f"# {TITLES.get(folder.name, folder.name.capitalize())}: `{folder.name}=`"
         found[f"configuration/{group_page(folder.name)}"] = "\n\n".join([title, *sections])
     return found
 

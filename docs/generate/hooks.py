@@ -5,6 +5,8 @@ from pathlib import Path
 
 import configuration
 import reference
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import SimpleTextInlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -14,8 +16,16 @@ COPIED = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "experim
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+class PlainUnderscores(Extension):
+    """Keep underscores as they are: here they are in names and formulas, and `*` marks emphasis."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.inlinePatterns.register(SimpleTextInlineProcessor("(_+)"), "plain_underscore", 65)  # before emphasis, at 60
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the two generated sections of the navigation."""
+    config.markdown_extensions.append(PlainUnderscores())  # type: ignore[arg-type]
     for entry in config.nav or []:
         if "Configuration" in entry:
             entry["Configuration"] += configuration.navigation()
@@ -44,7 +54,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if image or path.is_relative_to(config.docs_dir) or not path.exists():
             return match[0]  # MkDocs checks these
         if not config.repo_url:
-            return text if text.startswith("`") else f"{text} (`{path.relative_to(ROOT)}`)"
+            place = str(path.relative_to(ROOT))
+            return f"`{place}`" if text.strip("`/") == place else f"{text} (`{place}`)"
         return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path.relative_to(ROOT)})"
 
     return LINK.sub(replace, markdown)
