@@ -16,16 +16,18 @@ COPIED = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "experim
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
-class PlainUnderscores(Extension):
-    """Keep underscores as they are: here they are in names and formulas, and `*` marks emphasis."""
+class PlainFormulas(Extension):
+    """Keep underscores and ε* as they are: in these pages only other `*` mark emphasis."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        md.inlinePatterns.register(SimpleTextInlineProcessor("(_+)"), "plain_underscore", 65)  # before emphasis, at 60
+        md.inlinePatterns.register(
+            SimpleTextInlineProcessor(r"(_+|(?<=ε)\*)"), "formulas", 65
+        )  # before emphasis, at 60
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the two generated sections of the navigation."""
-    config.markdown_extensions.append(PlainUnderscores())  # type: ignore[arg-type]
+    config.markdown_extensions.append(PlainFormulas())  # type: ignore[arg-type]
     for entry in config.nav or []:
         if "Configuration" in entry:
             entry["Configuration"] += configuration.navigation()
