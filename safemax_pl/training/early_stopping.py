@@ -9,7 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.evaluation.evaluator import Evaluator
-from safemax_pl.evaluation.metric_suite import BETTER, feature_scores
+from safemax_pl.evaluation.feature_scores import feature_scores
+from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.evaluation.metrics.forgetting import Forgetting
 from safemax_pl.evaluation.results import ModelScores, guidance_key
 from safemax_pl.training.module import UnlearningModule
@@ -44,7 +45,7 @@ class StopWhen(Callback):
         for name, bound in bounds.items():
             if str(name).startswith("delta/") and not has_original:
                 raise UserError(
-                    f"stop_when.{name}: needs an original model, but the fit starts from random weights; "
+                    f"stop_when.{name}: there is no original to compare with, as the fit starts from random weights; "
                     f"legal: {', '.join(scored)}"
                 )
             if name not in (legal := [*scored, *(f"delta/{known}" for known in scored if has_original)]):
