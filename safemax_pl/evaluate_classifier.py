@@ -20,7 +20,7 @@ from safemax_pl.config.command_line import command_on_folders, composed
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
-    """Evaluate the classifier. Imports are here, as they take seconds and must follow the checks of the command line."""
+    """Run the evaluation. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
     evaluate_classifier(folders[0], overrides)
