@@ -16,7 +16,7 @@ from safemax_pl.common import distributed, rng
 from safemax_pl.common.divergence import StopsWhenDiverged
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
 MAX_LOGIT = 1e4  # larger logits mean divergence; trained classifiers have tens
 DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="

@@ -13,14 +13,21 @@ FORMULA = tuple("=+-@＝＋－＠")
 BLANK = " \u00a0\u200b\ufeff"  # what spreadsheets skip before a formula
 # Characters that GitHub's Markdown gives a meaning inside a line; but _, which it leaves alone within words
 MARKDOWN = re.compile(r"([\\`*|\[\]~])")
+# Unicode categories: control characters, surrogates (bytes that are no UTF-8), line and paragraph separators
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the text after them
 
 
 def printable(text: object) -> str:
     """The text in one line, control characters and changes of direction as escapes such as \\x1b."""
     line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", str(text))
-    bad = [one for one in set(line) if unicodedata.category(one) in ("Cc", "Cs") or one in DIRECTIONS]
+    bad = [one for one in set(line) if unicodedata.category(one) in UNPRINTABLE or one in DIRECTIONS]
     return line.translate({ord(one): one.encode("unicode_escape").decode() for one in bad})
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text has no characters of the categories `UNPRINTABLE`."""
+    return not any(unicodedata.category(one) in UNPRINTABLE for one in text)
 
 
 def html(text: object) -> str:
