@@ -35,7 +35,7 @@ DEFENCES = ("clean_null", "inner_steps", "inner_lr")  # arguments of SAFEMax bef
 
 
 def present_config(cfg: DictConfig) -> None:
-    """Rename targets in a saved configuration, and the class of SAFEMax with defences; in place, nothing is resolved."""
+    """Rename targets in a saved configuration, and the class of SAFEMax with defences, in place; resolve nothing."""
     for where, value in leaves(OmegaConf.to_container(cfg)):
         if where[-1] == "_target_" and (now := present_target(value)) != value:
             OmegaConf.update(cfg, dotted(where), now)

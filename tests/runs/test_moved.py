@@ -5,12 +5,12 @@ import json
 import pytest
 from helpers import cached, tiny, tiny_overrides
 from omegaconf import OmegaConf
-from safemax_pl.reports.reading import read
 
 from safemax_pl.config import moved
 from safemax_pl.config.compose import compose
 from safemax_pl.config.locations import comparable
 from safemax_pl.config.saved import read_config
+from safemax_pl.reports.reading import read
 from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.runs.run import read_metrics
 from safemax_pl.training.fit import fit
