@@ -16,35 +16,28 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.command import command
 from benchmarks.setting import Training, accelerator, digits_data
-from benchmarks.timing import (
-    FOLDER,
-    command,
-    default_device,
-    matmul_flops,
-    publish,
-    ratio,
-    spread,
-    stopwatch,
-    synchronize,
-)
-from safemax_pl import evaluate
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import default_device, matmul_flops, ratio, spread, stopwatch, synchronize
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.files import PROJECT
-from safemax_pl.evaluation.evaluator import Evaluator, ModelImages
-from safemax_pl.evaluation.metric_suite import Scores
+from safemax_pl.evaluation.generation import ModelImages
+from safemax_pl.evaluation.metric_suite import MetricSuite
 from safemax_pl.evaluation.metrics.frechet import FrechetDistance
 from safemax_pl.evaluation.metrics.kernel import KernelDistance
 from safemax_pl.evaluation.metrics.manifold import PrecisionRecall
+from safemax_pl.evaluation.real_features import RealFeatures
+from safemax_pl.runs import evaluate
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "sampling": [(ModelImages, "forward")],
     "classifying and features": [(Classifier, "forward")],
-    "real images: features and statistics": [(Evaluator, "reference")],
+    "real images: features and statistics": [(RealFeatures, "reference")],
     "FID": [(FrechetDistance, "update"), (FrechetDistance, "compute")],
     "KID": [(KernelDistance, "update"), (KernelDistance, "compute")],
     "precision and recall": [(PrecisionRecall, "update"), (PrecisionRecall, "compute")],
-    "other scores": [(Scores, "update"), (Scores, "compute")],
+    "other scores": [(MetricSuite, "update"), (MetricSuite, "compute")],
     "loading": [(evaluate, "load_subject"), (evaluate, "make_evaluator")],
     "writing": [(evaluate, "keep_images"), (evaluate, "draw_samples"), (evaluate, "write_json")],
 }

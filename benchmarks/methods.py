@@ -20,22 +20,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.command import command
 from benchmarks.setting import Account, Training, random_data
-from benchmarks.timing import (
-    FOLDER,
-    command,
-    compare,
-    default_device,
-    flops,
-    matmul_flops,
-    memory_bandwidth,
-    publish,
-    ratio,
-    spread,
-    step_floor,
-)
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import compare, default_device, flops, matmul_flops, memory_bandwidth, ratio, spread, step_floor
 from safemax_pl.common.errors import unknown
-from safemax_pl.config.compose import CONFIGS, build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.unlearners.preparation import Preparation, State
 
 # whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain

@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from lightning import Callback
 
-from benchmarks.timing import command
+from benchmarks.command import command
 from safemax_pl.common import distributed
 from safemax_pl.common.files import write_json
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.training.loop import WholeCheckpoints
+from safemax_pl.training.checkpoints import WholeCheckpoints
 from safemax_pl.training.module import UnlearningModule
 
 WARM = 3  # steps before the clock starts

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_fit import TINY
+from helpers import TINY
 
 from safemax_pl.common.files import PROJECT
 
@@ -40,7 +40,7 @@ def project(tmp_path_factory, name) -> Path:
     root = tmp_path_factory.mktemp("project")
     for folder in ("safemax_pl", "configs", "tests/unlearners"):
         shutil.copytree(PROJECT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("tests/conftest.py", "setup.cfg"):
+    for file in ("tests/conftest.py", "tests/helpers.py", "setup.cfg"):
         shutil.copy(PROJECT / file, root / file)
     (root / "weights").symlink_to(PROJECT / "weights")
     (root / f"safemax_pl/unlearners/{name}.py").write_text(blocks("python")[0])
@@ -71,7 +71,7 @@ def test_it_is_short():
 def test_it_passes_the_contract(project, name):
     out = run(project, "pytest", "tests/unlearners/test_contract.py", "-k", name, "-p", "no:cacheprovider")
     (passed,) = re.findall(r"(\d+) passed", out)
-    assert int(passed) > 10 and "failed" not in out
+    assert int(passed) >= 8 and "failed" not in out
 
 
 def test_its_command_fits_and_names_it(project, name):

@@ -5,12 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_fit import TINY
+from helpers import cached, tiny
 
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import check_command_line, compose, parse, split_arguments
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
+from safemax_pl.config.command_line import check_command_line, split_arguments
+from safemax_pl.config.compose import compose
+from safemax_pl.config.overrides import parse
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
 
 README = (PROJECT / "README.md").read_text()
 WRITTEN_BY_THE_READER = ("blank_image", "embedding_noise", "data=fashion")  # in docs/adding
@@ -65,9 +67,8 @@ def test_every_command_is_accepted(command):
 
 
 def test_the_demo_and_its_evaluation_run(tmp_path):
-    overrides = [*TINY, "logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
-    folder = fit(compose("fit", overrides), "digits_forget1")
-    assert (evaluate(str(folder), ["sampler=ddpm", "sampler.steps=3", *overrides[-1:]]) / "samples.png").exists()
+    folder = fit(tiny(tmp_path), "digits_forget1")
+    assert (evaluate(str(folder), ["sampler=ddpm", "sampler.steps=3", cached()]) / "samples.png").exists()
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=names)

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from test_fit import tiny
+from helpers import tiny
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.fit import fit
 from safemax_pl.report import main, report
 from safemax_pl.reports import grids
+from safemax_pl.training.fit import fit
 
 
 def run_main(monkeypatch, *arguments):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from safemax_pl.attack import attack
-from safemax_pl.config.compose import compose, quiet
-from safemax_pl.fit import fit
+from safemax_pl.attacks.attack import attack
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.training.fit import fit
 
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_defences")
 FIT = [

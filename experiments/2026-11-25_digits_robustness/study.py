@@ -11,8 +11,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from safemax_pl.attack import attack
-from safemax_pl.config.compose import quiet
+from safemax_pl.attacks.attack import attack
+from safemax_pl.config.command_line import quiet
 
 RUNS = "runs/digits_robustness"
 FIT = f"python -m safemax_pl.fit experiment=digits_methods logger=csv trainer.enable_progress_bar=false runs_dir={RUNS}"

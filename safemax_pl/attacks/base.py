@@ -13,6 +13,7 @@ from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import SamplingPlan
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.results import ModelScores
 
 SHOWN = 8  # images that every point keeps
 MEASURE = "ua_noise_aware"  # of every curve: low where the attack brings the class back
@@ -31,7 +32,7 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    scores: dict[str, Any]
+    scores: ModelScores
     images: Tensor
 
 
@@ -60,7 +61,7 @@ class Bench:
         scores, images = self.evaluator.test(make_images, plan)
         forget = len(self.data.forget_labels) * images_per_class  # the first rows of the plan
         in_turn = plan.seeds[:forget].argsort(stable=True)
-        worst = min(scores["per_class"][MEASURE].values())
+        worst = min(scores.per_class[MEASURE].values())
         return Point(x, worst, scores, images[in_turn[:SHOWN]])
 
 

@@ -13,7 +13,7 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluation.evaluator import ModelImages
+from safemax_pl.evaluation.generation import ModelImages
 
 
 @final

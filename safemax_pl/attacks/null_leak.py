@@ -36,7 +36,7 @@ class NullLeak(Attack):
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         for guidance in self.guidance_weights:
             point = bench.point(guidance, bench.evaluator.images_of(model, guidance), self.images_per_class)
-            yield point._replace(y=point.scores[MEASURE])  # unconditional images show any class: the mean counts
+            yield point._replace(y=point.scores.values[MEASURE])  # unconditional images show any class: the mean counts
 
     def shown(self, points: list[Point]) -> Point:
         return points[0]

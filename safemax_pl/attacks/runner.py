@@ -14,7 +14,8 @@ from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common import distributed
 from safemax_pl.common.files import atomic, cached_tensors, digest, to_json
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluation.evaluator import NoiseImages
+from safemax_pl.evaluation.generation import NoiseImages
+from safemax_pl.evaluation.results import ModelScores
 
 ATTACKS_VERSION = 2  # raise it when the code of an attack changes a number
 Results = dict[str, dict[str, list[Point]]]  # model -> series -> points
@@ -74,7 +75,9 @@ def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
 
 
 def _save(path: Path, points: list[Point]) -> None:
-    notes = {"points": to_json([[point.x, point.y, point.scores] for point in points], "the points of an attack")}
+    notes = {
+        "points": to_json([[point.x, point.y, point.scores.to_json()] for point in points], "the points of an attack")
+    }
     with atomic(path) as part:
         save_file({"images": torch.stack([point.images for point in points])}, part, notes)
 
@@ -82,6 +85,9 @@ def _save(path: Path, points: list[Point]) -> None:
 def _load(path: Path) -> list[Point] | None:
     def points(file: Any) -> list[Point]:
         notes, images = json.loads(file.metadata()["points"]), file.get_tensor("images")
-        return [Point(x, y, scores, shown) for (x, y, scores), shown in zip(notes, images, strict=True)]
+        return [
+            Point(x, y, ModelScores.from_json(scores), shown)
+            for (x, y, scores), shown in zip(notes, images, strict=True)
+        ]
 
     return cached_tensors(path, points)

@@ -8,7 +8,7 @@ from safemax_pl.attacks.base import Attack, Bench, Point, ascending
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluation.evaluator import ModelImages
+from safemax_pl.evaluation.generation import ModelImages
 
 
 @final

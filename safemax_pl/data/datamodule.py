@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.common.files import check_name
+from safemax_pl.common.names import check_name
 from safemax_pl.common.rng import Stream
 from safemax_pl.data import sources
 from safemax_pl.data.batch import LabelledImages, from_uint8
-from safemax_pl.data.sampling_plan import sharded_loader
 from safemax_pl.data.sources import some
 
 PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
@@ -65,6 +64,7 @@ class ForgetRetainDataModule(LightningDataModule):
         calibration_fraction: part of every class of the training split that is held out for the classifier.
         seed: of the batches.
         cache_dir: where decoded images are kept.
+        exclude_calibration: draw no batches from the images held out for the classifier's calibration.
 
     Raises:
         UserError: for a class that does not exist or has no training or test images, for all classes forgotten, and
@@ -88,6 +88,7 @@ class ForgetRetainDataModule(LightningDataModule):
         calibration_fraction: float = 0.1,
         seed: int = 0,
         cache_dir: str = "~/.cache/safemax_pl",
+        exclude_calibration: bool = False,
     ):
         super().__init__()
         if channels not in (1, 3) or image_size < 1:
@@ -100,15 +101,13 @@ class ForgetRetainDataModule(LightningDataModule):
         self.image_shape = (channels, image_size, image_size)
         self.columns = {"image": image_column, "label": label_column, "superclass": superclass_column}
         self.batch_sizes = {"forget": forget_batch_size, "retain": retain_batch_size}
-        self.calibration_fraction = calibration_fraction
+        self.calibration_fraction, self.exclude_calibration = calibration_fraction, exclude_calibration
         self.cache_dir = Path(cache_dir).expanduser()
         several = isinstance(forget_classes, Sequence) and not isinstance(forget_classes, str)
         self.forget_classes: list[int | str] = (
             list(forget_classes) if several else [] if forget_classes is None else [forget_classes]  # type: ignore
         )
         self._source: sources.Source | None = None
-        self._left_out: Tensor | None = None
-        self._validation: tuple[Dataset, int, int] | None = None
 
     # -- what the data are -------------------------------------------------------------------------------------
 
@@ -160,10 +159,6 @@ class ForgetRetainDataModule(LightningDataModule):
             )
         return sources.held_out_mask(labels, self.num_classes, self.calibration_fraction)
 
-    def leave_out(self, mask: Tensor) -> None:
-        """Draw no batches from the rows of the training split that `mask` `[N]` marks; for the classifier."""
-        self._left_out = mask
-
     # -- batches -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -172,21 +167,15 @@ class ForgetRetainDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         train = self.source.train
         self._rows = {part: self.rows("train", part) for part in ("forget", "retain")}
-        if self._left_out is not None:
-            self._rows = {part: rows[~self._left_out[rows]] for part, rows in self._rows.items()}
+        if self.exclude_calibration:
+            held_out = self.calibration_mask()
+            self._rows = {part: rows[~held_out[rows]] for part, rows in self._rows.items()}
         self._images, self._labels = train.images, train.labels
 
-    def validate_on(self, dataset: Dataset, batch_size: int, repeats: int = 1) -> None:
-        """Make `dataset` (a plan, or images) the validation set; `repeats` is once per guidance weight."""
-        self._validation = (dataset, batch_size, repeats)
-
     def val_dataloader(self) -> list[DataLoader]:
-        assert self.trainer is not None and self._validation is not None
-        dataset, batch_size, repeats = self._validation
-        return [
-            sharded_loader(dataset, batch_size, self.trainer.global_rank, self.trainer.world_size)
-            for _ in range(repeats)
-        ]
+        """Return the loaders of the LightningModule, which owns its validation plan: Lightning asks the data alone."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.validation_loaders()  # type: ignore[operator]
 
     def train_dataloader(self) -> Steps:
         assert self.trainer is not None

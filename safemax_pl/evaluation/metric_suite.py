@@ -1,9 +1,7 @@
 """All metrics of one model under one plan."""
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -23,8 +21,7 @@ from safemax_pl.evaluation.metrics.kernel import KernelDistance
 from safemax_pl.evaluation.metrics.manifold import NEIGHBOURS, PrecisionRecall
 from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, NoiseStatistics
 from safemax_pl.evaluation.metrics.reference import Reference
-
-Result = dict[str, Any]  # metric -> value, and "per_class" -> metric -> class name -> value
+from safemax_pl.evaluation.results import ModelScores
 
 # Which way a score is better; the others have no better side
 FEATURES_BETTER = {
@@ -93,7 +90,7 @@ class FeatureScores(nn.Module):
         return found | {"inception_score": self.inception_score.compute()}
 
 
-class Scores(nn.Module):
+class MetricSuite(nn.Module):
     """All metrics of one model under one plan.
 
     The plan determines which metrics are computed: nothing about forgetting without rows of forget classes, nothing
@@ -111,7 +108,7 @@ class Scores(nn.Module):
             `classifier_disagreement`; None for none.
     """
 
-    forget_labels: Tensor
+    is_forget: Tensor
     features: dict[str, FeatureScores]
 
     def __init__(
@@ -126,14 +123,13 @@ class Scores(nn.Module):
     ):
         super().__init__()
         self.classifier, self.inception, self.class_names = classifier, inception, data.class_names
-        self.register_buffer("forget_labels", torch.tensor(data.forget_labels, dtype=torch.long), persistent=False)
-        forget = torch.isin(plan.labels, self.forget_labels)
-        self.has_forget, self.has_retain = bool(forget.any()), not forget.all()
+        self.register_buffer("is_forget", plan.is_forget, persistent=False)
+        self.has_forget, self.has_retain = bool(plan.is_forget.any()), not plan.is_forget.all()
         self.forgetting = Forgetting(data.num_classes)
         self.retain_accuracy = RetainAccuracy(data.num_classes)
         classes = {"classifier": data.num_classes, "inception": LOGITS}
         self.features = nn.ModuleDict(  # type: ignore[assignment]
-            {name: FeatureScores(one, classes[name], plan.labels[~forget]) for name, one in references.items()}
+            {name: FeatureScores(one, classes[name], plan.labels[~plan.is_forget]) for name, one in references.items()}
         )
         self.noise = NoiseStatistics()
         self.drift = Drift(original) if original is not None else None
@@ -149,7 +145,7 @@ class Scores(nn.Module):
     def update(self, images: Tensor, rows: Rows) -> None:
         """Score float images `[B, C, H, W]` made for `rows`."""
         pixels = to_uint8(images)
-        forget = torch.isin(rows.labels, self.forget_labels)
+        forget = self.is_forget[rows.position]
         retain = ~forget
         verdict = self.classifier(pixels)
         second = self.second_classifier(pixels) if self.second_classifier is not None else None
@@ -186,8 +182,8 @@ class Scores(nn.Module):
                 metric.update(second.of(part), labels[part])
 
     @full_precision()
-    def compute(self) -> Result:
-        """Scalars as floats, means over classes with the same weight each; `per_class` by class name.
+    def compute(self) -> ModelScores:
+        """Return means over classes of equal weight, and the values per class.
 
         Raises:
             UserError: when an image, a logit, a feature or a score is not finite.
@@ -195,7 +191,7 @@ class Scores(nn.Module):
         if wrong := self.finite.compute():
             raise UserError(f"{', '.join(wrong)} are NaN or infinite: such images get no score")
         per_class: dict[str, dict[str, float]] = {}
-        result: Result = {}
+        result: dict[str, float] = {}
         per_label = self.forgetting.compute() if self.has_forget else {}
         if self.has_retain:
             per_label["retain_accuracy"] = self.retain_accuracy.compute()
@@ -215,7 +211,7 @@ class Scores(nn.Module):
             result["drift"] = self.drift.compute().item()
         if wrong := [name for name, value in result.items() if not math.isfinite(value)]:
             raise UserError(f"{', '.join(wrong)} came out as NaN or infinite, which is no score: give a larger plan")
-        return result | {"per_class": per_class}
+        return ModelScores(result, per_class)
 
     def _second_opinion(self) -> dict[str, Tensor]:
         """What the second classifier adds to the scores per label, each `[C]`."""
@@ -231,3 +227,26 @@ class Scores(nn.Module):
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
+
+
+# In the order of tables
+METRICS = (
+    "ua_noise_aware",
+    "ua_noise_aware/second",
+    "ua",
+    "noise_rate",
+    "forget_probability",
+    "entropy",
+    "retain_accuracy",
+    "retain_accuracy/second",
+    *(
+        f"{name}/{network}"
+        for network in ("classifier", "inception")
+        for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
+    ),
+    "drift",
+    "noise_std",
+    "noise_saturation",
+    "noise_correlation",
+    "classifier_disagreement",
+)

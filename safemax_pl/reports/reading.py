@@ -11,9 +11,10 @@ from typing import Any
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import dotted, leaves
+from safemax_pl.config.locations import comparable
 from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.saved_model import read_class_names
-from safemax_pl.runs.run import comparable, steps_taken
+from safemax_pl.runs.run import steps_taken
 
 # What of a protocol may differ: it follows from the forgotten classes. The device is marked by a note, not refused.
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "reference.n_paired", "plan.rows")

@@ -10,7 +10,8 @@ from small import FORGOTTEN, SMALL
 
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.scoring import make_evaluator

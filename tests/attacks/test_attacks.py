@@ -12,7 +12,8 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import to_uint8
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.evaluation.scoring import make_evaluator

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from safemax_pl.evaluation.tables import print_scores
+from safemax_pl.runs.tables import print_scores
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
