@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import FOLDER, command, print_table, show
+from benchmarks.command import command
+from benchmarks.tables import FOLDER, print_table, show
 from safemax_pl.common.console import markdown_table
 from safemax_pl.common.errors import unknown
 from safemax_pl.common.files import atomic
 
 SCRIPTS = (
+    "startup",
     "overhead",
     "methods",
     "launches",

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from benchmarks.command import command
 from benchmarks.setting import random_data
-from benchmarks.timing import FOLDER, Side, command, compare, default_device, memory_bandwidth, publish
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import Side, compare, default_device, memory_bandwidth
 from safemax_pl.common import rng
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import ForgetRetainDataModule

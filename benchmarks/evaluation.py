@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.command import command
 from benchmarks.setting import Training, accelerator, digits_data
-from benchmarks.timing import (
-    FOLDER,
-    command,
-    default_device,
-    matmul_flops,
-    publish,
-    ratio,
-    spread,
-    stopwatch,
-    synchronize,
-)
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import default_device, matmul_flops, ratio, spread, stopwatch, synchronize
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.files import PROJECT
 from safemax_pl.evaluation.generation import ModelImages

@@ -16,8 +16,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from torch.autograd.profiler import profile
 
+from benchmarks.command import command
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish, spread, stopwatch
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import compare, default_device, matmul_flops, spread, stopwatch
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose

@@ -19,15 +19,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.setting import Training, digits_data, random_data
-from benchmarks.timing import FOLDER, Comparison, command, compare, default_device, publish, ratio, stopwatch
+from benchmarks.command import command
+from benchmarks.setting import Training, digits_data, random_data, use_torch_norms
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import Comparison, compare, default_device, ratio, stopwatch
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.diffusion import group_norm
-from safemax_pl.diffusion.group_norm import GroupNorm
 
 WITHOUT, WITH = "without", "with"
 NETWORKS = {"model=unet_digits": 32, "model=unet_cifar": 1}
@@ -50,12 +51,7 @@ def bf16_norms(training: Training, step: Callable[[Training], Any], repeats: int
     """A step under autocast with the networks' `GroupNorm`, switched on for any device, against torch's."""
     half = replace(training, bf16=True)
 
-    def torch_norms(network: torch.nn.Module) -> None:
-        for part in network.modules():
-            if type(part) is GroupNorm:
-                part.__class__ = torch.nn.GroupNorm  # type: ignore[assignment]
-
-    sides = {WITHOUT: changed(half, torch_norms), WITH: half}
+    sides = {WITHOUT: changed(half, use_torch_norms), WITH: half}
     with patch.object(group_norm, "WIDENING", (training.device.type,)):
         return compare({name: partial(step, side) for name, side in sides.items()}, repeats)
 

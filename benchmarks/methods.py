@@ -20,20 +20,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.command import command
 from benchmarks.setting import Account, Training, random_data
-from benchmarks.timing import (
-    FOLDER,
-    command,
-    compare,
-    default_device,
-    flops,
-    matmul_flops,
-    memory_bandwidth,
-    publish,
-    ratio,
-    spread,
-    step_floor,
-)
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import compare, default_device, flops, matmul_flops, memory_bandwidth, ratio, spread, step_floor
 from safemax_pl.common.errors import unknown
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import CONFIGS, compose

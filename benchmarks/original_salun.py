@@ -33,16 +33,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.command import command
 from benchmarks.memory import PeakMemory
 from benchmarks.setting import Training, random_data
+from benchmarks.tables import FOLDER, publish
 from benchmarks.timing import (
-    FOLDER,
     Comparison,
-    command,
     default_device,
     matmul_flops,
     memory_bandwidth,
-    publish,
     ratio,
     spread,
     step_floor,

@@ -19,8 +19,10 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.command import command
 from benchmarks.setting import accelerator, silent_fit
-from benchmarks.timing import FOLDER, Comparison, command, default_device, matmul_flops, publish, stopwatch, synchronize
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import Comparison, default_device, matmul_flops, stopwatch, synchronize
 from safemax_pl.common import rng
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.datamodule import ForgetRetainDataModule

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning import Callback
 
-from benchmarks.timing import command
+from benchmarks.command import command
 from safemax_pl.common import distributed
 from safemax_pl.common.files import write_json
 from safemax_pl.config.build import build

@@ -16,8 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.rank_worker import EXCHANGES, SAMPLINGS
-from benchmarks.timing import FOLDER, command, publish, ratio, spread
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import ratio, spread
 from safemax_pl.common.files import PROJECT
 
 CASES = (("unet_digits", 128), ("unet_cifar", 32))  # much computing, much exchange

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import command
 from benchmarks.setting import Training, digits_data, random_data
-from benchmarks.timing import FOLDER, command, compare, default_device, matmul_flops, publish
-from safemax_pl.diffusion.sampler import Denoiser, Sampler, guided
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import compare, default_device, matmul_flops
+from safemax_pl.diffusion.guidance import Denoiser, guided
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
 
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")

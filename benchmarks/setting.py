@@ -24,6 +24,7 @@ from safemax_pl.config.compose import compose
 from safemax_pl.data import sources
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.diffusion.group_norm import GroupNorm
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.training.fit import fit
@@ -158,6 +159,13 @@ class OnePass(Sampler):
         """`[B, C, H, W]`, of which nothing but the shape is right."""
         with torch.no_grad():
             return denoiser(torch.zeros(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
+
+
+def use_torch_norms(network: torch.nn.Module) -> None:
+    """Make every `GroupNorm` of ours in a network torch's again, in place."""
+    for part in network.modules():
+        if isinstance(part, GroupNorm):
+            part.__class__ = torch.nn.GroupNorm  # type: ignore[assignment]
 
 
 def accelerator() -> str:

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import command
 from benchmarks.methods import METHODS
 from benchmarks.setting import Training, digits_data, silent_fit
-from benchmarks.timing import FOLDER, command, default_device, matmul_flops, publish, ratio, spread
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import default_device, matmul_flops, ratio, spread
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 

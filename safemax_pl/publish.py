@@ -34,7 +34,8 @@ from safemax_pl.common.network_limits import MAX_WEIGHTS, check_weights
 from safemax_pl.config.locations import without_folders, without_locations
 from safemax_pl.config.saved import check_config, read_config
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.saved_model import check_network, read_class_names, read_process, weights_digest
+from safemax_pl.diffusion.saved_model import check_network, read_class_names, weights_digest
+from safemax_pl.diffusion.saved_process import read_process
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs.model_card import MARK, PICTURES, classifier_card, model_card
 from safemax_pl.runs.run import read_metrics

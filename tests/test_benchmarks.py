@@ -23,12 +23,16 @@ from benchmarks import (
     overhead,
     ranks,
     sampling,
+    startup,
     time_to_forget,
     timing,
 )
+from benchmarks.command import command
 from benchmarks.memory import PeakMemory, tensors_of
+from benchmarks.rank_worker import measure
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
+from benchmarks.tables import publish, show
+from benchmarks.timing import Comparison, compare, ratio, spread, step_floor
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.build import build
 from safemax_pl.config.command_line import quiet
@@ -266,6 +270,17 @@ def test_launches(run):
     assert 0 < added["operators"] < 30, "some per step, none per weight or image"
 
 
+def test_startup_counts_the_processor_and_not_the_clock(run, monkeypatch):
+    busy, idle = "sum(range(10**7))", "import time; time.sleep(1)"
+    cases = {startup.REFERENCE: (["-c", busy], 0), "idle": (["-c", idle], 0), "fails": (["-c", busy + "; 1 / 0"], 1)}
+    monkeypatch.setattr(startup, "CASES", cases)
+    result = run(startup, cases=("idle", "fails"), repeats=1)
+    reference, idle, fails = (row["processor, s"][0] for row in first_table(result))
+    assert idle < reference / 2 < fails
+    with pytest.raises(UserError, match=r"exited with 1, expected 0: .*ZeroDivisionError"):
+        startup.start(["-c", "1 / 0"], 0)
+
+
 def test_time_to_forget(run):
     result = run(time_to_forget, methods=("safemax",), steps=3, every=3)
     (row,) = first_table(result)
@@ -347,6 +362,14 @@ def test_one_thread_is_for_one_call():
     assert seen == [1, 2]
 
 
+def test_what_one_rank_measures(tmp_path):
+    measure("unet_digits", batch=4, devices=1, steps=2, out=str(tmp_path / "one.json"))
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert len(found["step"]) == 2 and min(found["step"]) > 0 and found["exchange"] == []
+    assert found["exchanged_bytes"] == 4 * found["parameters"] and min(found["sampling"]) > 0
+    assert 12 * found["parameters"] < found["checkpoint_bytes"] < 13 * found["parameters"]
+
+
 def test_a_row_of_ranks():
     one = {"parameters": 5, "step": [4.0, 8.0, 6.0], "exchange": [], "sampling": [10.0], "checkpoint_bytes": 60}
     half, two = one | {"step": [3.0]}, one | {"step": [4.0], "exchange": [0.5, 1.5, 1.0], "sampling": [15.0]}
@@ -376,7 +399,7 @@ def test_a_script_that_fails_fails_the_suite_after_the_others(tmp_path, monkeypa
 
 
 def test_all_benchmarks_are_found():
-    """All but one that needs somebody else's code, one on paper, and modules that are not run by themselves."""
+    """All but one that needs somebody else's code, and modules that are not run by themselves."""
     there = {path.stem for path in Path(suite.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "memory", "rank_worker", "setting", "timing"}
-    assert sorted(suite.SCRIPTS) == sorted(there - helpers - {"original_salun", "scaling"})
+    helpers = {"__init__", "__main__", "command", "memory", "rank_worker", "setting", "tables", "timing"}
+    assert sorted(suite.SCRIPTS) == sorted(there - helpers - {"original_salun"})

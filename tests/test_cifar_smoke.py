@@ -7,10 +7,10 @@ import json
 
 import pyarrow.parquet
 import pytest
-from safemax_pl.runs.evaluate import evaluate
 
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
+from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.training.fit import fit
 from safemax_pl.training.fit_classifier import fit_classifier
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
 from safemax_pl.classifier import noise
 from safemax_pl.classifier.model import Classifier
@@ -14,6 +13,7 @@ from safemax_pl.common.files import PROJECT
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 from safemax_pl.evaluation import figures
+from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 

@@ -1,6 +1,6 @@
-"""Fit SAFEMax and SalUn with all, with the embeddings' and with low-rank weights, to the end and until it is enough.
+"""Fit SAFEMax and SalUn with all weights, embeddings only and adapters, with all steps and with `stop_when`.
 
-Attacks the best of each, writes results.csv and prints the table of the README. Finished fits and attacks are kept: the
+Attack the best of each, write results.csv and print the table of the README. Finished fits and attacks are kept: the
 same command resumes.
 """
 

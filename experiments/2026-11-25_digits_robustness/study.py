@@ -70,11 +70,11 @@ def figure() -> None:
     """Steps to relearn against the harm done, and the lowest `ua_noise_aware` of the attacks on frozen weights."""
     here = Path(__file__).parent
     numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with (here / "report" / "robustness.csv").open() as file:
+    with (here / "robustness.csv").open() as file:
         for row in csv.DictReader(file):
             if row["model"] == "unlearned":
                 numbers[row["method"]][row["attack"]].append(float(row["value"]))
-    with (here / "report" / "results.csv").open() as file:
+    with (here / "results.csv").open() as file:
         for row in csv.DictReader(file):
             numbers[row["method"]]["harm"].append(float(row["delta/fid_retain/classifier"]))
             numbers[row["method"]]["asked"].append(float(row["ua_noise_aware"]))

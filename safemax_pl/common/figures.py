@@ -22,11 +22,11 @@ from matplotlib import pyplot as plt
 
 @contextmanager
 def drawing(what: object, undrawn: list[str] | None = None) -> Iterator[None]:
-    """Turn any error of the block, which draws `what`, into one line on stderr: no number depends on a picture.
+    """Turn any error of the block into a one-line warning on stderr, as no number depends on a figure.
 
     Args:
-        what: for the line.
-        undrawn: gets the line as well.
+        what: name of the figure in the warning.
+        undrawn: list to which the line is appended.
     """
     try:
         yield
@@ -42,14 +42,16 @@ def save_figure(figure: Any, path: Path, tight: bool = False, **options: Any) ->
     """Write a figure as PNG, atomically, and close it.
 
     Args:
-        figure: of matplotlib.
+        figure: a matplotlib figure.
         path: PNG file.
-        tight: use matplotlib's tight layout.
-        options: of `savefig`.
+        tight: whether to use matplotlib's tight layout.
+        options: keyword arguments of `savefig`.
     """
-    show_text_as_it_is(figure)
+    show_text_literally(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that the font lacks becomes a box
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # a character missing from the font is drawn as a box
         if tight:
             figure.tight_layout()
         with atomic(path) as part:
@@ -57,10 +59,10 @@ def save_figure(figure: Any, path: Path, tight: bool = False, **options: Any) ->
     plt.close(figure)
 
 
-def show_text_as_it_is(figure: Any) -> None:
-    """Take `$` in names literally: matplotlib would read a formula between two of them.
+def show_text_literally(figure: Any) -> None:
+    """Draw `$` in names literally; matplotlib would parse the text between two of them as a formula.
 
-    Numbers at the ticks, which matplotlib itself writes as formulas on logarithmic axes, are left as they are.
+    Tick labels of logarithmic axes stay formulas, as matplotlib itself writes them so.
     """
     numbers = {
         id(label)
@@ -75,5 +77,5 @@ def show_text_as_it_is(figure: Any) -> None:
 
 
 def legend_name(name: str) -> str:
-    """A name for a legend, from which matplotlib leaves out those that start with an underscore."""
+    """Return a name that matplotlib shows in legends; it hides names with a leading underscore."""
     return f"\u200b{name}" if name.startswith("_") else name

@@ -1,4 +1,4 @@
-"""Build the objects that a configuration describes."""
+"""Instantiate the nodes of a configuration."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def build(node: Any, **arguments: Any) -> Any:
     """Call a node's `_target_` with its keys and `arguments`.
 
     Raises:
-        UserError: for a missing or illegal setting, in the words of the constructor.
+        UserError: for a missing or illegal setting, with the message of the constructor.
     """
     try:
         return hydra.utils.instantiate(node, **arguments)

@@ -1,6 +1,6 @@
-"""The command line of the eight commands: folders first, then key=value settings; --help, --cfg and -m.
+"""Command line of the eight commands: folders, key=value settings, --help, --cfg and -m.
 
-Nothing heavy is imported here: help, an unknown experiment and a mistyped key are answered within a second.
+This module imports nothing slow: --help, an unknown experiment and a mistyped key are answered within a second.
 """
 
 import logging
@@ -24,25 +24,25 @@ from safemax_pl.config.compose import check_install, compose, name_method
 from safemax_pl.config.overrides import check_single, parse, values_of
 
 TAKE_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
-SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=")  # begins key=value; a folder of that form is given as ./a=b
+SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=")  # start of key=value; write a folder of that form as ./a=b
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:
     """Run `task(configuration, overrides)` as a command of Hydra, with -m for several runs.
 
-    Bad input is one line on stderr and exit code 1. One bad run of several does not stop the others.
+    Invalid input prints one line on stderr and exits with 1. In a multirun, a failed run does not stop the others.
 
     Args:
-        config_name: file in configs/.
-        help_text: printed by --help, with the choices of every group.
-        task: imports what it needs itself.
+        config_name: file in configs/, without suffix.
+        help_text: printed by --help, followed by the choices of every group.
+        task: body of the command; imports slow modules itself.
     """
     overrides, flags = split_arguments(sys.argv[1:])
     with clear_errors():
         check_install()
-    if {"-h", "--help"} & set(flags):
-        print(f"{help_text.strip()}\n\n{_list_choices()}")
-        return
+        if {"-h", "--help"} & set(flags):
+            print(f"{help_text.strip()}\n\n{_list_choices()}", flush=True)
+            return
     failed: list[str] = []
     quiet()
     with clear_errors():
@@ -66,7 +66,9 @@ def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cf
         try:
             task(cfg, overrides)
         except UserError as error:
-            here = str(hydra_cfg.launcher._target_).endswith(".BasicLauncher")  # otherwise in a job of its own
+            here = str(hydra_cfg.launcher._target_).endswith(
+                ".BasicLauncher"
+            )  # other launchers run it in a separate job
             if hydra_cfg.mode != RunMode.MULTIRUN or not here:
                 raise
             failed.append(" ".join(overrides))
@@ -82,16 +84,17 @@ def command_on_folders(
     """Run `task(folders, overrides)` as a command that takes folders and settings.
 
     Args:
-        help_text: printed by --help, and if there are no arguments where a folder is needed.
+        help_text: printed by --help, and for a command line without arguments if a folder is required.
         folders: legal numbers of folders.
-        task: imports what it needs itself.
+        task: body of the command; imports slow modules itself.
         configuration: composes the configuration, for --cfg job.
     """
     settings, flags = split_arguments(sys.argv[1:])
     given = [item for item in settings if not SETTING.match(item)]
     overrides = [item for item in settings if SETTING.match(item)]
     if {"-h", "--help"} & set(flags) or (not sys.argv[1:] and folders.start):
-        print(help_text.strip())
+        with clear_errors():
+            print(help_text.strip(), flush=True)
         return
     quiet()
     with clear_errors():
@@ -113,21 +116,21 @@ def command_on_folders(
 
 
 def _shows_configuration(flags: list[str]) -> bool:
-    """Whether the flags are --cfg job; raises `UserError` for others."""
+    """Whether the flags are --cfg job; raise `UserError` for other flags."""
     if not flags:
         return False
     if flags[0] not in ("--cfg", "-c") or flags[1:] != ["job"]:
-        raise UserError(f"{' '.join(flags)}: legal flags are --help and --cfg job; settings are given as key=value")
+        raise UserError(f"{' '.join(flags)}: legal flags are --help and --cfg job; give settings as key=value")
     return True
 
 
 def composed(config_name: str, folders: list[str], overrides: list[str]) -> DictConfig:
-    """Compose configs/<config_name>.yaml; the folders play no part."""
+    """Compose configs/<config_name>.yaml for --cfg job; the folders are not used."""
     return compose(config_name, overrides)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return overrides, and flags with their values: Hydra wants them apart, as in `experiment=x -m seed=0,1`."""
+    """Return (overrides, flags with their values); Hydra rejects mixed ones, as in `experiment=x -m seed=0,1`."""
     overrides: list[str] = []
     flags: list[str] = []
     for argument, before in zip(arguments, ["", *arguments], strict=False):
@@ -136,18 +139,20 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def quiet() -> None:
-    """Silence output of libraries that users cannot act on, and install our signal handlers."""
+    """Silence library output that users cannot act on, and install the signal handlers."""
     interrupt_on_stop_signals()
-    logging.raiseExceptions = False  # W&B has a log file: on a full disk every line of it would print a traceback
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # it is the run's folder
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # between Lightning 2.6 and torch 2.13
+    logging.raiseExceptions = False  # on a full disk every line of W&B's log file would print a traceback
+    warnings.filterwarnings(
+        "ignore", ".*Checkpoint directory .* exists and is not empty.*"
+    )  # it is the run's folder, on purpose
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # one process is a choice, also on a cluster
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a single process is legal on a cluster too
 
 
 def _import_lightning() -> None:
-    """Import Lightning, which takes seconds, and silence its information: it sets its levels when it is imported."""
+    """Import Lightning and silence its info messages; the import, which takes seconds, sets the log levels."""
     import lightning.pytorch  # noqa: F401
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -162,15 +167,15 @@ def _list_choices() -> str:
 
 
 def check_command_line(config_name: str, overrides: list[str], several: bool = True) -> None:
-    """Compose every configuration that the overrides stand for, all values of a sweep included.
+    """Compose the configurations of all runs of a command line, including every value of a sweep.
 
     Args:
-        config_name: file in configs/.
+        config_name: file in configs/, without suffix.
         overrides: key=value arguments.
         several: whether sweeps such as seed=0,1 are legal, as with -m.
 
     Raises:
-        UserError: for the first that is wrong.
+        UserError: for the first illegal configuration.
     """
     parsed = parse(overrides)
     alternatives = [values_of(override) for override in parsed if not str(override.input_line).startswith("hydra")]

@@ -1,4 +1,4 @@
-"""Compose configurations by Hydra, and reject keys and values that Hydra lets through."""
+"""Compose configurations by Hydra, and reject keys and values that Hydra accepts but nothing reads."""
 
 import re
 from difflib import get_close_matches
@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config import resolvers
+from safemax_pl.config.constructors import names_of_arguments
 from safemax_pl.config.overrides import check_single, parse
-from safemax_pl.config.schema import check_keys, check_values, flat_keys, names_of_arguments, resolved
+from safemax_pl.config.schema import check_keys, check_values, flat_keys, is_mapping, resolved
 
 CONFIGS = PROJECT / "configs"
 
@@ -23,16 +24,16 @@ CONFIGS = PROJECT / "configs"
 def check_install() -> None:
     """Raise `UserError` if the package is installed without the checkout, whose configs/ and weights/ it uses."""
     if not CONFIGS.is_dir():
-        raise UserError(f"there is no {CONFIGS}: install from a checkout with `pip install -e .`")
+        raise UserError(f"{CONFIGS} is missing: install from a checkout with `pip install -e .`")
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """Compose the configuration of a command line, with every key and value checked.
+    """Compose the configuration of a command line, and check every key and value.
 
-    Keys that Hydra itself rejects are reported before anything heavy is imported.
+    Keys that Hydra rejects are reported before any slow import.
 
     Raises:
-        UserError: for an unknown option, key or value, also inside experiment files.
+        UserError: for an unknown option, key or value, including those in experiment files.
     """
     check_install()
     resolvers.register()
@@ -46,7 +47,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise unknown(group or "config", name, error.options or []) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             raise _composition_error(config_name, overrides, error) from error
-        except (HydraException, ValueError) as error:  # such as data=null, of which Hydra says that it is no string
+        except (HydraException, ValueError) as error:  # such as data=null; Hydra's message lacks the override
             raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
@@ -66,17 +67,21 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:
     """Raise `UserError` if the command line removed a setting or a group that is needed."""
     if missing := [key for key in schema if key not in cfg]:
-        raise UserError(f"the setting {missing[0]} was removed, and it is needed: leave it, or set it to null")
+        raise UserError(f"the setting {missing[0]} was removed but is required: keep it, or set it to null")
     for group in groups:
         node = cfg.get(group)
-        # an experiment's changes to a removed group are still there, without a target
-        leftover = isinstance(node, DictConfig) and not node._is_none() and not node.get("_target_")
+        # an experiment's changes to a removed group remain, without a target
+        leftover = is_mapping(node) and not node.get("_target_")
         if group not in cfg or leftover:
-            raise UserError(f"the group {group} was removed, and it is needed: choose one of its options")
+            raise UserError(f"the group {group} was removed but is required: choose one of its options")
 
 
 def name_method(cfg: DictConfig, choices: Any) -> None:
-    """Fill in `method`: the choice of `unlearner=`, and that of `parameters=`, unless the user has named it."""
+    """Set `method`, if it is null, to the choices of `unlearner=` and `parameters=`.
+
+    Raises:
+        UserError: for an illegal name.
+    """
     if "method" in cfg and cfg.method is None:
         method, moving = (choices.get(group) for group in ("unlearner", "parameters"))
         cfg.method = method if moving in (None, "all") else f"{method} ({moving})"
@@ -85,11 +90,13 @@ def name_method(cfg: DictConfig, choices: Any) -> None:
 
 
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
-    """Name the nearest key when an override names one that does not exist."""
+    """Return an error for a failed composition; for an unknown key it suggests the most similar one."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     match = re.search(r"Could not override '([^']+)'", text)
     if "In 'experiment/" in text:
-        return UserError(f"{text} Is it an experiment of another command? The file's first lines say whose it is.")
+        return UserError(
+            f"{text} If the experiment belongs to another command, use that one: the file's first lines name it."
+        )
     if not match:
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
@@ -110,16 +117,16 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """A composed configuration with `key=value` changes, in Hydra's grammar; `group=choice` replaces a whole group.
+    """Return a copy of a composed configuration with `key=value` changes; `group=choice` replaces a whole group.
 
     Raises:
-        UserError: for a key that the configuration does not have, an unknown choice, or a value that can't be one.
+        UserError: for a key that the configuration lacks, an unknown choice, or an illegal value.
     """
     cfg = cfg.copy()
     for change in parse(overrides):
         item, key = change.input_line, change.key_or_group
         if change.type != OverrideType.CHANGE:
-            raise UserError(f"{item}: keys are neither added nor removed here; change one with key=value")
+            raise UserError(f"{item}: keys can be neither added nor removed here; change a key with key=value")
         check_single(change)
         if key == "experiment":
             raise UserError(
@@ -130,7 +137,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         elif key not in flat_keys(cfg):
             raise unknown("key", key, flat_keys(cfg))
         else:
-            OmegaConf.update(cfg, key, change.value(), merge=False)  # nothing is left below it
+            OmegaConf.update(cfg, key, change.value(), merge=False)  # replaces the whole node
     if overrides:
         check_keys(cfg, _keys(OmegaConf.to_container(cfg)))
         check_values(cfg)
@@ -138,5 +145,5 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def _keys(node: Any) -> dict[str, Any]:
-    """The tree of keys of a configuration, in which nothing says of which type a value is."""
+    """Return the tree of keys of a configuration, without types: every leaf is None."""
     return {str(key): _keys(value) if isinstance(value, dict) else None for key, value in node.items()}

@@ -1,4 +1,4 @@
-"""Settings that may differ between two runs of the same computation: names, paths, devices, loggers."""
+"""Keys that may differ between two runs of the same computation: names, paths, devices, loggers."""
 
 import re
 import shlex
@@ -7,26 +7,25 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl.common.files import check_name, digest, dotted, leaves
+from safemax_pl.common.files import digest, dotted, leaves
+from safemax_pl.common.names import check_name
 from safemax_pl.config.compose import CONFIGS, compose
 
-# What may differ when a run is resumed or shown: what it is called, where things are, who listens, what they run on and
-# whether they are compiled for it: like the number of devices that changes rounding, and dropout's draws.
+# Node -> keys that may differ when a run is resumed or shown. `compile` and the number of devices change only rounding
+# and the draws of dropout.
 LOCATIONS = {
     "": ("name", "method", "runs_dir", "logger", "compile"),
     "data": ("path", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar"),
 }
-
-
 LOCATION_KEYS = {f"{node}.{key}".lstrip(".") for node, keys in LOCATIONS.items() for key in keys}
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:
-    """`name` if it is set; otherwise the experiment and every override that changes what is computed.
+    """Return `name` if it is set; otherwise join the experiment and the overrides that change the computation.
 
     Raises:
-        UserError: for a name that is no name of a folder inside runs_dir.
+        UserError: if the name can't name a folder.
     """
     if cfg.name is not None:
         return check_name("name", cfg.name)
@@ -41,14 +40,14 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 
 
 def without_locations(command_line: str) -> str:
-    """A command without its overrides of `LOCATIONS` and without absolute paths: it can be given on any machine."""
+    """Remove the overrides of `LOCATIONS` and absolute paths from a command, so that it works on any machine."""
     pairs = [(word, *word.lstrip("+~").partition("=")[::2]) for word in shlex.split(command_line)]
     kept = [word for word, key, value in pairs if key not in LOCATION_KEYS and not value.strip("'\"").startswith("/")]
-    return shlex.join([Path(word).name if word.startswith("/") else word for word in kept])  # a run, or Python itself
+    return shlex.join([Path(word).name if word.startswith("/") else word for word in kept])  # a run's folder, or Python
 
 
 def without_folders(cfg: DictConfig) -> DictConfig:
-    """A run's configuration in which every absolute path, and every one from the environment, is the default again."""
+    """Replace absolute paths, and paths from environment variables, in a run's configuration by the default values."""
     written: Any = OmegaConf.to_container(cfg)
     name = written["data"]["name"]
     known = name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
@@ -57,13 +56,15 @@ def without_folders(cfg: DictConfig) -> DictConfig:
     defaults, cfg = dict(leaves(usual)), cfg.copy()
     for where, value in leaves(written):
         from_here = isinstance(value, str) and (value.startswith("/") or "${oc.env:" in value)
-        if from_here and not any(isinstance(part, int) for part in where):  # lists name classes and sizes, no folders
+        if from_here and not any(
+            isinstance(part, int) for part in where
+        ):  # lists hold classes and sizes, never folders
             OmegaConf.update(cfg, dotted(where), defaults.get(where))
     return cfg
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key: old -> new` for every leaf in which two configurations differ."""
+    """Return a line `key: old -> new` for every leaf that differs between two configurations."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [
@@ -73,7 +74,7 @@ def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def comparable(cfg: DictConfig) -> Any:
-    """What a configuration computes: all of it but `LOCATIONS`, interpolations as they are written."""
+    """Return the part of a configuration that decides the computation: all keys but `LOCATIONS`, unresolved."""
     plain: Any = OmegaConf.to_container(cfg)
     for node, keys in LOCATIONS.items():
         inside = plain.get(node, {}) if node else plain

@@ -1,4 +1,4 @@
-"""Names that saved configurations and results of earlier versions use, and their present ones."""
+"""Renamed targets and keys, so that configurations and results of earlier versions stay readable."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ METRICS = {
 
 
 def present_target(target: Any) -> Any:
-    """Return the present name of a `_target_`; others are returned as they are."""
+    """Return the present name of a `_target_`; values that were not renamed are returned unchanged."""
     if not isinstance(target, str):
         return target
     module, _, name = target.rpartition(".")

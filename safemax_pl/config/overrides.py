@@ -1,4 +1,7 @@
-"""Overrides: key=value arguments in Hydra's grammar, which all commands share."""
+"""Parse overrides: key=value arguments in Hydra's grammar, for all commands.
+
+`hydra.core.override_parser` is not part of Hydra's documented API; seen in 1.3.8.
+"""
 
 import shlex
 
@@ -11,10 +14,10 @@ from safemax_pl.common.files import PROJECT
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Read `key=value` arguments by Hydra's grammar, the one that all commands share.
+    """Parse `key=value` arguments.
 
     Raises:
-        UserError: for one that can't be read; it says how to quote the value.
+        UserError: for an argument that can't be parsed; the message says how to quote the value.
     """
     return [_parse(item) for item in overrides]
 
@@ -36,7 +39,7 @@ def _parse(item: str) -> Override:
 
 
 def _quoted(item: str) -> str | None:
-    """An argument with quotes around its value, or around those elements of a list that need them; None if no help."""
+    """Return the argument with its value, or elements of its list, in quotes; None if quotes do not make it legal."""
     key, _, value = item.partition("=")
     if not value or value[0] in "{\"'" or "${" in value:
         return None
@@ -66,6 +69,7 @@ def _quote_if_needed(text: str) -> str:
 
 
 def check_single(override: Override, more: str = "") -> None:
+    """Raise `UserError` if the override is a sweep such as seed=0,1; the message ends with `more`."""
     if override.is_sweep_override():
         key = override.get_key_element()
         raise UserError(
@@ -75,7 +79,7 @@ def check_single(override: Override, more: str = "") -> None:
 
 
 def values_of(override: Override) -> list[str]:
-    """Every single override that a sweep such as `seed=0,1` or `experiment=glob(digits_*)` stands for."""
+    """Return the single overrides of a sweep such as `seed=0,1` or `experiment=glob(digits_*)`."""
     line = str(override.input_line)
     if not override.is_sweep_override():
         return [line]

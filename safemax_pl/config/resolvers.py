@@ -9,7 +9,7 @@ from safemax_pl.common.files import PROJECT
 
 
 def register() -> None:
-    """Make the resolvers known to OmegaConf; call it before a configuration is resolved."""
+    """Register the resolvers with OmegaConf; call this before resolving a configuration."""
     if not OmegaConf.has_resolver("project"):
         OmegaConf.register_new_resolver("project", project)
         OmegaConf.register_new_resolver("shipped", shipped)
@@ -17,7 +17,11 @@ def register() -> None:
 
 
 def project(path: str = "") -> str:
-    """Return a path inside the repository, whatever the working directory; weights/ and others may be links."""
+    """Return the absolute path of a path inside the repository; its folders may be links.
+
+    Raises:
+        UserError: for an absolute path, or one with .. in it.
+    """
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise UserError(f"${{project:{path}}} leads out of the repository: give the path itself")
     return str(PROJECT / path)
@@ -30,11 +34,12 @@ def shipped(path: str) -> str | None:
 
 
 def fast_precision(accelerator: str) -> str:
-    """Return bf16-mixed on hardware that computes in bfloat16, GPU or CPU; 32-true elsewhere: emulation is slow."""
-    import torch  # seconds, and needed only when the command line is legal
+    """Return bf16-mixed on a GPU or CPU with bfloat16 arithmetic, otherwise 32-true, as emulation is slow."""
+    import torch  # here, as the import takes seconds and --help does not need it
 
     if accelerator != "cpu" and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
+        # private to torch, seen in 2.13.0
         fast = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if fast else "32-true"

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.common.files import check_name
+from safemax_pl.common.names import check_name
 from safemax_pl.common.rng import Stream
 from safemax_pl.data import sources
 from safemax_pl.data.batch import LabelledImages, from_uint8

@@ -9,7 +9,8 @@ from safemax_pl.classifier import noise
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
-from safemax_pl.diffusion.sampler import Request, Sampler, guided
+from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.metric_suite import MetricSuite
 

@@ -1,6 +1,5 @@
 """Model cards: what a published folder holds, how it was made and what it scores, as Markdown."""
 
-from safemax_pl.common.console import markdown_table
 import re
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from safemax_pl.runs import tables
-from safemax_pl.config.saved import read_config
-from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.common.console import markdown_table
+from safemax_pl.common.escaping import markdown, printable
 from safemax_pl.common.network_limits import MAX_WEIGHTS
 from safemax_pl.common.untrusted import read_json, read_tensors
-from safemax_pl.config.saved import check_config
+from safemax_pl.config.saved import check_config, read_config
 
 MARK = "<!-- written by safemax_pl.publish, which replaces it -->\n"
 PICTURES = ("samples.png", "curves.png")

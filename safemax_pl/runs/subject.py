@@ -1,40 +1,34 @@
-"""What is scored or attacked: a run, or a diffusers folder that something else saved."""
+"""Load a run, or a diffusers folder of another program, for scoring and attacks."""
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl.runs.saved_config import saved_config
-from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
-from safemax_pl.config.compose import CONFIGS, compose, override
 from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose, override
 from safemax_pl.config.prerequisites import check_needs
-from safemax_pl.config.saved import check_config, check_resolved, read_config
-from safemax_pl.config.schema import check_keys, check_values
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import run_folder
-
+from safemax_pl.runs.saved_config import saved_config
 
 
 class Subject(NamedTuple):
-    """What is scored or attacked: a run, or a diffusers folder that something else saved.
+    """Model to score or attack: a run, or a diffusers folder of another program.
 
     Attributes:
         name: of the folder.
-        folder: where results are kept: the run's, or one in runs_dir for a folder that is not ours.
-        cfg: the run's configuration, or configs/fit.yaml, with the overrides.
-        is_run: whether it is a run.
-        model: the network.
-        original: before unlearning; None for a base model.
+        folder: for results: that of the run, or one in runs_dir for a diffusers folder.
+        cfg: configuration of the run, or configs/fit.yaml, with the overrides.
+        is_run: whether the subject is a run.
+        data: the data module.
+        model: the network to score.
+        original: the model before unlearning; None for a base model.
     """
 
     name: str
@@ -52,10 +46,10 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     Args:
         target: a folder.
         overrides: key=value changes of its configuration.
-        extra: more top-level settings that the overrides may change.
+        extra: additional top-level settings that the overrides may change.
 
     Raises:
-        UserError: when it is missing, unfinished, or does not fit the data.
+        UserError: if the folder is missing, unfinished, or does not fit the data.
     """
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
@@ -80,7 +74,7 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
 def subject_config(target: str, overrides: list[str], extra: dict[str, Any] | None = None) -> DictConfig:
     """Return the configuration of the run `target`, or configs/fit.yaml for a diffusers folder, with overrides.
 
-    Arguments and errors as of `load_subject`.
+    Arguments and errors: see `load_subject`.
     """
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
@@ -89,19 +83,26 @@ def subject_config(target: str, overrides: list[str], extra: dict[str, Any] | No
             f"{target} does not exist: give the folder of a run, or a diffusers folder with unet/ and scheduler/"
         )
     if is_run and not (folder / "unet").is_dir():
-        raise UserError(f"the run {target} is unfinished, it has no unet/: run its command again to resume it")
+        raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
     cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
     for key in set(extra or {}) & set(map(str, cfg)):
-        del cfg[key]  # a folder's own budgets of attacks
+        del cfg[key]  # budgets of attacks from the folder are not trusted
     return override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
 
 
 def check_identity(
     folder: Path, cfg: DictConfig, overrides: list[str], now: identity.Identity, original: Model | None
 ) -> None:
-    """Compare what a run was made from with what its settings lead to now; settings that are overridden may differ.
+    """Compare the recorded identity of a run with the present one; parts that are overridden may differ.
+
+    Args:
+        folder: of the run.
+        cfg: its configuration, with the overrides.
+        overrides: key=value arguments.
+        now: identity of the data.
+        original: the model before unlearning, as loaded now.
 
     Raises:
         UserError: for other data, another base model or another classifier.
@@ -117,7 +118,3 @@ def check_identity(
         if key == "data" or not {identity.SETTINGS[key], identity.SETTINGS[key].partition(".")[0]} & changed
     }
     identity.check(str(folder), recorded, kept, again=True)
-
-
-
-

@@ -1,16 +1,15 @@
-"""The table that a run ends with, on the terminal."""
+"""Print the scores of a run on the terminal."""
 
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.escaping import printable
+from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.runs.run import steps_taken
-
 
 
 def print_scores(metrics: dict[str, Any], title: str) -> None:
@@ -36,17 +35,18 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
 
 
 def print_end_of_fit(training: dict[str, Any]) -> None:
-    """Print, from the `training` section of a `metrics.json`, how many steps were taken and why no more."""
-    steps, most, stopped_by = steps_taken(training), training["max_steps"], training.get("stopped_by")
-    why = "all of them" if steps >= most else "trainer.max_time was over"
+    """Print the number of steps and the reason for the end, from the `training` section of a `metrics.json`."""
+    steps, max_steps, stopped_by = steps_taken(training), training["max_steps"], training.get("stopped_by")
+    why = "all of them" if steps >= max_steps else "trainer.max_time was over"
     if stopped_by:
         why = f"stop_when was satisfied: {', '.join(stopped_by)}"
     elif training.get("stop_when"):
         why += "; stop_when was not satisfied"
-    print(printable(f"steps: {steps} of {most}, {why}"))
+    print(printable(f"steps: {steps} of {max_steps}, {why}"))
 
 
 def _plan(metrics: dict[str, Any]) -> str:
+    """Describe the protocol of the scores in one line."""
     plan, sampler = metrics["protocol"]["plan"], metrics["protocol"]["sampler"]
     forget = ", ".join(metrics["protocol"]["forget_classes"]) or "nothing"
     return (

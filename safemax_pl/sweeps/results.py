@@ -24,7 +24,7 @@ from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, write_csv
 from safemax_pl.reports.charts import COLOURS, save, scale
 from safemax_pl.reports.reading import read
-from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name
+from safemax_pl.sweeps.study import SharedStudy, counted, lost, trial_name
 
 MIN_TRIALS = 4  # for an importance
 

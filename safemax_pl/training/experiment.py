@@ -141,7 +141,7 @@ def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Mod
     """Refuse a selection of weights with which the method or the model makes no sense."""
     if original is None:
         raise UserError("a fit from random weights has to move all of them: give parameters=all")
-    if unlearner.weighs_the_base and not parameters.of_the_base:
+    if unlearner.weighs_original and not parameters.of_original:
         raise UserError(
             f"{type(unlearner).__name__} weighs the base model's weights, by a mask or Fisher information, and "
             "adapters are none of these: give parameters=embeddings or parameters=all"

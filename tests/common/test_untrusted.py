@@ -26,7 +26,8 @@ from safemax_pl.config.compose import compose
 from safemax_pl.config.saved import NODES, check_config, read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.saved_model import pretrained, read_process
+from safemax_pl.diffusion.saved_model import pretrained
+from safemax_pl.diffusion.saved_process import read_process
 from safemax_pl.publish import publish
 from safemax_pl.runs.run import Run
 from safemax_pl.runs.subject import load_subject

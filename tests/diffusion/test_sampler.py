@@ -12,8 +12,9 @@ from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.diffusion.sampler import Sampler
 
 # diffusers' DPM-Solver calls np.array on a tensor, which numpy 2 dislikes; nothing of ours
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

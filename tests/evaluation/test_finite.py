@@ -211,7 +211,7 @@ def test_a_classifier_no_better_than_chance_classifiers_nothing(evaluator, tmp_p
         blind.plain.head.weight.zero_()  # always the same class
     blind.save(tmp_path / "blind", {"scores": {"accuracy": 0.99}})
     cfg = tiny(tmp_path / "runs", f"{role}={tmp_path}/blind")
-    with pytest.raises(UserError, match=rf"^{role}: its plain network recognises \d+ of the 359 .* no better"):
+    with pytest.raises(UserError, match=rf"^the plain network of the {role} recognises \d+ of the 359 .* no better"):
         make_evaluator(cfg, data)
 
 

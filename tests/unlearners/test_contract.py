@@ -139,7 +139,7 @@ def test_only_the_weights_that_may_move_do(make_bench, method):
 def test_adapters_are_trained_beside_weights_that_stay(make_bench, method):
     """By every method but those that weigh the base model's weights, which `fit` refuses."""
     bench, unlearner = make_bench(method, SITUATIONS["grey, epsilon, one class"]), instantiate(config_of(method))
-    if unlearner.weighs_the_base or getattr(unlearner, "from_scratch", False):
+    if unlearner.weighs_original or getattr(unlearner, "from_scratch", False):
         pytest.skip("refused")
     LoRA(2, ["conv1", "time_emb_proj"]).choose(bench.student, 0)
     assert moved_by_two_steps(bench) == {name for name in bench.weights() if "lora_" in name}

@@ -37,25 +37,11 @@ def smooth(t: torch.Tensor) -> torch.Tensor:
     return 1 + torch.cos(6 * t / T) + (t / T) ** 2
 
 
-# -- ψ -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decay", [0, 100])
-def test_psi_decays_exponentially_from_one(decay):
-    psi = TimestepGate(decay).psi(T)
-    assert psi.shape == (T,) and psi[0] == 1
-    torch.testing.assert_close(psi, torch.exp(-decay * torch.arange(T) / T))
-
-
-def test_psi_is_zero_outside_the_window():
-    psi = TimestepGate(1.0, [200, 700]).psi(T)
-    assert psi[:200].sum() == 0 and psi[700:].sum() == 0
-    torch.testing.assert_close(psi[200:700], torch.exp(-torch.arange(200, 700) / T))
-
-
-def test_decay_zero_with_a_window_is_a_hard_gate():
-    psi = TimestepGate(0, [10, 20]).psi(100)
-    assert psi.unique().tolist() == [0, 1] and psi.nonzero().flatten().tolist() == list(range(10, 20))
+def psi_of(gate: TimestepGate, num_timesteps: int) -> torch.Tensor:
+    """ψ of all timesteps `[T]`, as the paper prints it."""
+    start, end = gate.window or (0, num_timesteps)
+    t = torch.arange(num_timesteps)
+    return torch.exp(-gate.decay * t / num_timesteps).double() * ((t >= start) & (t < end))
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
@@ -66,7 +52,7 @@ def test_decay_zero_with_a_window_is_a_hard_gate():
 def test_weighted_draws_have_the_mean_under_psi_and_stay_in_the_window(draw, decay, window):
     gate = TimestepGate(decay, window, draw)
     t, weight = gate.draw(grid(2**16), T)
-    expected = (gate.psi(T).double() * smooth(torch.arange(T)).double()).mean()
+    expected = (psi_of(gate, T) * smooth(torch.arange(T)).double()).mean()
     actual = (weight.double() * smooth(t).double()).mean()
     assert actual.item() == pytest.approx(expected.item(), rel=2e-3)
     t, weight = gate.draw(torch.tensor([2**-24, 1 - 2**-24]), T)  # the extreme draws
@@ -90,7 +76,7 @@ def test_density_draws_follow_psi_and_weigh_its_mean(decay, window):
     gate = TimestepGate(decay, window, "density")
     t, weight = gate.draw(grid(2**16), T)
     share = t.bincount(minlength=T).double() / 2**16
-    psi = gate.psi(T).double()
+    psi = psi_of(gate, T)
     assert (share - psi / psi.sum()).abs().max() < 3 / 2**16
     assert weight.unique().tolist() == pytest.approx([psi.mean().item()], rel=1e-5)
 
@@ -98,7 +84,7 @@ def test_density_draws_follow_psi_and_weigh_its_mean(decay, window):
 def test_random_density_draws_pass_a_chi_square_test():
     gate = TimestepGate(5, None, "density")
     t, _ = gate.draw(rng.uniform(rng.combine(7, torch.arange(100_000)), Stream.TIMESTEP), 100)
-    psi = gate.psi(100).double()
+    psi = psi_of(gate, 100)
     expected = 100_000 * psi / psi.sum()
     chi_square = ((t.bincount(minlength=100) - expected) ** 2 / expected).sum()
     assert 50 < chi_square < 160  # 99 degrees of freedom: 99 ± 14
@@ -142,7 +128,7 @@ def test_the_gradient_of_safemax_has_the_expectation_that_psi_says(draw):
     gate = TimestepGate(5, [200, 700], draw)
     SAFEMax(gate, MaxEntropyTarget(1.0)).losses(task, forget, retain).forget.backward()
     _, b = diffusion.coefficients(torch.arange(T))
-    expected = -2 * (gate.psi(T) * b.flatten()).mean()
+    expected = -2 * (psi_of(gate, T) * b.flatten()).mean()
     assert student.factor.grad.item() == pytest.approx(expected.item(), rel=0.06 if draw == "weight" else 0.02)
 
 
@@ -170,8 +156,6 @@ def test_a_window_beyond_the_last_timestep_is_refused(draw):
     gate = TimestepGate(window=[0, 1001], draw=draw)
     with pytest.raises(UserError, match=r"1001.*1000"):
         gate.draw(grid(2), 1000)
-    with pytest.raises(UserError, match=r"1001.*1000"):
-        gate.psi(1000)
 
 
 def test_a_window_may_end_at_the_last_timestep():

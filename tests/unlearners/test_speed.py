@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from safemax_pl.common import distributed
 from safemax_pl.diffusion import unet
-from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.training.cost import COUNTED_STEPS, Cost
 from safemax_pl.training.ema import Average
 from safemax_pl.unlearners.base import Losses, Unlearner
