@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from safemax_pl.runs import forgiving_wandb
+from safemax_pl.runs import wandb_process
 
 PROTOCOL = {
     "version": 2,
@@ -48,7 +48,7 @@ def patience():
     """W&B may take its time: no test fails because the machine is busy."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("INIT_TIMEOUT", "FINISH_TIMEOUT", "PATIENCE", "GRACE"):
-            patch.setattr(forgiving_wandb, name, 300)
+            patch.setattr(wandb_process, name, 300)
         yield
 
 
