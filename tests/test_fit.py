@@ -394,10 +394,7 @@ def test_help_lists_the_choices():
     assert "experiment=" in done.stdout and "digits_forget1" in done.stdout and "Usage" in done.stdout
 
 
-def test_cfg_job_prints_the_configuration_from_any_directory(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "safemax_pl.fit", "experiment=cifar100_forget10", "--cfg", "job"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def test_cfg_job_prints_the_configuration_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("experiment=cifar100_forget10", "--cfg", "job")
     assert "shark" in done.stdout and not list(tmp_path.iterdir())

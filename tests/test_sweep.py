@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from helpers import TINY
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
-from test_fit import TINY
 from wandb.sdk.launch.sweeps import utils as agent
 
 from safemax_pl import sweep as command

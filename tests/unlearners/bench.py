@@ -1,5 +1,6 @@
 """Run single steps of any method of configs/unlearner on a tiny network and random images."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def config_of(method: str) -> DictConfig:
     return OmegaConf.merge(cfg, {key: value for key, value in SMALL.items() if key in cfg})
 
 
-def small_network(data: ForgetRetainDataModule, dropout: float = 0.0) -> unet.Model:
+def small_network(data: ForgetRetainDataModule, prediction: str = "epsilon", dropout: float = 0.0) -> unet.Model:
     """A network of few operations; the same weights in every call."""
     torch.manual_seed(0)
-    return unet.fresh(data, "linear", "epsilon", 100, [4], 1, [], dropout, 4, 2)
+    return unet.fresh(data, "linear", prediction, 100, [4], 1, [], dropout, 4, 2)
 
 
 class Bench:
@@ -38,17 +39,17 @@ class Bench:
 
     Args:
         folder: the cache of the method's preparation.
-        prediction: parameterisation of the network, if `network` is not given.
-        network: makes the student and the teacher; equal weights in every call.
+        network: makes the student and the teacher of data; equal weights in every call.
     """
 
-    def __init__(self, method: str, data: ForgetRetainDataModule, folder: Path, prediction="epsilon", network=None):
-        def unet_of_two_levels() -> unet.Model:
-            torch.manual_seed(0)
-            return unet.fresh(data, "linear", prediction, 100, [8, 8], 1, [], 0.0, 8, 4)
-
-        network = network or unet_of_two_levels
-        self.student, self.teacher = network().train(), Frozen(network())
+    def __init__(
+        self,
+        method: str,
+        data: ForgetRetainDataModule,
+        folder: Path,
+        network: Callable[[ForgetRetainDataModule], unet.Model] = small_network,
+    ):
+        self.student, self.teacher = network(data).train(), Frozen(network(data))
         self.method, self.data, self.folder = method, data, folder
 
     def task(self, step: int = 0) -> Task:

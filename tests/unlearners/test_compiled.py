@@ -38,7 +38,7 @@ def fit(make_data, make_module, tmp_path):
 
     def run(method, compiled):
         data = make_data((1,), forget_batch_size=4, retain_batch_size=6)
-        bench = Bench(method, data, tmp_path, network=partial(small_network, data, dropout=0.1))
+        bench = Bench(method, data, tmp_path, partial(small_network, dropout=0.1))
         module = make_module(bench.student, bench.teacher, bench.start(), data)
         cost, graphs = Cost(10, compiled=compiled), Graphs(CompileCounter())
         unets = [bench.student.unet, bench.teacher.network.unet] if compiled else []

@@ -1,10 +1,11 @@
 """The contract of every method in configs/unlearner, whatever it computes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from bench import CPU, Bench, config_of
+from bench import CPU, Bench, config_of, small_network
 from helpers import METHODS
 from hydra.utils import instantiate
 
@@ -17,7 +18,7 @@ from safemax_pl.unlearners.base import Losses, Unlearner
 # (image shape, parameterisation, forget classes): the second differs from the first in all that methods may read
 SITUATIONS = {
     "grey, epsilon, one class": ((1, 8, 8), "epsilon", (1,)),
-    "colour, v, two classes": ((3, 16, 16), "v", (0, 2)),
+    "colour, v, two classes": ((3, 8, 8), "v", (0, 2)),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 every_situation = pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
@@ -32,7 +33,7 @@ def make_bench(make_data, tmp_path):
         shape, prediction, forget_classes = situation
         made.append(method)
         folder = folder or tmp_path / f"preparation{len(made)}"
-        return Bench(method, make_data(forget_classes, shape), folder, prediction)
+        return Bench(method, make_data(forget_classes, shape), folder, partial(small_network, prediction=prediction))
 
     return make
 
