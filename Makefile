@@ -1,25 +1,28 @@
-# make demo and make test need nothing but Python 3.11 or newer; both set up .venv on their first call.
+# All targets need only Python 3.11 or newer. The first call creates .venv.
 PYTHON ?= python3
 
-.PHONY: demo report test bench lint format weights
+.PHONY: demo report test bench docs lint format weights
 
 .venv/ready: requirements.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --progress-bar on -r requirements.txt
 	touch $@
 
-demo: .venv/ready            ## forget a digit: table, metrics.json and a picture, under two minutes
+demo: .venv/ready            ## forget a digit in under two minutes: a table, metrics.json and a picture
 	.venv/bin/python -m safemax_pl.fit experiment=digits_forget1
 
 RUNS ?= runs
-report: .venv/ready          ## compare all finished runs: runs/report/report.html; RUNS="runs/a runs/b" for some
+report: .venv/ready          ## compare finished runs: runs/report/report.html; RUNS="runs/a runs/b" selects some
 	.venv/bin/python -m safemax_pl.report $(RUNS)
 
-test: .venv/ready            ## the whole test suite, with coverage; of three workers one waits for SLURM most of the time
+test: .venv/ready            ## the test suite with coverage; one of the three workers mostly waits for SLURM
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-bench: .venv/ready           ## all benchmarks and their tables: runs/benchmarks/tables.md; a quarter of an hour on two idle cores
+bench: .venv/ready           ## all benchmarks: runs/benchmarks/tables.md; 15 minutes on two idle cores
 	.venv/bin/python -m benchmarks
+
+docs: .venv/ready            ## build the documentation into site/; a broken link or a page outside the navigation is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 format: .venv/ready
 	.venv/bin/ruff format .
@@ -31,7 +34,7 @@ lint: .venv/ready
 	.venv/bin/mypy safemax_pl benchmarks
 	bash -n .ci/run
 
-weights: .venv/ready         ## train again what weights/digits holds: half an hour on two cores
+weights: .venv/ready         ## train all models in weights/digits again; half an hour on two cores
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_second_classifier
 	.venv/bin/python -m safemax_pl.publish runs/digits_classifier weights/digits/classifier --precision float32

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.command import command
 from benchmarks.methods import ALTERNATING, METHODS, UNLEARNERS, CountedPriors
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import FOLDER, command, default_device, publish
+from benchmarks.tables import FOLDER, publish
+from benchmarks.timing import default_device
 from safemax_pl.common.errors import unknown
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh: what the arguments of one kernel, 4 KiB, have room for
 CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)

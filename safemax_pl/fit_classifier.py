@@ -1,146 +1,31 @@
-"""Train the classifier that classifiers generated images: C classes, and C classes and noise.
+"""Train the classifier for generated images: one network of C classes, one of C classes and noise.
 
 Usage:
   python -m safemax_pl.fit_classifier experiment=digits_classifier
-  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      the second classifier, of another kind
+  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      another architecture
   python -m safemax_pl.fit_classifier experiment=cifar10_classifier data.path=FOLDER_WITH_PARQUET
+  python -m safemax_pl.fit_classifier experiment=digits_classifier --cfg job          print the configuration and exit
 
-The run's folder gets classifier/ (model.safetensors and config.json with its scores) and last.ckpt. The same command
-again resumes an interrupted run and shows a finished one. Every setting is in configs/fit_classifier.yaml.
+The run's folder holds classifier/ (model.safetensors, and config.json with the scores) and last.ckpt. The same command
+again resumes an interrupted run, or prints the scores of a finished one. configs/fit_classifier.yaml documents every
+setting.
 """
 
-from pathlib import Path
-from typing import Any
-
-import torch
-from hydra.core.hydra_config import HydraConfig
-from lightning import seed_everything
 from omegaconf import DictConfig
-from rich.table import Table
-from torch.utils.data import TensorDataset
 
-from safemax_pl.classifier.model import Classifier
-from safemax_pl.classifier.training import ClassifierModule, calibrate, score_classifier
-from safemax_pl.common import distributed, memory
-from safemax_pl.common.console import plain_console
-from safemax_pl.common.errors import UserError
-from safemax_pl.common.escaping import printable
-from safemax_pl.common.files import check_writable
-from safemax_pl.common.untrusted import damaged
-from safemax_pl.config.compose import build, command, run_name
-from safemax_pl.config.prerequisites import check_needs
-from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.data.sources import Split
-from safemax_pl.runs import identity
-from safemax_pl.runs.loggers import ForgivingWandb, ending_wandb
-from safemax_pl.runs.run import Run, provenance, run_folder
-from safemax_pl.training.loop import make_loggers, make_optimizer, train
+from safemax_pl.config.command_line import command
 
 
-@ending_wandb()
-def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) -> Path:
-    """Train, calibrate, score and write one classifier; returns the run's folder. Arguments as those of `fit`."""
-    run = Run(run_folder(cfg, name), cfg)
-    data: ForgetRetainDataModule = build(
-        cfg.data, forget_classes=[], forget_batch_size=0, retain_batch_size=cfg.batch_size
-    )
-    if (metrics := run.metrics) is not None:
-        if distributed.is_first():
-            identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
-            run.clear()
-            with damaged(run.folder / "metrics.json"):
-                print_scores(metrics["scores"], name)
-            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
-        return run.folder
-    check_settings(cfg)
-    check_needs(cfg)
-    check_writable(run.folder, "set runs_dir to another folder")
-    check_writable(data.cache_dir, "set data.cache_dir to another folder")
-    seed_everything(cfg.seed, verbose=False)
-    train_split = data.source.train
-    held = data.calibration_mask()
-    calibration = Split(*(field[held] for field in train_split))
-    data.leave_out(held)
-    data.validate_on(TensorDataset(calibration.images, calibration.labels), batch_size=500)
-    classifier = Classifier(data.class_names, data.image_shape, build(cfg.architecture, _convert_="all"))
-    module = ClassifierModule(classifier, build(cfg.optimizer), cfg.shift, cfg.noise_share, cfg.label_smoothing)
-    trainer = build(cfg.trainer, logger=False, enable_checkpointing=False)
-    if cfg.batch_size % trainer.world_size:
-        raise UserError(f"batch_size={cfg.batch_size} does not divide by {trainer.world_size} devices")
-    row = memory.bytes_per_row(classifier.plain, [torch.zeros(2, *data.image_shape)])
-    rows = -(-(2 * cfg.batch_size + round(cfg.noise_share * cfg.batch_size)) // trainer.world_size)
-    device = trainer.strategy.root_device
-    memory.check(f"batch_size={cfg.batch_size}, for the backward pass,", rows * row, device, "give a smaller one")
-    made_from = identity.of_data(data)
-    identity.check(str(run.folder), run.identity, made_from)
-    distributed.start(trainer)
-    run.clear()
-    loggers = make_loggers(cfg.get("logger"), run.folder)
-    train(cfg, run, module, data, loggers, [], made_from)
-    if not distributed.is_first():
-        return run.folder
-    classifier.eval().to(trainer.strategy.root_device)  # Lightning moves it to the CPU when the fit ends
-    calibrate(classifier, calibration)
-    scores = score_classifier(classifier, data.source.test)
-    metrics = {
-        "name": name,
-        "seed": cfg.seed,
-        "data": data.source.fingerprint,
-        "content": data.source.content,
-        "scores": scores,
-        "provenance": provenance(command_line),
-    }
-    classifier.save(run.folder / "classifier", metrics)
-    for logger in loggers:
-        if isinstance(logger, ForgivingWandb):
-            logger.summarize({key: scores[key] for key in ("accuracy", "accuracy_noise_aware")})
-            logger.finish()
-    run.finish(metrics)
-    print_scores(scores, name)
-    print(f"written: {run.folder}/classifier")
-    return run.folder
+def run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Run the fit. Imports are here, as they take seconds and must follow the checks of the command line."""
+    from safemax_pl.config.locations import run_name
+    from safemax_pl.training.fit_classifier import fit_classifier
 
-
-def check_settings(cfg: DictConfig) -> None:
-    """Refuse what would fail, or make no sense, only after the training."""
-    if cfg.data.forget_classes:
-        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a classifier knows all classes, leave it out")
-    if not cfg.data.calibration_fraction:
-        raise UserError("data.calibration_fraction=0 leaves no image for the temperature: give a number in (0, 1)")
-    if cfg.shift >= cfg.data.image_size:
-        raise UserError(
-            f"shift={cfg.shift} moves images of {cfg.data.image_size} pixels out of sight: give fewer pixels"
-        )
-    make_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-
-
-def print_scores(scores: dict[str, Any], name: str) -> None:
-    """Print the accuracies and the verdicts on noise."""
-    console = plain_console()
-    console.print(
-        f"{printable(name)}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
-        f"(with noise class), n = {scores['n_test']}, temperature {scores['temperature']:.2f}"
-    )
-    table = Table(title="what is said of noise (2000 images each)", title_justify="left")
-    for column in ("noise", "group", "called noise", "plain network's favourite", "share"):
-        table.add_column(column)
-    for kind, said in scores["noise"].items():
-        table.add_row(
-            printable(kind),
-            printable(said["group"]),
-            f"{said['noise_rate']:.3f}",
-            printable(said["plain_favourite"]),
-            f"{said['plain_favourite_share']:.2f}",
-        )
-    console.print(table)
+    fit_classifier(cfg, run_name(cfg, overrides))
 
 
 def main() -> None:
-    command(
-        "fit_classifier",
-        __doc__ or "",
-        lambda cfg: fit_classifier(cfg, run_name(cfg, list(HydraConfig.get().overrides.task))),
-    )
+    command("fit_classifier", __doc__ or "", run)
 
 
 if __name__ == "__main__":

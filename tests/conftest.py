@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from safemax_pl.runs import loggers
+from safemax_pl.runs import wandb_process
 
 PROTOCOL = {
     "version": 2,
@@ -47,8 +48,14 @@ def patience():
     """W&B may take its time: no test fails because the machine is busy."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("INIT_TIMEOUT", "FINISH_TIMEOUT", "PATIENCE", "GRACE"):
-            patch.setattr(loggers, name, 300)
+            patch.setattr(wandb_process, name, 300)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory):
+    """One cache of data, reference features and original samples for all tiny fits of a process."""
+    helpers.CACHE = tmp_path_factory.getbasetemp() / "cache"
 
 
 @pytest.fixture(autouse=True)

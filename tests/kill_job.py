@@ -1,7 +1,7 @@
 """What `test_kill.py` runs: one fit whole, the same fit killed again and again: `python tests/kill_job.py FOLDER SEED`.
 
 The processes are forks of this one, which has imported everything. A kill comes at a write: before or after a file
-takes its place, or with half of it written; or at any moment.
+takes its place, or with half of it written; or in a training step.
 """
 
 import json
@@ -9,35 +9,21 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from helpers import TINY
 
-from safemax_pl.config.compose import compose, quiet
-from safemax_pl.fit import fit
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.training.fit import fit
+from safemax_pl.training.module import UnlearningModule
 
-KILLS_AT_WRITES, KILLS_AT_ANY_TIME = 7, 2
-TINY = [
-    "experiment=digits_forget1",
-    "unlearner=salun",
-    "logger=csv",
-    "trainer.enable_progress_bar=false",
-    "trainer.max_steps=6",
-    "trainer.val_check_interval=2",
-    "trainer.log_every_n_steps=1",
-    "sampler.steps=3",
-    "ema_decay=0.5",
-    "data.forget_batch_size=4",
-    "data.retain_batch_size=4",
-    "evaluation.plans.quick.forget_per_class=4",
-    "evaluation.plans.quick.retain_total=9",
-    "evaluation.plans.standard.forget_per_class=4",
-    "evaluation.plans.standard.retain_total=18",
-]
+KILLS_AT_WRITES, KILLS_IN_STEPS = 7, 2
+SALUN = [*TINY, "unlearner=salun", "logger=csv", "trainer.max_steps=6", "ema_decay=0.5"]
 
 
 class Writes:
@@ -77,16 +63,20 @@ class Writes:
         return wrapped
 
 
-def attempt(folder: Path, fatal: list[str] | None = None, seconds: float | None = None) -> int:
+def attempt(folder: Path, fatal: list[str] | None = None) -> int:
     """Run the fit in a fork; returns its status, which is -9 if it was killed."""
     process = os.fork()
     if process == 0:
-        Writes(fatal, folder / "writes")
-        fit(compose("fit", [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]), "run")
+        writes = Writes(fatal, folder / "writes")
+        step = UnlearningModule.training_step
+
+        def training_step(module: UnlearningModule, *arguments: Any) -> None:
+            step(module, *arguments)
+            writes.at("in step", str(module.global_step))
+
+        UnlearningModule.training_step = training_step  # type: ignore[method-assign]
+        fit(compose("fit", [*SALUN, f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]), "run")
         os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -95,12 +85,12 @@ def main(folder: Path, seed: int) -> None:
     (folder / "killed").mkdir()
     assert attempt(folder / "whole") == 0
     writes = [json.loads(line) for line in (folder / "whole" / "writes").read_text().splitlines()]
-    kinds = [write for i, write in enumerate(writes) if write not in writes[i + 1 :]]  # by their last time
-    choose = random.Random(seed)
-    chosen = sorted(choose.sample(range(len(kinds)), KILLS_AT_WRITES))
-    log = [[kinds[i], attempt(folder / "killed", kinds[i])] for i in chosen]
-    moments = [choose.uniform(0.1, 1) for _ in range(KILLS_AT_ANY_TIME)]
-    log += [[f"after {seconds:.2f} s", attempt(folder / "killed", seconds=seconds)] for seconds in moments]
+    last = [event for i, event in enumerate(writes) if event not in writes[i + 1 :]]  # by their last time
+    choose, chosen = random.Random(seed), list[int]()
+    for kills, in_step in ((KILLS_IN_STEPS, True), (KILLS_AT_WRITES, False)):
+        places = [i for i, (moment, _) in enumerate(last) if (moment == "in step") == in_step]
+        chosen += choose.sample(places, kills)
+    log = [[last[i], attempt(folder / "killed", last[i])] for i in sorted(chosen)]
     log.append(["", attempt(folder / "killed", ["never", ""])])
     (folder / "log.json").write_text(json.dumps(log))
 

@@ -7,17 +7,17 @@ import subprocess
 import sys
 
 import pytest
+from helpers import tiny
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from test_fit import tiny
 
-from safemax_pl import attack
+from safemax_pl.attacks.attack import NAMES, attack, print_block
 from safemax_pl.attacks.null_leak import NullLeak
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
 
 SMALL = [
     "sampler=dpm_solver",
@@ -30,7 +30,7 @@ SMALL = [
     "attacks.embedding_interpolation.starts=1",
     "attacks.relearning.images=[1,10]",
     "attacks.relearning_without_class.samples_per_class=1",
-    *(f"attacks.{name}.images_per_class=4" for name in attack.NAMES),
+    *(f"attacks.{name}.images_per_class=4" for name in NAMES),
     *(
         f"attacks.{name}.budget.{key}"
         for name in ("embedding_inversion", "relearning", "relearning_without_class")
@@ -41,12 +41,13 @@ SMALL = [
 
 def small(*names: str) -> list[str]:
     """Budgets of these attacks, or of all."""
-    return [item for item in SMALL if not item.startswith("attacks.") or item.split(".")[1] in (names or attack.NAMES)]
+    return [item for item in SMALL if not item.startswith("attacks.") or item.split(".")[1] in (names or NAMES)]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = fit(tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]"), "tiny")
+    folder = tmp_path_factory.mktemp("runs")  # with a cache of its own, as curves in it are damaged
+    run = fit(tiny(folder, "data.forget_classes=[3]", f"data.cache_dir={folder}/cache"), "tiny")
     SMALL.append(f"data.cache_dir={run.parent}/cache")
     yield run
     SMALL.pop()
@@ -65,12 +66,12 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def attacked(run, theirs):
-    attack.attack(str(run), ["attack=all", f"retrain={theirs}", *small()])
+    attack(str(run), ["attack=all", f"retrain={theirs}", *small()])
     return json.loads((run / "metrics.json").read_text())["attacks"]
 
 
 def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attacked):
-    assert list(attacked) == attack.NAMES and len(attack.NAMES) == 7
+    assert list(attacked) == NAMES and len(NAMES) == 7
     for block in attacked.values():
         values = block["headline"]["values"]
         assert {"unlearned", "original", "retrain"} <= set(values)
@@ -104,7 +105,7 @@ def test_an_attack_says_what_it_was_worth_and_how_it_was_scored(attacked):
 
 
 def test_the_accuracy_of_the_classifier_stands_below_the_table(run, attacked, capsys):
-    attack.print_block(attacked["null_leak"])
+    print_block(attacked["null_leak"])
     classifier = json.loads((run / "metrics.json").read_text())["classifiers"]["classifier"]
     assert f"Classifier accuracy {classifier['accuracy']:.3f} plain" in capsys.readouterr().out
 
@@ -121,18 +122,18 @@ def test_finished_curves_are_not_made_again(run, attacked, monkeypatch):
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(NullLeak, "curve", broken)
-    attack.attack(str(run), ["attack=null_leak", *small("null_leak")])
+    attack(str(run), ["attack=null_leak", *small("null_leak")])
     again = json.loads((run / "metrics.json").read_text())["attacks"]
     assert again["null_leak"]["curves"]["unlearned"] == attacked["null_leak"]["curves"]["unlearned"]
     with pytest.raises(AssertionError, match="attacked again"):
-        attack.attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=5"])
+        attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=5"])
 
 
 def test_a_damaged_curve_is_made_again(run, theirs, attacked):
     for path in (run.parent / "cache" / "attacks").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:50])
     with pytest.warns(UserWarning, match="is damaged"):
-        attack.attack(str(run), ["attack=[null_leak]", f"retrain={theirs}", *small("null_leak")])
+        attack(str(run), ["attack=[null_leak]", f"retrain={theirs}", *small("null_leak")])
     again = json.loads((run / "metrics.json").read_text())["attacks"]["null_leak"]
     assert again["curves"] == attacked["null_leak"]["curves"]
 
@@ -140,7 +141,7 @@ def test_a_damaged_curve_is_made_again(run, theirs, attacked):
 def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
     ours = ["data=digits", "data.forget_classes=[3]", "trainer=cpu", f"runs_dir={tmp_path}/runs"]
     ours += [f"data.cache_dir={tmp_path}/cache", "trainer.enable_progress_bar=false"]
-    folder = attack.attack(str(theirs), ["attack=late_start", *ours, *small("late_start")])
+    folder = attack(str(theirs), ["attack=late_start", *ours, *small("late_start")])
     values = json.loads((folder / "metrics.json").read_text())["attacks"]["late_start"]["headline"]["values"]
     assert folder.parent == tmp_path / "runs" and folder.name.startswith("evaluate_theirs-")
     assert values["unlearned"] == values["original"] < 0.3  # it is the base model itself
@@ -162,12 +163,12 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
 )
 def test_mistakes_are_named(run, arguments, message):
     with pytest.raises(UserError, match=message):
-        attack.attack(str(run), arguments)
+        attack(str(run), arguments)
 
 
 def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"has seen images of \[3\]"):
-        attack.attack(str(run), ["attack=null_leak", f"retrain={run}"])
+        attack(str(run), ["attack=null_leak", f"retrain={run}"])
     shutil.copytree(run, tmp_path / "other")
     config = tmp_path / "other" / "config.yaml"
     retrain = OmegaConf.load(config)
@@ -175,14 +176,14 @@ def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):
     retrain.data.forget_classes = [5]
     OmegaConf.save(retrain, config)
     with pytest.raises(UserError, match=r"has seen images of \[3\]"):
-        attack.attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}"])
+        attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}"])
     retrain.data.forget_classes = 3
     OmegaConf.save(retrain, config)
-    attack.attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}", *small("null_leak")])
+    attack(str(run), ["attack=null_leak", f"retrain={tmp_path / 'other'}", *small("null_leak")])
 
 
 def test_an_earlier_result_of_an_attack_stays(run, attacked):
-    attack.attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=3"])
+    attack(str(run), ["attack=null_leak", *small("null_leak"), "attacks.null_leak.images_per_class=3"])
     kept = json.loads((run / attacked["null_leak"]["folder"] / "result.json").read_text())
     assert kept["curves"] == attacked["null_leak"]["curves"]
     assert json.loads((run / "metrics.json").read_text())["attacks"]["null_leak"]["folder"] != kept["folder"]

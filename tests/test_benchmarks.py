@@ -23,15 +23,21 @@ from benchmarks import (
     overhead,
     ranks,
     sampling,
+    startup,
     time_to_forget,
     timing,
 )
+from benchmarks.command import command
 from benchmarks.memory import PeakMemory, tensors_of
+from benchmarks.rank_worker import measure
 from benchmarks.setting import Training, random_data
-from benchmarks.timing import Comparison, command, compare, publish, ratio, show, spread, step_floor
+from benchmarks.tables import publish, show
+from benchmarks.timing import Comparison, compare, ratio, spread, step_floor
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose, quiet
-from safemax_pl.evaluation.evaluator import ModelImages
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.evaluation.generation import ModelImages
 from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")
@@ -207,7 +213,7 @@ def test_operators_are_counted_without_views_and_lists_in_the_parts_that_cuda_ta
         torch._foreach_norm(ones)  # 110 tensors a kernel, and one that ends it
         torch.cat([one.view(3, 1)[:2] for one in ones])
     assert operators.counts == {"_foreach_mul_": 1, "_foreach_mul": 1, "_foreach_norm": 1, "cat": 1}
-    assert operators.on_lists == 3 and operators.launches == 3 + 3 + 3 + 2
+    assert operators.row() == {"operators": 4, "on lists": 3, "launches": 3 + 3 + 3 + 2}
 
 
 @pytest.mark.parametrize(("chunks", "kernels"), [([320], 1), ([321], 2), ([300, 30], 2), ([1] * 111, 2), ([640], 2)])
@@ -260,6 +266,19 @@ def test_launches(run):
     assert finetune["on lists"] == 4, "the norm of the gradient and its scale, Adam and its count of steps"
     assert finetune["launches"] > finetune["operators"] > result["tensors"]
     assert sfr_on["operators"] > finetune["operators"], "the mean of its two kinds of steps"
+    *_, added = result["tables"]["A step of SAFEMax on the digits"]
+    assert 0 < added["operators"] < 30, "some per step, none per weight or image"
+
+
+def test_startup_counts_the_processor_and_not_the_clock(run, monkeypatch):
+    busy, idle = "sum(range(10**7))", "import time; time.sleep(1)"
+    cases = {startup.REFERENCE: (["-c", busy], 0), "idle": (["-c", idle], 0), "fails": (["-c", busy + "; 1 / 0"], 1)}
+    monkeypatch.setattr(startup, "CASES", cases)
+    result = run(startup, cases=("idle", "fails"), repeats=1)
+    reference, idle, fails = (row["processor, s"][0] for row in first_table(result))
+    assert idle < reference / 2 < fails
+    with pytest.raises(UserError, match=r"exited with 1, expected 0: .*ZeroDivisionError"):
+        startup.start(["-c", "1 / 0"], 0)
 
 
 def test_time_to_forget(run):
@@ -343,6 +362,14 @@ def test_one_thread_is_for_one_call():
     assert seen == [1, 2]
 
 
+def test_what_one_rank_measures(tmp_path):
+    measure("unet_digits", batch=4, devices=1, steps=2, out=str(tmp_path / "one.json"))
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert len(found["step"]) == 2 and min(found["step"]) > 0 and found["exchange"] == []
+    assert found["exchanged_bytes"] == 4 * found["parameters"] and min(found["sampling"]) > 0
+    assert 12 * found["parameters"] < found["checkpoint_bytes"] < 13 * found["parameters"]
+
+
 def test_a_row_of_ranks():
     one = {"parameters": 5, "step": [4.0, 8.0, 6.0], "exchange": [], "sampling": [10.0], "checkpoint_bytes": 60}
     half, two = one | {"step": [3.0]}, one | {"step": [4.0], "exchange": [0.5, 1.5, 1.0], "sampling": [15.0]}
@@ -372,7 +399,7 @@ def test_a_script_that_fails_fails_the_suite_after_the_others(tmp_path, monkeypa
 
 
 def test_all_benchmarks_are_found():
-    """All but one that needs somebody else's code, one on paper, and modules that are not run by themselves."""
+    """All but one that needs somebody else's code, and modules that are not run by themselves."""
     there = {path.stem for path in Path(suite.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "memory", "rank_worker", "setting", "timing"}
-    assert sorted(suite.SCRIPTS) == sorted(there - helpers - {"original_salun", "scaling"})
+    helpers = {"__init__", "__main__", "command", "memory", "rank_worker", "setting", "tables", "timing"}
+    assert sorted(suite.SCRIPTS) == sorted(there - helpers - {"original_salun"})

@@ -10,9 +10,9 @@ import pytest
 
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 
 CIFAR10 = PROJECT.parent / "shared/data/cifar10"
 

@@ -20,7 +20,7 @@ from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.compose import compose
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 
 COUNTS = ("ua", "ua_noise_aware", "noise_rate", "retain_accuracy", "classifier_disagreement")
 SCRIPT = Path(__file__).parent / "ranks_job.py"

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from helpers import cached, tiny
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_scored_to_the_same_last_digit(run):
-    out = evaluate(str(run), [f"data.cache_dir={run.parent}/cache"])
+    out = evaluate(str(run), [cached()])
     assert out == run / "evaluations" / "same"
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
     assert first["scores"] == again["scores"] and first["protocol"] == again["protocol"]
@@ -41,7 +41,7 @@ def test_the_first_images_of_every_class_are_kept_for_the_report(tmp_path):
 
 def test_a_change_of_protocol_goes_to_a_folder_of_its_own(run):
     changes = ["sampler=dpm_solver", "sampler.steps=4", "evaluation.guidance=[1]"]
-    out = evaluate(str(run), [*changes, f"data.cache_dir={run.parent}/cache"])
+    out = evaluate(str(run), [*changes, cached()])
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["protocol"]["sampler"]["name"] == "dpm_solver" and set(metrics["scores"]) == {"w=1"}
     assert json.loads((run / "metrics.json").read_text())["protocol"]["sampler"]["name"] == "ddim"
@@ -52,7 +52,7 @@ def test_a_plain_diffusers_folder_is_scored_against_the_base_model(tmp_path, mon
         shutil.copytree(PROJECT / "weights/digits" / part, tmp_path / "theirs" / part)
     monkeypatch.chdir(tmp_path)
     small = [
-        "data=digits", "data.forget_classes=[3]", f"data.cache_dir={tmp_path}/cache", "trainer=cpu", "sampler.steps=3",
+        "data=digits", "data.forget_classes=[3]", cached(), "trainer=cpu", "sampler.steps=3",
         "trainer.enable_progress_bar=false", "evaluation.guidance=[0]", "evaluation.batch_size=16",
         "evaluation.plans.standard.forget_per_class=4", "evaluation.plans.standard.retain_total=18",
     ]  # fmt: skip

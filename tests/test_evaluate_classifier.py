@@ -11,8 +11,9 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import figures
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
-from safemax_pl.evaluate_classifier import evaluate_classifier
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
+from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TINY_CLASSIFIER as TINY
+from helpers import cached
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
@@ -23,7 +25,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.sources import Split
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.training.fit_classifier import fit_classifier
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -236,22 +238,8 @@ def test_scores_can_be_written_as_json(scores):
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-TINY = [
-    "experiment=digits_classifier",
-    "trainer=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.max_steps=20",
-    "trainer.val_check_interval=10",
-    "trainer.log_every_n_steps=5",
-    "logger=csv",
-    "architecture.widths=[8,8]",
-    "batch_size=32",
-    "optimizer.lr=0.03",
-]
-
-
 def config(folder: Path, *overrides: str) -> DictConfig:
-    return compose("fit_classifier", [*TINY, f"runs_dir={folder}", f"data.cache_dir={folder.parent}/cache", *overrides])
+    return compose("fit_classifier", [*TINY, f"runs_dir={folder}", cached(), *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -268,14 +256,12 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def again(folder: Path, finished: Path, *overrides: str) -> None:
-    cache = finished.parent.parent / "cache"
-    fit_classifier(config(folder.parent, f"data.cache_dir={cache}", *overrides), folder.name)
+    fit_classifier(config(folder.parent, *overrides), folder.name)
 
 
-@pytest.mark.parametrize("rate", ["1e8", "1e30", "1e38"])
-def test_a_classifier_that_diverges_is_one_line_and_is_not_saved(tmp_path, rate):
+def test_a_classifier_that_diverges_is_one_line_and_is_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"training diverged, lower optimizer\.lr"):
-        fit_classifier(config(tmp_path, f"optimizer.lr={rate}"), "run")
+        fit_classifier(config(tmp_path, "optimizer.lr=1e30"), "run")
     assert not (tmp_path / "run/classifier").exists()
 
 
@@ -344,7 +330,7 @@ def test_both_networks_learn(finished):
 def test_the_second_classifier_is_trained_by_the_same_command(tmp_path, finished):
     overrides = [item for item in TINY if not item.startswith(("architecture.", "experiment="))]
     overrides += ["experiment=digits_second_classifier", "architecture.width=16", "architecture.blocks=1"]
-    overrides += [f"runs_dir={tmp_path}", f"data.cache_dir={finished.parent.parent}/cache"]
+    overrides += [f"runs_dir={tmp_path}", cached()]
     folder = fit_classifier(compose("fit_classifier", overrides), "second")
     loaded = Classifier.load(folder / "classifier", instantiate(config(tmp_path).data))
     assert isinstance(loaded.noise_aware, Mixer)
@@ -356,7 +342,7 @@ def test_the_second_classifier_is_trained_by_the_same_command(tmp_path, finished
 
 def test_patches_that_do_not_tile_the_image_are_refused_before_the_folder_is_claimed(tmp_path):
     overrides = ["experiment=digits_second_classifier", "architecture.patch=3", f"runs_dir={tmp_path}"]
-    cfg = compose("fit_classifier", [*overrides, f"data.cache_dir={tmp_path}/cache"])
+    cfg = compose("fit_classifier", [*overrides, cached()])
     with pytest.raises(UserError, match=r"architecture.patch=3 does not tile images of 8×8"):
         fit_classifier(cfg, "run")
     assert not (tmp_path / "run").exists()

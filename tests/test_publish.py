@@ -5,29 +5,31 @@ import shutil
 import sys
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
+from helpers import TINY as TINY_FIT
+from helpers import TINY_CLASSIFIER, cached
 from huggingface_hub import ModelCard
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
-from test_fit import TINY as TINY_FIT
-from test_fit_classifier import TINY as TINY_CLASSIFIER
 
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT, file_digest
-from safemax_pl.config.compose import compose, without_locations
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import without_locations
 from safemax_pl.config.saved import read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
 from safemax_pl.publish import main
 from safemax_pl.runs import publication, publication_checks
+from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.runs.model_card import model_card
 from safemax_pl.runs.publication import publish
 from safemax_pl.runs.publication_checks import FILES, WRITTEN, check_folder
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 
 TEXTS = (".json", ".yaml", ".md")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -45,7 +47,7 @@ BASE += ["data.forget_batch_size=0", "evaluation.plans.quick.retain_total=10", "
 def runs(tmp_path_factory) -> Path:
     """A folder with the finished runs `model` and `classifier`; read only."""
     folder = tmp_path_factory.mktemp("runs")
-    place = ["logger=csv", f"runs_dir={folder}", f"data.cache_dir={folder}/cache"]
+    place = ["logger=csv", f"runs_dir={folder}", cached()]
     fit(compose("fit", [*TINY_FIT, *BASE, *place]), "model", command_line=command(folder))
     fit_classifier(compose("fit_classifier", [*TINY_CLASSIFIER, *place, "trainer.max_steps=40"]), "classifier")
     return folder
@@ -58,7 +60,7 @@ def command(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def data(runs) -> ForgetRetainDataModule:
-    return instantiate(compose("fit", ["data=digits"]).data, cache_dir=str(runs / "cache"))
+    return instantiate(compose("fit", ["data=digits"]).data, cache_dir=str(helpers.CACHE))
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_in_full_precision_nothing_is_rounded(runs, tmp_path, data):
 
 
 def test_a_fit_starts_from_what_was_published_and_names_its_hashes(runs, model, classifier, tmp_path):
-    place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={runs}/cache"]
+    place = ["logger=csv", f"runs_dir={tmp_path}", cached()]
     chosen = ["model=pretrained", f"model.path={model}", f"classifier={classifier}", "second_classifier=null"]
     metrics = json.loads((fit(compose("fit", [*TINY_FIT, *place, *chosen]), "run") / "metrics.json").read_text())
     said = json.loads((model / "metrics.json").read_text())["published"]
@@ -155,7 +157,7 @@ def test_the_commands_of_attacks_name_no_folder_either():
 def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
     before = json.loads((model / "metrics.json").read_text())
     assert "Scores of the weights before rounding" in (model / "README.md").read_text()
-    changes = ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"]
+    changes = ["evaluation.plans.standard.retain_total=20", cached()]
     found = evaluate(str(model), changes)
     publish(found, model)
     after = json.loads((model / "metrics.json").read_text())
@@ -168,7 +170,7 @@ def test_a_card_gets_the_scores_of_the_weights_that_are_shipped(runs, model):
 
 
 def test_the_scores_of_other_weights_are_refused(runs, model, tmp_path):
-    found = evaluate(str(model), ["evaluation.plans.standard.retain_total=20", f"data.cache_dir={runs}/cache"])
+    found = evaluate(str(model), ["evaluation.plans.standard.retain_total=20", cached()])
     other = publish(runs / "model", tmp_path / "other", "bfloat16")
     with pytest.raises(UserError, match=r"has scored other weights .*evaluate"):
         publish(found, other)
@@ -208,7 +210,7 @@ def test_no_name_leaves_the_front_matter_or_becomes_markup(model, name):
 
 
 def test_the_card_of_an_unlearned_model_says_what_was_forgotten_and_what_was_before(runs, model, tmp_path):
-    place = ["logger=csv", f"runs_dir={tmp_path}", f"data.cache_dir={runs}/cache"]
+    place = ["logger=csv", f"runs_dir={tmp_path}", cached()]
     batches = ["data.forget_batch_size=2", "data.retain_batch_size=4"]
     original = ["model=pretrained", f"model.path={model}", "data.forget_classes=[3]", *batches]
     cards = []

@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from test_fit import tiny
+from helpers import tiny
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.fit import fit
 from safemax_pl.report import main
 from safemax_pl.reports.figures import heat_maps, samples
 from safemax_pl.reports.report import report
+from safemax_pl.training.fit import fit
 
 
 def run_main(monkeypatch, *arguments):

@@ -1,46 +1,43 @@
-"""Print the table of README.md from the two reports that run.sh makes."""
+"""Print the table of README.md, without the controls, from results_papers.csv and results_tuned.csv."""
 
-import csv
 from pathlib import Path
 
+import pandas as pd
+
 HERE = Path(__file__).parent
-COLUMNS = {
+DELTA = "delta/fid_retain/classifier"
+FORMATS = {
     "ua_noise_aware": ".3f",
     "ua": ".2f",
     "retain_accuracy": ".3f",
-    "delta/fid_retain/classifier": "+.3f",
+    DELTA: "+.3f",
     "drift": ".3f",
     "total_seconds": ".1f",
     "total_flops": ".2e",
 }
+PAPERS = {"ua_noise_aware": ".3f", DELTA: "+.3f"}
 
 
-def rows(block: str) -> dict[str, dict[str, str]]:
-    with (HERE / block / "summary.csv").open(newline="") as file:
-        return {row["row"]: row for row in csv.DictReader(file)}
+def cells(block: str, formats: dict[str, str]) -> pd.DataFrame:
+    """The means of a block, a row per method, as text.
 
-
-def cell(row: dict[str, str], column: str, form: str) -> str:
-    if not row.get(column):
-        return ""
-    deviation = row[f"{column}/sd_seeds"] if column.startswith("delta") else ""
-    return format(float(row[column]), form) + (f" ± {float(deviation):.3f}" if deviation else "")
+    The ± of `DELTA` is its standard deviation over seeds, averaged over the digits.
+    """
+    runs = pd.read_csv(HERE / f"results_{block}.csv")
+    means = runs.groupby("method")[list(formats)].mean()
+    deviations = runs.groupby(["method", "forget_classes"])[DELTA].std().groupby("method").mean()
+    text = pd.DataFrame({name: means[name].map(lambda x, form=form: f"{x:{form}}") for name, form in formats.items()})
+    text[DELTA] += deviations.map(" ± {:.3f}".format)
+    return text.rename(columns={DELTA: "Δ FID"})
 
 
 def main() -> None:
-    tuned, papers = rows("tuned"), rows("papers")
-    names = [
-        "papers: ua_noise_aware",
-        "papers: Δ FID",
-        *(name.replace("delta/fid_retain/classifier", "Δ FID") for name in COLUMNS),
-    ]
-    print("| method | " + " | ".join(names) + " |")
-    print("|---" + "|---:" * len(names) + "|")
-    for label in dict.fromkeys([*tuned, *papers]):
-        before, after = papers.get(label, {}), tuned.get(label, {})
-        cells = [cell(before, "ua_noise_aware", ".3f"), cell(before, "delta/fid_retain/classifier", "+.3f")]
-        cells += [cell(after, column, form) for column, form in COLUMNS.items()]
-        print(f"| {label} | " + " | ".join(cells) + " |")
+    papers, tuned = cells("papers", PAPERS).add_prefix("papers: "), cells("tuned", FORMATS)
+    table = papers.join(tuned, how="outer").fillna("")
+    print("| method | " + " | ".join(table.columns) + " |")
+    print("|---" + "|---:" * len(table.columns) + "|")
+    for method, row in table.iterrows():
+        print(f"| {method} | " + " | ".join(row) + " |")
 
 
 if __name__ == "__main__":

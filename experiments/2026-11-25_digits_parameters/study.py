@@ -1,6 +1,6 @@
-"""Fit SAFEMax and SalUn with all, with the embeddings' and with low-rank weights, to the end and until it is enough.
+"""Fit SAFEMax and SalUn with all weights, embeddings only and adapters, with all steps and with `stop_when`.
 
-Attacks the best of each, writes results.csv and prints the table of the README. Finished fits and attacks are kept: the
+Attack the best of each, write results.csv and print the table of the README. Finished fits and attacks are kept: the
 same command resumes.
 """
 
@@ -9,16 +9,18 @@ import json
 from pathlib import Path
 from statistics import median
 
-from safemax_pl.attack import attack
+from safemax_pl.attacks.attack import attack
 from safemax_pl.common.hardware import flop_counter
-from safemax_pl.config.compose import build, compose, quiet
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.evaluation.subject import load_subject
-from safemax_pl.fit import fit
 from safemax_pl.reports.load import read
+from safemax_pl.runs.subject import load_subject
 from safemax_pl.training.cost import Cost
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_parameters")

@@ -6,13 +6,26 @@ with the same budget, smaller than the default of configs/attack so that 51 runs
 
 import csv
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import pandas as pd
 
-from safemax_pl.attack import attack
-from safemax_pl.config.compose import quiet
+from safemax_pl.attacks.attack import attack
+from safemax_pl.common.figures import (
+    COLOURS,
+    GREY,
+    HEIGHT,
+    PALE,
+    WIDTH,
+    handle,
+    legend,
+    name_axes,
+    panels,
+    save_figure,
+)
+from safemax_pl.common.point_labels import label_points
+from safemax_pl.config.command_line import quiet
+from safemax_pl.reports.figures.trade_offs import REFERENCE
 
 RUNS = "runs/digits_robustness"
 FIT = f"python -m safemax_pl.fit experiment=digits_methods logger=csv trainer.enable_progress_bar=false runs_dir={RUNS}"
@@ -67,53 +80,37 @@ def attack_all() -> None:
 
 
 def figure() -> None:
-    """Steps to relearn against the harm done, and the lowest `ua_noise_aware` of the attacks on frozen weights."""
+    """Draw steps to relearn, and the lowest `ua_noise_aware` of attacks on frozen weights, against the harm done."""
     here = Path(__file__).parent
-    numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with (here / "report" / "robustness.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["model"] == "unlearned":
-                numbers[row["method"]][row["attack"]].append(float(row["value"]))
-    with (here / "report" / "results.csv").open() as file:
-        for row in csv.DictReader(file):
-            numbers[row["method"]]["harm"].append(float(row["delta/fid_retain/classifier"]))
-            numbers[row["method"]]["asked"].append(float(row["ua_noise_aware"]))
-    mean = {method: {name: sum(v) / len(v) for name, v in by.items()} for method, by in numbers.items()}
-    plt.style.use("default")
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    for method, by in mean.items():
-        if "harm" not in by:
-            continue
-        for axis, y in ((left, by["relearning"]), (right, min(by[name] for name in ON_FROZEN_WEIGHTS))):
-            reference = method == "retrain"
-            colour = (
-                "black"
-                if reference
-                else "C3"
-                if method.startswith("safemax")
-                else "C0"
-                if by["asked"] >= 0.9
-                else "0.7"
-            )
-            axis.plot(max(by["harm"], 0.01), y, "D" if reference else "o", color=colour, ms=7)
-            axis.annotate(method, (max(by["harm"], 0.01), y), (6, 3), textcoords="offset points", fontsize=8)
-    left.set(
-        yscale="symlog", ylabel="steps to relearn from ten images (log from 1)", title="hidden below, erased above"
-    )
-    right.set(
-        ylabel="lowest ua_noise_aware of four attacks on frozen weights",
-        title="other samplers, other embeddings",
-        ylim=(-0.05, 1.05),
-    )
-    for axis in (left, right):
-        axis.set(xscale="log", xlabel="Δ fid_retain/classifier: harm to the other classes (left edge: 0.01 or less)")
-        axis.grid(alpha=0.3)
-        axis.axhline(
-            mean["retrain"]["relearning"] if axis is left else min(mean["retrain"][n] for n in ON_FROZEN_WEIGHTS),
-            ls=":",
-            color="black",
-        )
-    fig.savefig(here / "figure.png", dpi=110)
+    attacks = pd.read_csv(here / "robustness.csv").query("model == 'unlearned'")
+    methods = attacks.pivot_table("value", "method", "attack")
+    scores = pd.read_csv(here / "results.csv").groupby("method")
+    methods["harm"] = scores["delta/fid_retain/classifier"].mean().clip(lower=0.01)
+    methods["forgot"] = scores["ua_noise_aware"].mean() >= 0.9
+    methods["lowest"] = methods[list(ON_FROZEN_WEIGHTS)].min(axis=1)
+    figure, axes = panels(2, 2.9 * WIDTH, 1.5 * HEIGHT, columns=2)
+    labels = {
+        "relearning": "steps to relearn (higher is better)",
+        "lowest": "lowest ua_noise_aware (higher is better)",
+    }
+    for axis, key in zip(axes, labels, strict=True):
+        for method, row in methods.iterrows():
+            colour = COLOURS[1] if method.startswith("safemax") else COLOURS[0] if row["forgot"] else PALE
+            look = REFERENCE | {"ms": 13} if method == "retrain" else {"color": colour, "marker": "o", "ms": 7}
+            axis.plot(row["harm"], row[key], **look)
+        axis.axhline(methods.loc["retrain", key], ls=":", color=GREY)
+        axis.set_xscale("log")
+        titles = {"relearning": "relearning from ten images", "lowest": "four attacks on frozen weights"}
+        name_axes(axis, "Δ fid_retain/classifier (lower is better; 0.01: at most 0.01)", labels[key], titles[key])
+    axes[0].set_yscale("symlog")
+    axes[0].set_ylim(-0.3, 200)
+    axes[1].set_ylim(-0.05, 1.05)
+    kinds = {"SAFEMax": COLOURS[1], "other methods that forgot": COLOURS[0], "methods that did not forget": PALE}
+    marks = [handle(kind, color=colour, marker="o", ls="") for kind, colour in kinds.items()]
+    legend(figure, [*marks, handle("retrained without the class", **REFERENCE, ms=10, ls=":")])
+    for axis, key in zip(axes, labels, strict=True):
+        label_points(figure, axis, [(method, row["harm"], row[key]) for method, row in methods.iterrows()])
+    save_figure(figure, here / "figure.png")
 
 
 if __name__ == "__main__":

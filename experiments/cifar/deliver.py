@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from safemax_pl.common.errors import UserError, clear_errors
-from safemax_pl.runs.run import provenance
+from safemax_pl.runs.provenance import provenance
 
 DELIVERY = Path(".gpu")
 LIMIT = 63 * 2**20  # bytes of a call: a MiB less than is allowed, for names and formats

@@ -22,13 +22,15 @@ import torch.nn.functional as F
 from study import TINY
 from torch import Tensor, nn
 
+from benchmarks.setting import use_torch_norms
 from benchmarks.timing import default_device, matmul_flops, stopwatch
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule
 from safemax_pl.common import rng
 from safemax_pl.common.hardware import joules
 from safemax_pl.common.precision import full_precision
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
 
@@ -66,9 +68,8 @@ def base_model(plain_norm: bool) -> Model:
     cfg = compose("fit", ["experiment=cifar10_pretrain_medium", *tiny])
     torch.manual_seed(0)
     model: Model = build(cfg.model, data=CIFAR())
-    for module in model.modules():
-        if plain_norm and isinstance(module, nn.GroupNorm):
-            module.__class__ = nn.GroupNorm
+    if plain_norm:
+        use_torch_norms(model)
     return model.to(DEVICE).train()
 
 

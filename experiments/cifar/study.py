@@ -38,13 +38,15 @@ from omegaconf import DictConfig
 from benchmarks.timing import default_device, matmul_flops
 from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import SCRATCH, atomic, write_json
-from safemax_pl.config.compose import compose, quiet
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion import group_norm
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.publication import FILES, publish
-from safemax_pl.runs.run import provenance, read_metrics
+from safemax_pl.runs.run import read_metrics
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 
 DRY = os.environ.get("DRY") == "1"
 WALL = time.time()

@@ -1,1 +1,1 @@
-"""The classifier that every score of a generated image comes from."""
+"""The classifier that scores generated images."""

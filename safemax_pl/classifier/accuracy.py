@@ -14,34 +14,34 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import digest, write_json
 from safemax_pl.config.prerequisites import how_to_make
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
-SIGNIFICANCE = 0.05  # of the test against chance
+SIGNIFICANCE = 0.05  # level of the test against chance
 NETWORKS = {"plain": ("accuracy", "chance"), "noise-aware": ("accuracy_noise_aware", "chance_noise_aware")}
 
 
 def recognition(
     classifier: Classifier, data: ForgetRetainDataModule, device: torch.device, role: str = "classifier"
 ) -> dict[str, Any]:
-    """Accuracy of both networks on all real test images; measured once and kept in the cache.
+    """Measure the accuracy of both networks on all real test images, or read it from the cache.
 
     Args:
-        classifier: made for `data`.
-        data: whose test split is shown to it.
-        device: to compute on; the classifier stays there.
+        classifier: trained for `data`; moved to `device`.
+        data: gives the test split and the cache folder.
+        device: to compute on.
         role: "classifier" or "second_classifier", for errors.
 
     Returns:
-        `accuracy` and `accuracy_noise_aware` in [0, 1]; `chance` and `chance_noise_aware`, what the same answers in
-        random order would reach, Σ_c P(class c) P(answer c); and `n`, the number of images.
+        `accuracy` and `accuracy_noise_aware`, in [0, 1]; `chance` and `chance_noise_aware`, the expected accuracy of
+        the same answers in random order, Σ_c P(class c) P(answer c); `n`, the number of images.
 
     Raises:
-        UserError: when a network is no better than chance, by an exact binomial test.
+        UserError: if a network is not significantly better than chance, by an exact binomial test.
     """
     key = digest("chance", classifier.digest, data.source.fingerprint)
     path = data.cache_dir / "recognition" / f"{key}.json"
     found = _kept(path)
-    if found is None:  # every rank for itself: this comes before they can talk to each other
+    if found is None:  # every rank measures: process groups do not exist yet
         found = _measure(classifier.to(device), data.source.test)
         if distributed.is_first():
             write_json(path, found)
@@ -51,7 +51,7 @@ def recognition(
 
 def _measure(classifier: Classifier, test: Split) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(test.labels)}
-    classes = len(classifier.class_names) + 1  # and noise
+    classes = len(classifier.class_names) + 1  # the last is noise
     for logits, (accuracy, chance) in zip(logits_of(classifier, test.images), NETWORKS.values(), strict=True):
         answers = logits.argmax(1)
         shares = [part.bincount(minlength=classes).double() / len(answers) for part in (answers, test.labels)]
@@ -61,7 +61,7 @@ def _measure(classifier: Classifier, test: Split) -> dict[str, Any]:
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """What is in the cache; None if that is nothing, or damaged."""
+    """Read the cached accuracies; None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if all(found[key] >= 0 for pair in NETWORKS.values() for key in (*pair, "n")) else None
@@ -78,18 +78,18 @@ def _check(found: dict[str, Any], data: ForgetRetainDataModule, role: str) -> No
         p = binomtest(right, n, usual, alternative="greater").pvalue
         if right < n and p > SIGNIFICANCE:
             raise UserError(
-                f"{role}: its {network} network recognises {right} of the {n} real test images of {data.name}, which "
-                f"is no better than chance (about {usual * n:.0f}, p = {p:.2g}): "
+                f"the {network} network of the {role} recognises {right} of the {n} real test images of {data.name}, "
+                f"which is no better than chance (about {usual * n:.0f}, p = {p:.2g}): "
                 f"{how_to_make(role, data.name, data.path)}, or give more test images"
             )
 
 
 def stated(found: Iterable[dict[str, Any] | None], what: str) -> str:
-    """The accuracies as a sentence, from the first block `classifiers` that says them; runs of before 0.5.0 have none.
+    """Write the accuracies as a sentence, from the first result that records them.
 
     Args:
-        found: a block for each of several results that share their classifiers.
-        what: those are called.
+        found: `classifiers` blocks of results that share their classifiers; None for runs before 0.5.0.
+        what: plural name of the results, for the sentence.
     """
     classifiers = next(filter(None, found), None)
     return (
@@ -100,7 +100,7 @@ def stated(found: Iterable[dict[str, Any] | None], what: str) -> str:
 
 
 def sentence(classifiers: dict[str, dict[str, Any]]) -> str:
-    """The accuracies as a clause for captions; `classifiers` maps roles to what `recognition` returns."""
+    """Write the accuracies as a clause for captions. `classifiers` maps roles to results of `recognition`."""
     return "; ".join(
         f"{role.replace('_', ' ')} accuracy {found['accuracy']:.3f} plain and {found['accuracy_noise_aware']:.3f} "
         f"noise-aware on {found['n']} real test images"

@@ -1,4 +1,4 @@
-"""Networks that a classifier can be made of: residual, plain convolutional, or an MLP-Mixer."""
+"""Network architectures of classifiers: residual, plain convolutional, and MLP-Mixer."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from safemax_pl.common.network_limits import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
 
 def _check_widths(widths: list[int]) -> None:
     if not widths:
-        raise UserError("architecture.widths=[]: give the channels of every stage, such as [16, 32]")
+        raise UserError("architecture.widths=[]: give the number of channels of every stage, such as [16, 32]")
     if len(widths) > MAX_LEVELS:
         raise UserError(f"architecture.widths has {len(widths)} stages, at most {MAX_LEVELS} are legal")
     for width in widths:
@@ -19,15 +19,15 @@ def _check_widths(widths: list[int]) -> None:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of the whole batch, not of each rank's share, which are of equal size.
+    """Batch normalisation over the whole batch of all ranks, whose shares must be equally large.
 
-    torch's own SyncBatchNorm does that on GPUs alone.
+    torch's SyncBatchNorm supports GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.count() == 1:
             return super().forward(x)
-        x = x.float()  # as the statistics are, under autocast too
+        x = x.float()  # statistics are in float32, also under autocast
         mean = distributed.mean(x.mean(dim=(0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean(centred.square().mean(dim=(0, 2, 3)))
@@ -43,16 +43,19 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (https://arxiv.org/abs/1512.03385), `[B, in, H, W]` to `[B, out, ...]`."""
+    """Two 3×3 convolutions and a shortcut (https://arxiv.org/abs/1512.03385).
 
-    def __init__(self, inside: int, outside: int, stride: int):
+    Maps `[B, width_in, H, W]` to `[B, width_out, H / stride, W / stride]`.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int):
         super().__init__()
-        self.conv_1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.norm_1 = BatchNorm(outside)
-        self.conv_2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm_2 = BatchNorm(outside)
-        same = inside == outside and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.conv_1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.norm_1 = BatchNorm(width_out)
+        self.conv_2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
+        self.norm_2 = BatchNorm(width_out)
+        same = width_in == width_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.norm_1(self.conv_1(x)))
@@ -60,13 +63,16 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network that also shows its penultimate features.
+    """Residual network.
 
     Args:
-        image_shape: (channels, height, width); the network takes any height and width.
+        image_shape: (channels, height, width); only the channels matter.
         num_outputs: number of logits.
-        widths: channels of each stage; every stage but the first halves the resolution.
+        widths: channels of each stage. Every stage but the first halves the resolution.
         blocks: residual blocks per stage.
+
+    Raises:
+        UserError: for sizes out of range.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], blocks: int):
@@ -77,28 +83,28 @@ class ResNet(nn.Module):
         before = [widths[0], *widths[:-1]]
         self.stages = nn.Sequential(
             *(
-                ResidualBlock(inside if i == 0 else outside, outside, 2 if i == 0 and stage > 0 else 1)
-                for stage, (inside, outside) in enumerate(zip(before, widths, strict=True))
+                ResidualBlock(width_in if i == 0 else width_out, width_out, 2 if i == 0 and stage > 0 else 1)
+                for stage, (width_in, width_out) in enumerate(zip(before, widths, strict=True))
                 for i in range(blocks)
             )
         )
         self.head = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
+        """Map images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
         features = self.stages(self.stem(x)).mean(dim=(2, 3))
         return self.head(features), features
 
 
 class ConvBlock(nn.Module):
-    """Convolution, 2×2 max-pooling, convolution, `[B, in, H, W]` to `[B, out, H/2, W/2]`."""
+    """Convolution, 2×2 max-pooling, convolution: `[B, width_in, H, W]` to `[B, width_out, H / 2, W / 2]`."""
 
-    def __init__(self, inside: int, outside: int):
+    def __init__(self, width_in: int, width_out: int):
         super().__init__()
-        self.conv_1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
-        self.norm_1 = BatchNorm(outside)
-        self.conv_2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        self.norm_2 = BatchNorm(outside)
+        self.conv_1 = nn.Conv2d(width_in, width_out, 3, padding=1, bias=False)
+        self.norm_1 = BatchNorm(width_out)
+        self.conv_2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+        self.norm_2 = BatchNorm(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.norm_1(F.max_pool2d(self.conv_1(x), 2)))
@@ -106,16 +112,16 @@ class ConvBlock(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A plain convolutional network that learns small images in few epochs (https://arxiv.org/abs/2404.00498).
+    """Plain convolutional network for small images and few epochs (https://arxiv.org/abs/2404.00498).
 
     Args:
         image_shape: (channels, height, width); height and width are at least 2 ** len(widths) + 1.
         num_outputs: number of logits.
-        widths: channels of each block; every block halves the resolution.
-        stem: channels of the 2×2 convolution before them.
+        widths: channels of each block. Every block halves the resolution.
+        stem: channels of the 2×2 convolution before the blocks.
 
     Raises:
-        UserError: when the image is too small for so many blocks.
+        UserError: for sizes out of range, and for more blocks than the image can be halved.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, widths: list[int], stem: int):
@@ -126,20 +132,20 @@ class ConvNet(nn.Module):
         if (min(height, width) - 1) >> len(widths) < 1:
             raise UserError(
                 f"architecture.widths has {len(widths)} blocks, each halves the image, and images have "
-                f"{height}×{width} pixels: give fewer"
+                f"{height}×{width} pixels: give fewer widths"
             )
         self.stem = nn.Conv2d(channels, stem, 2)
         self.blocks = nn.Sequential(*map(ConvBlock, [stem, *widths[:-1]], widths))
         self.head = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
+        """Map images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, widths[-1]]`."""
         features = self.blocks(F.gelu(self.stem(x))).amax(dim=(2, 3))
         return self.head(features), features
 
 
 class MixerBlock(nn.Module):
-    """One perceptron over the patches and one over the channels, `[B, tokens, width]` to the same (eq. 1)."""
+    """One perceptron over the patches and one over the channels (Eq. 1), `[B, tokens, width]` to the same shape."""
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
@@ -153,17 +159,17 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    """An MLP-Mixer (https://arxiv.org/abs/2105.01601): patches and perceptrons, no convolution and no batch norm.
+    """MLP-Mixer (https://arxiv.org/abs/2105.01601): perceptrons on patches, without convolutions and batch norm.
 
     Args:
-        image_shape: (channels, height, width); both divide by `patch`.
+        image_shape: (channels, height, width).
         num_outputs: number of logits.
-        patch: edge of the square patches, in pixels.
+        patch: edge of the square patches, in pixels; divides height and width.
         width: channels of every patch.
-        blocks: how often patches and channels are mixed.
+        blocks: number of mixer blocks.
 
     Raises:
-        UserError: when the patches do not tile the image.
+        UserError: for sizes out of range, and if the patches do not tile the image.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_outputs: int, patch: int, width: int, blocks: int):
@@ -184,7 +190,7 @@ class Mixer(nn.Module):
         self.head = nn.Linear(width, num_outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, width]`."""
+        """Map images `[B, C, H, W]` in [−1, 1] to logits `[B, num_outputs]` and features `[B, width]`."""
         patches = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)  # [B, tokens, channels × patch²]
         features = self.norm(self.blocks(self.embed(patches))).mean(dim=1)
         return self.head(features), features

@@ -1,4 +1,4 @@
-"""The classifier: two small networks of one architecture, one of C classes and one whose class C is "noise"."""
+"""The classifier: two networks of one architecture, one with C classes and one with "noise" as class C."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,32 +22,44 @@ from safemax_pl.data.datamodule import ForgetRetainDataModule
 
 
 class Verdict(NamedTuple):
-    """What the classifier says: `plain` `[B, C]` and `noise_aware` `[B, C + 1]` logits, `features` `[B, F]`."""
+    """Outputs of a classifier.
+
+    Attributes:
+        plain: `[B, C]`, calibrated logits of the plain network.
+        noise_aware: `[B, C + 1]`, logits of the noise-aware network; the last class is noise.
+        features: `[B, F]`, penultimate features of the plain network.
+    """
 
     plain: Tensor
     noise_aware: Tensor
     features: Tensor
 
     def of(self, rows: Tensor) -> "Verdict":
-        """The same of some rows, by a mask `[B]`."""
+        """Select rows by a bool mask `[B]`."""
         return Verdict(*(part[rows] for part in self))
 
 
-TEMPERATURES = (0.1, 10.0)  # legal range; `calibrate` clamps to it
+TEMPERATURES = (0.1, 10.0)  # legal range, to which `calibrate` clamps
 
 
 class Classifier(nn.Module):
-    """Two independent networks, so that teaching one of them about noise leaves the literature's `ua` as it is.
+    """A plain and a noise-aware network, with separate weights.
 
-    The plain network is calibrated by a temperature (https://arxiv.org/abs/1706.04599); its features carry the FID.
+    The plain network gives `ua` as in the literature, and the features for FID. A temperature calibrates it
+    (https://arxiv.org/abs/1706.04599). The noise-aware network has the additional class "noise".
 
     Args:
-        class_names: of the C classes.
+        class_names: names of the C classes.
         image_shape: (channels, height, width).
-        architecture: makes both networks; one of `ARCHITECTURES` with all but its first two arguments.
+        architecture: factory of both networks: one of `ARCHITECTURES` with all arguments but the first two.
 
     Raises:
-        UserError: for an architecture that could not be read again.
+        UserError: for an architecture outside `ARCHITECTURES`.
+
+    Attributes:
+        temperature: scalar by which the plain logits are divided.
+        info: training settings and scores, as recorded beside the weights.
+        digest: hash of the weights file, "" before `load`.
     """
 
     temperature: Tensor
@@ -62,28 +74,32 @@ class Classifier(nn.Module):
         self.plain = architecture(image_shape, len(class_names))
         self.noise_aware = architecture(image_shape, len(class_names) + 1)
         self.register_buffer("temperature", torch.ones(()))
-        self.info: dict[str, Any] = {}  # how it was made and how it scores, as recorded beside the weights
+        self.info: dict[str, Any] = {}
         self.digest = ""
 
     @full_precision()
     def forward(self, images: Tensor) -> Verdict:
-        """Classifier uint8 images `[B, C, H, W]`, in full precision; training calls the two networks themselves."""
+        """Classify uint8 images `[B, C, H, W]` in full precision. Training calls the two networks directly."""
         x = from_uint8(images)
         logits, features = self.plain(x)
         return Verdict(logits / self.temperature, self.noise_aware(x)[0], features)
 
     def summary(self) -> dict[str, Any]:
-        """Identify a classifier in a protocol, by the hash of its weights and its temperature."""
+        """Return the hash of the weights and the temperature, which identify a classifier in a protocol."""
         return {"hash": self.digest, "temperature": self.temperature.item()}
 
     @classmethod
     def described_by(cls, config: dict[str, Any], path: Path) -> Callable[[], "Classifier"]:
-        """Return a constructor for the networks that a config.json describes.
+        """Return a constructor for the classifier that a config.json describes.
+
+        Args:
+            config: content of the file.
+            path: of the file, for errors.
 
         Raises:
-            UserError: for sizes outside the legal ranges.
+            UserError: for sizes out of range, and for too many parameters.
         """
-        settings = {"name": "ResNet"} | config["architecture"]  # before 0.3.0 there was no other
+        settings = {"name": "ResNet"} | config["architecture"]  # files before 0.3.0 have no name
         architecture = partial(ARCHITECTURES[settings.pop("name")], **settings)
         check_sizes(path, settings)
         make = partial(cls, config["class_names"], tuple(config["image_shape"]), architecture)
@@ -95,7 +111,15 @@ class Classifier(nn.Module):
         return make
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
-        """Write `model.safetensors` and `config.json` into `folder`, atomically."""
+        """Write `model.safetensors` and `config.json` into `folder`, atomically.
+
+        Args:
+            folder: created or replaced.
+            info: training settings and scores to record.
+
+        Raises:
+            UserError: if a weight is not finite.
+        """
         config = {
             "class_names": self.class_names,
             "image_shape": self.image_shape,
@@ -114,15 +138,15 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, data: ForgetRetainDataModule, role: str = "classifier") -> "Classifier":
-        """Read a classifier in eval mode and without gradients, and check that it belongs to `data`.
+        """Load a classifier in eval mode and without gradients, and check that it was trained on `data`.
 
         Args:
             path: its folder.
-            data: whose classes and images it classifiers.
-            role: "classifier" or "second_classifier"; errors name the experiment that trains it.
+            data: gives the classes, the image shape and the content hashes.
+            role: "classifier" or "second_classifier". Errors name the experiment that trains it.
 
         Raises:
-            UserError: when it is missing or damaged, or was trained on other classes or images.
+            UserError: for a missing or damaged folder, and for a classifier of other classes or images.
         """
         folder = Path(path)
         if not (folder / "config.json").exists():
@@ -130,19 +154,7 @@ class Classifier(nn.Module):
         hint = how_to_make(role, data.name, data.path)
         try:
             config = untrusted.read_json(folder / "config.json", f"the classifier can't be read: {hint}")
-            if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
-                raise UserError(
-                    f"the classifier at {folder} is for {len(config['class_names'])} classes "
-                    f"({', '.join(config['class_names'][:4])}, ...) at {tuple(config['image_shape'])}; {data.name} has "
-                    f"{data.num_classes} ({', '.join(data.class_names[:4])}, ...) at {data.image_shape}: {hint}"
-                )
-            said = {"fingerprint": config["info"].get("data"), "content": config["info"].get("content")}
-            if said["fingerprint"] and not data.source.holds(said):
-                raise UserError(
-                    f"the classifier at {folder} was trained on other data (fingerprint {said['fingerprint']}; "
-                    f"{data.name} at data.path={data.path} has {data.source.fingerprint}), though the classes have the "
-                    f"same names: {hint}"
-                )
+            _check_data(config, data, folder, hint)
             make = cls.described_by(config, folder / "config.json")
             check_weights(folder / "model.safetensors")
             classifier = make()
@@ -167,3 +179,20 @@ class Classifier(nn.Module):
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error
         classifier.digest = file_digest(folder / "model.safetensors")
         return classifier.eval().requires_grad_(False)
+
+
+def _check_data(config: dict[str, Any], data: ForgetRetainDataModule, folder: Path, hint: str) -> None:
+    """Raise `UserError` unless a classifier's config.json names the classes, image shape and content of `data`."""
+    if config["class_names"] != data.class_names or tuple(config["image_shape"]) != data.image_shape:
+        raise UserError(
+            f"the classifier at {folder} is for {len(config['class_names'])} classes "
+            f"({', '.join(config['class_names'][:4])}, ...) at {tuple(config['image_shape'])}; {data.name} has "
+            f"{data.num_classes} ({', '.join(data.class_names[:4])}, ...) at {data.image_shape}: {hint}"
+        )
+    said = {"fingerprint": config["info"].get("data"), "content": config["info"].get("content")}
+    if said["fingerprint"] and not data.source.holds(said):
+        raise UserError(
+            f"the classifier at {folder} was trained on other data (fingerprint {said['fingerprint']}; "
+            f"{data.name} at data.path={data.path} has {data.source.fingerprint}), though the classes have the "
+            f"same names: {hint}"
+        )

@@ -1,4 +1,4 @@
-"""Images that show nothing: what the classifier learns to call "noise", what it is tested on, and controls."""
+"""Noise images: kinds to train the noise class on, held-out kinds to test it on, and controls."""
 
 import math
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from safemax_pl.common.rng import Stream
 
 # (keys [B], real images [B, C, H, W] in [-1, 1]) -> images [B, C, H, W] in [-1, 1]
 Corruption = Callable[[Tensor, Tensor], Tensor]
-MAX_FADED = 0.4  # share of noise up to which a real image keeps its label
-MAX_TRACE = 0.2  # share of a real image up to which noise is noise
+MAX_FADED = 0.4  # maximum share of noise in an image that keeps its label
+MAX_TRACE = 0.2  # maximum share of a real image in an image labelled noise
 
 
 def _spread(keys: Tensor, low: float, high: float) -> Tensor:
-    """One number per image in (low, high), `[B, 1, 1, 1]`."""
+    """Draw one uniform number per image in (low, high), `[B, 1, 1, 1]`."""
     return low + (high - low) * rng.uniform(rng.combine(keys, 1), Stream.CORRUPTION, (1, 1, 1))
 
 
@@ -40,51 +40,51 @@ def unit_uniform(keys: Tensor, real: Tensor) -> Tensor:
 
 
 def gaussian(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise of any σ in (0.2, 1.5), clamped."""
+    """Gaussian noise of random σ in (0.2, 1.5), clamped."""
     return (_spread(keys, 0.2, 1.5) * _normal(keys, real)).clamp(-1, 1)
 
 
 def uniform(keys: Tensor, real: Tensor) -> Tensor:
-    """Uniform noise of any half-width in (0.3, 1)."""
+    """Uniform noise of random half-width in (0.3, 1)."""
     return _spread(keys, 0.3, 1.0) * _uniform(keys, real)
 
 
 def blurred(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise under a 3×3 box, brought back to σ in (0.3, 1), clamped."""
+    """Gaussian noise under a 3×3 box filter, rescaled to random σ in (0.3, 1), clamped."""
     smooth = F.avg_pool2d(F.pad(_normal(keys, real), (1, 1, 1, 1), mode="circular"), 3, stride=1)
     return (_spread(keys, 0.3, 1.0) * 3 * smooth).clamp(-1, 1)
 
 
 def shuffled(keys: Tensor, real: Tensor) -> Tensor:
-    """A real image with its pixels in random order: the right histogram, no shape."""
+    """Real image with its pixels in random order: its histogram stays."""
     batch, channels, height, width = real.shape
     order = rng.uniform(keys, Stream.CORRUPTION, (height * width,)).argsort(dim=1)
     return real.flatten(2).gather(2, order[:, None].expand(batch, channels, -1)).view_as(real)
 
 
 def blended(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise with a trace, at most `MAX_TRACE`, of a real image."""
+    """Gaussian noise blended with a random share, up to `MAX_TRACE`, of a real image."""
     trace = _spread(keys, 0.0, MAX_TRACE)
     return ((1 - trace) * 0.8 * _normal(keys, real) + trace * real).clamp(-1, 1)
 
 
 def faint(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise of any σ in (0.02, 0.2), weaker than any of the training."""
+    """Gaussian noise of random σ in (0.02, 0.2), weaker than in training."""
     return (_spread(keys, 0.02, 0.2) * _normal(keys, real)).clamp(-1, 1)
 
 
 def strong(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise of any σ in (1.5, 5), stronger than any of the training, clamped."""
+    """Gaussian noise of random σ in (1.5, 5), stronger than in training, clamped."""
     return (_spread(keys, 1.5, 5.0) * _normal(keys, real)).clamp(-1, 1)
 
 
 def salt_and_pepper(keys: Tensor, real: Tensor) -> Tensor:
-    """Pixels that are either −1 or 1."""
+    """Random pixels of −1 or 1."""
     return torch.where(_uniform(keys, real) < 0, -1.0, 1.0)
 
 
 def salt(keys: Tensor, real: Tensor) -> Tensor:
-    """White pixels, a share in (0.1, 0.5) of all, scattered on black."""
+    """Random white pixels on black, a random share in (0.1, 0.5) of all."""
     return torch.where(_uniform(keys, real) < 2 * _spread(keys, 0.1, 0.5) - 1, 1.0, -1.0)
 
 
@@ -105,53 +105,53 @@ def _squares(keys: Tensor, real: Tensor, edge: int) -> Tensor:
 
 
 def high_pass(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise less its local mean, clamped."""
+    """Gaussian noise minus its local 3×3 mean, clamped."""
     z = _normal(keys, real)
     return (z - F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="circular"), 3, stride=1)).clamp(-1, 1)
 
 
 def laplace(keys: Tensor, real: Tensor) -> Tensor:
-    """Laplace noise of σ = 0.7, clamped: heavier tails than any noise of the training."""
+    """Laplace noise of σ = 0.7, clamped: heavier tails than in training."""
     u = _uniform(keys, real)
     return (-0.5 * u.sign() * torch.log1p(-u.abs())).clamp(-1, 1)
 
 
 def stripes(keys: Tensor, real: Tensor) -> Tensor:
-    """Uniform noise that is the same along every row of the image, or along every column."""
+    """Uniform noise that is constant along rows, or along columns."""
     rows = _uniform(keys, real)[..., :1].expand_as(real)
     columns = _uniform(keys, real)[..., :1, :].expand_as(real)
     return torch.where(_spread(keys, 0.0, 1.0) < 0.5, rows, columns)
 
 
 def low_pass(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise of frequencies below 1/4 per pixel, brought to σ = 0.6, clamped."""
+    """Gaussian noise of frequencies below 1/4 per pixel, rescaled to σ = 0.6, clamped."""
     return _filtered(keys, real, lambda frequency: frequency < 0.25)
 
 
 def band_pass(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise of frequencies from 1/4 to 3/8 per pixel, brought to σ = 0.6, clamped."""
+    """Gaussian noise of frequencies from 1/4 to 3/8 per pixel, rescaled to σ = 0.6, clamped."""
     return _filtered(keys, real, lambda frequency: (frequency >= 0.25) & (frequency <= 0.375))
 
 
 def pink(keys: Tensor, real: Tensor) -> Tensor:
-    """Gaussian noise whose amplitude falls with the frequency as in natural images, σ = 0.6, clamped."""
+    """Gaussian noise of amplitude 1 / frequency, as in natural images, rescaled to σ = 0.6, clamped."""
     return _filtered(keys, real, lambda frequency: 1 / frequency.clamp(min=frequency[frequency > 0].min()))
 
 
 def _filtered(keys: Tensor, real: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
-    """White noise times `gain` of the radial frequency (cycles per pixel, `[H, W // 2 + 1]`), at σ = 0.6, clamped."""
+    """Filter white noise by `gain` of the radial frequency `[H, W // 2 + 1]` (1 / pixel), to σ = 0.6, clamped."""
     height, width = real.shape[2:]
     down = torch.fft.fftfreq(height, device=real.device)
     right = torch.fft.rfftfreq(width, device=real.device)
     weight = gain((down[:, None] ** 2 + right**2).sqrt()).to(real.dtype)
     filtered = torch.fft.irfft2(torch.fft.rfft2(_normal(keys, real)) * weight, s=(height, width))
-    sides = torch.where((right == 0) | (right == 0.5), 1, 2)  # a real image's spectrum is symmetric: half is kept
+    sides = torch.where((right == 0) | (right == 0.5), 1, 2)  # rfft2 keeps half of the symmetric spectrum
     variance = (weight**2 * sides).sum() / (height * width)
     return (0.6 * filtered / variance.sqrt()).clamp(-1, 1)
 
 
 def blend(keys: Tensor, real: Tensor, weight: float | Tensor) -> Tensor:
-    """Real images of which a share `weight` in [0, 1], of all or `[B, 1, 1, 1]`, is unit normal noise, clamped."""
+    """Blend real images with a share `weight` of unit normal noise, clamped; a number or `[B, 1, 1, 1]`, in [0, 1]."""
     return ((1 - weight) * real + weight * _normal(keys, real)).clamp(-1, 1)
 
 
@@ -168,21 +168,23 @@ CONTROLS: dict[str, Corruption] = {"normal_noise": unit_normal, "uniform_noise":
 
 
 def mixture(keys: Tensor, real: Tensor, first: int = 0, stride: int = 1) -> Tensor:
-    """The training noise: every row is one of `TRAINED_ON`, in equal shares.
+    """Generate training noise. The kinds of `TRAINED_ON` take turns over the rows of the whole batch.
 
     Args:
-        keys, real: as everywhere.
-        first, stride: where in the whole batch the first of these rows is, and how far the others are from each other.
+        keys: `[B]`, long, random streams.
+        real: `[B, C, H, W]` in [−1, 1].
+        first: place of row 0 in the whole batch.
+        stride: distance in the whole batch between successive rows.
     """
     kinds = list(TRAINED_ON.values())
     period = len(kinds) // math.gcd(len(kinds), stride)
     images = torch.empty_like(real)
-    for row in range(min(period, len(keys))):  # slices: a mask would make the host wait for the device
+    for row in range(min(period, len(keys))):  # a mask instead of slices would synchronise host and device
         kind = kinds[(first + stride * row) % len(kinds)]
         images[row::period] = kind(keys[row::period], real[row::period])
     return images
 
 
 def faded(keys: Tensor, real: Tensor) -> Tensor:
-    """Real images under at most `MAX_FADED` of noise: they still show their class, and must keep its label."""
+    """Blend real images with a random share, up to `MAX_FADED`, of noise. They keep their label."""
     return blend(keys, real, _spread(keys, 0.0, MAX_FADED))

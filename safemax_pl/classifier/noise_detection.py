@@ -1,4 +1,4 @@
-"""How well a classifier tells noise from images: detection, false alarms, blends, and plain `ua` on noise."""
+"""Noise detection of a classifier: detection rates, false alarms, blends, and `ua` on noise."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import logits_of
 from safemax_pl.common import rng
 from safemax_pl.data.batch import from_uint8, to_uint8
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
 BLEND_WEIGHTS = [i / 20 for i in range(21)]  # share of noise in an image
 
 
 class Detection(NamedTuple):
-    """How one kind of noise is told from real images; all but the curve are shares in [0, 1].
+    """Detection of one kind of noise among real images. All but the curve are in [0, 1].
 
     Attributes:
-        noise_rate: share of the noise images called noise.
-        at_one_percent: the same, at the threshold at which at most 1 % of the real images are called noise.
-        auroc: area under the curve: 0.5 for a classifier that can't tell.
-        curve: `[T]` false-alarm rates, and `[T]` detection rates.
+        noise_rate: share of the noise images predicted as noise.
+        at_one_percent: that share at the threshold where at most 1 % of the real images are predicted as noise.
+        auroc: area under the ROC curve; 0.5 is chance.
+        curve: false-alarm rates `[T]` and detection rates `[T]` at all thresholds.
     """
 
     noise_rate: float
@@ -35,7 +35,13 @@ class Detection(NamedTuple):
 
 
 class Blend(NamedTuple):
-    """What is said of real images of which a share `weight` is noise: noise, their class, or another class."""
+    """Predictions for blends of real images with noise.
+
+    Attributes:
+        weight: share of noise in the image, in [0, 1].
+        called_noise: share of the images predicted as noise.
+        called_its_class: share of the images predicted as the class of the real image.
+    """
 
     weight: float
     called_noise: float
@@ -43,7 +49,13 @@ class Blend(NamedTuple):
 
 
 class Control(NamedTuple):
-    """What would be reported for a model that makes this noise when asked for this class."""
+    """Scores of a model that generates noise instead of a class.
+
+    Attributes:
+        noise: kind of noise.
+        forget_class: name of the class.
+        ua, ua_noise_aware: share of the noise not predicted as that class, by either network.
+    """
 
     noise: str
     forget_class: str
@@ -53,12 +65,12 @@ class Control(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """All figures of one classifier.
+    """Noise detection of one classifier.
 
     Attributes:
-        false_alarms: share of the real test images called noise.
+        false_alarms: share of the real test images predicted as noise.
         real: number of real test images.
-        detections: kind of held-out noise -> how it is detected.
+        detections: by kind of held-out noise.
         blends: for every weight of `BLEND_WEIGHTS`.
         controls: for every control and held-out kind, and every class.
     """
@@ -71,12 +83,12 @@ class Operation:
 
 
 def measure(classifier: Classifier, test: Split, count: int, seed: int) -> Operation:
-    """Show a classifier real test images, `count` images of every kind of noise, and `count` of every blend.
+    """Classify real test images, every kind of noise and every blend.
 
     Args:
         classifier: the classifier.
-        test: real images that it was not trained on, and their labels.
-        count: images of each kind.
+        test: real images that it was not trained on, with labels.
+        count: images of each kind and of each blend.
         seed: of the noise.
     """
     classes = len(classifier.class_names)
@@ -102,12 +114,12 @@ def measure(classifier: Classifier, test: Split, count: int, seed: int) -> Opera
 
 
 def margin(logits: Tensor) -> Tensor:
-    """By how much "noise", the last of the logits `[B, C + 1]`, beats all classes, `[B]`: positive if it wins."""
+    """Return the logit of noise, the last of `[B, C + 1]`, minus the largest other one: `[B]`, positive for noise."""
     return logits[:, -1] - logits[:, :-1].amax(dim=1)
 
 
 def _detection(real: Tensor, noisy: Tensor) -> Detection:
-    """Compare the margins of real images with those of noise."""
+    """Compute the detection from the margins of real and of noise images."""
     truth = np.repeat([0, 1], [len(real), len(noisy)])
     margins = torch.cat([real, noisy]).numpy()
     false_alarms, detected, _ = roc_curve(truth, margins)
@@ -120,7 +132,7 @@ def _detection(real: Tensor, noisy: Tensor) -> Detection:
 
 
 def tables(operation: Operation) -> dict[str, list[dict[str, Any]]]:
-    """Name of a CSV file -> its rows."""
+    """Return the rows of each CSV file, by its name without ending."""
     return {
         "detection": [
             {"noise": kind} | {key: value for key, value in found._asdict().items() if key != "curve"}

@@ -1,4 +1,4 @@
-"""How the classifier is trained, calibrated and scored itself."""
+"""Training, calibration and scoring of the classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
 from safemax_pl.classifier import noise
@@ -16,26 +17,30 @@ from safemax_pl.common import distributed, rng
 from safemax_pl.common.divergence import StopsWhenDiverged
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
-from safemax_pl.data.sources import Split
+from safemax_pl.data.sampling_plan import sharded_loader
+from safemax_pl.data.splits import Split
 
-MAX_LOGIT = 1e4  # of a classifier that has learned something: tens
+CHUNK = 500  # images that are classified at once
+MAX_LOGIT = 1e4  # larger logits mean divergence; trained classifiers have tens
 DIVERGED = "the classifier's training diverged, lower optimizer.lr and give another name="
 
 
 class ClassifierModule(StopsWhenDiverged):
-    """Trains both networks of a `Classifier` side by side; they share batches, not weights.
+    """Lightning module that trains both networks of a `Classifier` on the same batches.
 
-    The noise-aware one sees every image plain or under some noise, and `noise_share` noise images per real one.
+    The noise-aware network is trained on real images, half of them under some noise, and on `noise_share` noise images
+    per real one.
 
     Args:
-        classifier: to train, in place; its weights become channels-last, which convolutions compute faster.
-        optimizer: a factory, parameters -> optimiser; a one-cycle schedule is put on it.
-        shift: largest move of a training image, in pixels.
+        classifier: trained in place. Its weights become channels-last, for faster convolutions.
+        optimizer: factory, parameters -> optimiser. A one-cycle schedule is added.
+        shift: maximum shift of a training image, in pixels.
         noise_share: noise images per real image, in (0, 1].
-        label_smoothing: of the plain network's and the noise-aware network's targets, in [0, 1).
+        label_smoothing: of the targets of both networks, in [0, 1).
+        calibration: images for validation, which training leaves out; None for no validation.
 
     Raises:
-        UserError: for a value outside these ranges.
+        UserError: for a value out of range.
     """
 
     diverged = f"{DIVERGED}: the loss became NaN or infinite before step {{step}}"
@@ -48,15 +53,16 @@ class ClassifierModule(StopsWhenDiverged):
         shift: int,
         noise_share: float = 1.0,
         label_smoothing: float = 0.0,
+        calibration: Split | None = None,
     ):
         super().__init__()
         if not 0 < noise_share <= 1:
-            raise UserError(f"noise_share={noise_share}: give a number of noise images per real image, in (0, 1]")
+            raise UserError(f"noise_share={noise_share}: give the number of noise images per real image, in (0, 1]")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing={label_smoothing}: give a number in [0, 1)")
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.make_optimizer, self.shift = optimizer, shift
-        self.noise_share, self.label_smoothing = noise_share, label_smoothing
+        self.noise_share, self.label_smoothing, self.calibration = noise_share, label_smoothing, calibration
         metrics = {"plain": MeanMetric(), "noise_aware": MeanMetric()}
         self.accuracies = nn.ModuleDict(metrics)  # type: ignore[assignment]
 
@@ -83,7 +89,15 @@ class ClassifierModule(StopsWhenDiverged):
         return plain + aware
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with label smoothing."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def validation_loaders(self) -> list[DataLoader]:
+        """Return a loader of the calibration images, for the data module, which Lightning asks."""
+        if self.calibration is None:
+            return []
+        images = TensorDataset(self.calibration.images, self.calibration.labels)
+        return [sharded_loader(images, CHUNK, self.trainer.global_rank, self.trainer.world_size)]
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -94,16 +108,23 @@ class ClassifierModule(StopsWhenDiverged):
 
 
 def channels_last(x: Tensor) -> Tensor:
+    """Return images `[B, C, H, W]` in channels-last memory format."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:
-    """Images `[B, C, H, W]`, each moved by up to `most` pixels both ways; the border is repeated."""
-    if most == 0:
+def shifted(x: Tensor, keys: Tensor, max_shift: int) -> Tensor:
+    """Shift each image of `[B, C, H, W]` by a random number of pixels, replicating the border.
+
+    Args:
+        x: images.
+        keys: `[B]`, long, random streams.
+        max_shift: maximum shift along each axis, in pixels.
+    """
+    if max_shift == 0:
         return x
     batch, _, height, width = x.shape
-    padded = F.pad(x, (most,) * 4, mode="replicate")
-    down, right = (rng.uniform(keys, rng.Stream.SAMPLER_STEP, (2,)) * (2 * most + 1)).long().unbind(1)
+    padded = F.pad(x, (max_shift,) * 4, mode="replicate")
+    down, right = (rng.uniform(keys, rng.Stream.SAMPLER_STEP, (2,)) * (2 * max_shift + 1)).long().unbind(1)
     rows = down[:, None] + torch.arange(height, device=x.device)
     columns = right[:, None] + torch.arange(width, device=x.device)
     picked = padded[torch.arange(batch, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
@@ -111,18 +132,21 @@ def shifted(x: Tensor, keys: Tensor, most: int) -> Tensor:
 
 
 def logits_of(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of both networks for uint8 images of any number, on the classifier's device; returned on the CPU."""
+    """Compute the plain `[N, C]` and the noise-aware logits `[N, C + 1]` of uint8 images, in eval mode.
+
+    Images are classified in chunks on the classifier's device. The logits are on the CPU.
+    """
     device = next(classifier.parameters()).device
     training = classifier.training
     classifier.eval()
     with torch.no_grad():
-        verdicts = [classifier(chunk.to(device)) for chunk in images.split(500)]
+        verdicts = [classifier(chunk.to(device)) for chunk in images.split(CHUNK)]
     classifier.train(training)
     return torch.cat([v.plain.cpu() for v in verdicts]), torch.cat([v.noise_aware.cpu() for v in verdicts])
 
 
 def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
-    """Accuracy of the plain and of the noise-aware network on real images."""
+    """Return the accuracies of the plain and the noise-aware network on real images, in [0, 1]."""
     plain, aware = logits_of(classifier, split.images)
     return tuple((logits.argmax(1) == split.labels).double().mean().item() for logits in (plain, aware))  # type: ignore[return-value]
 
@@ -130,8 +154,12 @@ def accuracies(classifier: Classifier, split: Split) -> tuple[float, float]:
 def calibrate(classifier: Classifier, split: Split) -> None:
     """Set the temperature that minimises the cross-entropy on held-out images (https://arxiv.org/abs/1706.04599).
 
+    Args:
+        classifier: its temperature is changed, clamped to `TEMPERATURES`.
+        split: held-out images and labels.
+
     Raises:
-        UserError: for logits that no temperature of `TEMPERATURES` can mend.
+        UserError: for logits beyond `MAX_LOGIT`, or NaN.
     """
     logits, _ = logits_of(classifier, split.images)
     logits = logits * classifier.temperature.cpu()
@@ -151,11 +179,12 @@ def calibrate(classifier: Classifier, split: Split) -> None:
 
 
 def score_classifier(classifier: Classifier, test: Split) -> dict[str, Any]:
-    """Accuracies on real images, and for every kind of noise what the noise head and the plain network call it.
+    """Measure the accuracies on real images and the predictions on 2000 images of every kind of noise.
 
     Returns:
-        `accuracy`, `accuracy_noise_aware`; per kind `noise_rate` (share called noise), `plain_favourite` (the class
-        that the plain network sees most often in it) and that class's share.
+        `accuracy` and `accuracy_noise_aware`, in [0, 1]; `temperature`; `n_test`, the number of real images; `noise`.
+        The last has for every kind `group`, `noise_rate` (share predicted as noise by the noise-aware network),
+        `plain_favourite` (most frequent prediction of the plain network) and `plain_favourite_share`.
     """
     plain, aware = accuracies(classifier, test)
     keys = rng.combine(torch.arange(2000), 1)

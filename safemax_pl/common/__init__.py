@@ -1,1 +1,1 @@
-"""Errors, files, random numbers, ranks, hardware: nothing in this package knows what diffusion is."""
+"""Errors, files, random numbers, ranks, hardware and console output, independent of diffusion."""

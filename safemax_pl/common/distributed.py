@@ -1,4 +1,4 @@
-"""The processes of one job, one rank per device: started together, agreed about what is on disk, ended together."""
+"""Start, synchronise and end the ranks of one job, one process per device."""
 
 import os
 import subprocess
@@ -20,28 +20,27 @@ from torch import Tensor, nn
 from safemax_pl.common.errors import UserError
 
 T = TypeVar("T")
-# What SLURM, torchrun and whoever starts the nodes by hand set for Lightning; without one of them it waits for ever
+# Environment variables that launchers of several nodes set, one of them at least; without any, Lightning waits for ever
 OF_NODES = ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # how gloo says that a rank has ended
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's errors after a rank has ended
 
 _started: list[subprocess.Popen] = []
 
 
 def start(trainer: Trainer) -> None:
-    """Start and connect the ranks of the trainer's devices; nothing to do for one device.
+    """Start and connect the ranks of the trainer's devices; do nothing for one device.
 
-    Rank 0 runs its command once more for each other device, unless torchrun or SLURM has done so. What a command does
-    before, every rank does for itself: read and check. What it does after, the ranks do in step: rank 0 alone writes,
-    and decides what is on disk already.
+    Rank 0 runs its command again for every other device, unless torchrun or SLURM has done so. Before this call every
+    rank reads and checks on its own. After it the ranks run in step: rank 0 alone writes and decides which files exist.
 
     Raises:
-        UserError: for several runs at once, for a strategy that does not start the command again, and when the job has
-            another number of ranks than the trainer.
+        UserError: for a multirun on several devices, for a strategy that does not run the command again, and if the job
+            has another number of ranks than the trainer.
     """
-    asked = trainer.num_nodes * trainer.num_devices
-    if trainer.world_size != asked:  # of SLURM and torchrun, who start the ranks
+    expected = trainer.num_nodes * trainer.num_devices
+    if trainer.world_size != expected:  # SLURM or torchrun has started the ranks
         raise UserError(
-            f"trainer.devices={trainer.num_devices} on trainer.num_nodes={trainer.num_nodes} are {asked} ranks, and "
+            f"trainer.devices={trainer.num_devices} on trainer.num_nodes={trainer.num_nodes} are {expected} ranks, and "
             f"this job has {trainer.world_size}: start it with one task per device (slurm/fit.sbatch does)"
         )
     if trainer.world_size == 1 or dist.is_initialized():
@@ -53,10 +52,10 @@ def start(trainer: Trainer) -> None:
         )
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
-            f"one command with several runs got {trainer.world_size} devices for each: give trainer.devices=1, or "
-            "start the runs one by one"
+            f"a multirun got {trainer.world_size} devices for each of its runs: give trainer.devices=1, or start the "
+            "runs one by one"
         )
-    launcher = trainer.strategy.launcher
+    launcher = trainer.strategy.launcher  # this class and its `procs` are private to Lightning, seen in 2.6.6
     if not isinstance(launcher, _SubprocessScriptLauncher):
         raise UserError(f"trainer.strategy is {type(trainer.strategy).__name__}: give auto or ddp")
     launcher.launch(trainer.strategy.setup_environment)
@@ -64,17 +63,17 @@ def start(trainer: Trainer) -> None:
 
 
 def count() -> int:
-    """How many ranks there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def number() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, which alone writes and prints."""
+    """Whether this is rank 0, the only one that writes and prints."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
@@ -85,7 +84,7 @@ def wait() -> None:
 
 
 def broadcast(value: T) -> T:
-    """The `value` that rank 0 has; the other ranks wait for it."""
+    """Return the `value` of rank 0 on every rank."""
     if not dist.is_initialized():
         return value
     holder = [value]
@@ -94,19 +93,19 @@ def broadcast(value: T) -> T:
 
 
 def same(module: nn.Module) -> None:
-    """Give every rank the parameters of rank 0, in place."""
+    """Copy the parameters of rank 0 to every rank, in place."""
     if dist.is_initialized():
         for parameter in module.parameters():
             dist.broadcast(parameter.data, 0)
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, with gradients."""
+    """Sum a tensor over all ranks, with gradients."""
     return _Total.apply(value) if dist.is_initialized() else value
 
 
 class _Total(torch.autograd.Function):
-    """Every rank's loss depends on every rank's value: the gradients are summed as the values are."""
+    """Sum over ranks. Every rank's loss depends on every rank's value, so the backward pass sums the gradients too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -120,12 +119,12 @@ class _Total(torch.autograd.Function):
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over all ranks, with gradients."""
+    """Average a tensor over all ranks, with gradients."""
     return total(value) / count()
 
 
 def means(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The means of several tensors over all ranks, by one exchange; without gradients."""
+    """Average several tensors over all ranks by one all-reduce, without gradients."""
     if not dist.is_initialized():
         return values
     flat = torch.cat([value.flatten() for value in values])
@@ -135,7 +134,7 @@ def means(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all ranks, in their order; anything that pickle can hold."""
+    """Return the values of all ranks in the order of the ranks; any value that can be pickled."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * count()
@@ -144,7 +143,7 @@ def gathered(value: T) -> list[T]:
 
 
 def concatenated(value: Tensor) -> Tensor:
-    """The tensors of all ranks, which may differ in their numbers of rows, in the order of the ranks."""
+    """Concatenate the tensors of all ranks in the order of the ranks; their numbers of rows may differ."""
     if not dist.is_initialized():
         return value
     return torch.cat(gathered(value.cpu())).to(value.device)
@@ -152,9 +151,10 @@ def concatenated(value: Tensor) -> Tensor:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """When this rank fails, end those that it has started, which may wait for it for ever; its error says its rank.
+    """If the block raises, kill the ranks that this process has started, and add the number of this rank to the error.
 
-    With NCCL the process ends at once: taking the group down in good order waits for collectives that never come.
+    Other ranks would hang in a collective. With NCCL the process exits at once, because an orderly shutdown of the
+    process group waits for collectives that never complete.
     """
     try:
         yield
@@ -168,7 +168,7 @@ def together() -> Iterator[None]:
             print(f"rank {number()}: {words}", file=sys.stderr, flush=True)
             os._exit(1)
         if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST):
-            raise UserError(f"rank {number()} has lost another rank, whose error is the cause") from error
+            raise UserError(f"rank {number()} lost another rank: see the error of that rank") from error
         if isinstance(error, UserError):
             raise UserError(f"rank {number()}: {error}") from error
         raise

@@ -1,4 +1,4 @@
-"""Stop a fit whose losses became NaN or infinite, before its weights are scored or saved."""
+"""Stop a fit after a NaN or infinite loss, before its weights are scored or saved."""
 
 from typing import Any
 
@@ -10,10 +10,13 @@ from safemax_pl.common.errors import UserError
 
 
 class StopsWhenDiverged(LightningModule):
-    """Watches the losses of a fit without making the host wait, and looks where it waits anyway.
+    """Base module that ends a fit after a loss that is not finite.
+
+    `watch` accumulates on the device, so that no step makes the host wait. The check runs where the host waits anyway:
+    before a checkpoint and before a validation.
 
     Attributes:
-        diverged: the error, in which {step} is the step that is reached.
+        diverged: the error message; {step} is replaced by the current step.
     """
 
     diverged: str
@@ -23,14 +26,14 @@ class StopsWhenDiverged(LightningModule):
         self._all_finite = torch.ones((), dtype=torch.bool)
 
     def watch(self, loss: Tensor) -> None:
-        """Look at the loss of a step, a scalar."""
+        """Accumulate whether the loss of a step, a scalar, is finite."""
         self._all_finite = self._all_finite.to(loss.device) & loss.isfinite()
 
     def check_finite(self) -> None:
         """Stop the fit if any loss so far was not finite.
 
         Raises:
-            UserError: if one was.
+            UserError: with the message `diverged`.
         """
         if not self._all_finite:
             raise UserError(self.diverged.format(step=self.global_step))

@@ -130,7 +130,7 @@ def handle(label: str, **look: Any) -> Line2D:
 
 
 def legend_name(name: str) -> str:
-    """Return a name as legends show it: matplotlib leaves out names that start with an underscore."""
+    """Return a name that matplotlib shows in legends; it hides names with a leading underscore."""
     return f"\u200b{name}" if name.startswith("_") else name
 
 
@@ -139,11 +139,11 @@ def legend_name(name: str) -> str:
 
 @contextmanager
 def drawing(what: object, undrawn: list[str] | None = None) -> Iterator[None]:
-    """Turn any error of the block, which draws `what`, into one line on stderr: no number depends on a figure.
+    """Turn any error of the block into a one-line warning on stderr, as no number depends on a figure.
 
     Args:
-        what: name of the figure, for the line.
-        undrawn: gets the line as well.
+        what: name of the figure in the warning.
+        undrawn: list to which the line is appended.
     """
     try:
         yield
@@ -156,17 +156,17 @@ def drawing(what: object, undrawn: list[str] | None = None) -> Iterator[None]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, cropped to what is drawn."""
-    show_text_as_it_is(figure)
+    show_text_literally(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that the font lacks becomes a box
         with atomic(path) as part:
             figure.savefig(part, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
 
 
-def show_text_as_it_is(figure: Figure) -> None:
-    """Take `$` in names literally: matplotlib would read a formula between two of them.
+def show_text_literally(figure: Figure) -> None:
+    """Draw `$` in names literally; matplotlib would parse the text between two of them as a formula.
 
-    Numbers at the ticks of logarithmic axes, which matplotlib itself writes as formulas, stay formulas.
+    Tick labels of logarithmic axes stay formulas, as matplotlib itself writes them so.
     """
     numbers = {
         id(label)

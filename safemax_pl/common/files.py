@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, and hashes that name them."""
+"""Write files and folders atomically, and hash their content."""
 
 import argparse
 import csv
@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import tempfile
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,51 +22,30 @@ from safemax_pl.common.escaping import cell
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
-SCRATCH = ".part"  # ends the name of what is being written
-MAX_NAME_BYTES = 200  # bytes; file systems take 255, and names such as evaluate_<name>-<digest> are made from it
-NOT_IN_NAMES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, format, surrogate, line separators
-
-
-def check_name(setting: str, name: object) -> str:
-    """Return `name` as text if it can name one file or folder on Linux and macOS, inside any folder.
-
-    Raises:
-        UserError: when it is empty, longer than 200 bytes, starts with a dot, starts or ends with a space, or holds a
-            slash, a backslash or a character that is not printed.
-    """
-    text = str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else ""
-    printed = not any(unicodedata.category(letter) in NOT_IN_NAMES for letter in text)
-    outside = text != text.strip() or text.startswith(".") or set(text) & {"/", "\\"}
-    if not text or not printed or outside or len(text.encode()) > MAX_NAME_BYTES:
-        shown = f"{str(name)[:60]!r}{'...' * (len(str(name)) > 60)}"
-        raise UserError(
-            f"{setting}={shown} can't name a folder: give 1 to {MAX_NAME_BYTES} bytes of printed characters, without "
-            "/ and \\, no dot at the start, no space at either end"
-        )
-    return text
+SCRATCH = ".part"  # suffix of the name of an unfinished file or folder
 
 
 def folder_argument(text: str) -> Path:
-    """Read an argument of argparse that names a folder; an unset shell variable is no name for the current one."""
+    """Read an argument of argparse that names a folder; reject the empty text of an unset shell variable."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a folder")
     return Path(text)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
 
 
 def check_writable(folder: Path, remedy: str) -> None:
-    """Try whether files can be made in `folder`, or in the nearest one above it that exists; leaves nothing.
+    """Check that files can be created in `folder`, or in its nearest parent that exists; no file is left.
 
     Args:
-        folder: which need not exist.
-        remedy: what to do when they can't, for the error.
+        folder: may be missing.
+        remedy: advice in the error.
 
     Raises:
-        UserError: when they can't.
+        UserError: if no file can be created.
     """
     place = existing(folder)
     try:
@@ -79,10 +57,10 @@ def check_writable(folder: Path, remedy: str) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it takes the place of `path` by a rename.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
-    Works for a file and for a folder (create the yielded path as one). A crash leaves the old content, or of a folder
-    perhaps nothing, and `remove_scratch` cleans up.
+    The path may become a file or a folder. After a crash a file has its old content; a folder has its old content or
+    is missing. `remove_scratch` removes the temporary files of a crash.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +70,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield part
         for file in [part] if part.is_file() else part.rglob("*"):
             if file.suffix == ".safetensors":
-                file.chmod(0o644)  # safetensors writes for the owner alone; teams share runs
+                file.chmod(0o644)  # safetensors writes files that only their owner can read; teams share runs
             _to_disk(file)
         if path.is_dir() and part.is_dir():
             path.rename(scratch / "old")
@@ -103,7 +81,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, would survive the end of the machine."""
+    """Wait until a file's content, or a folder's entries, are on disk and survive a power failure."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -112,7 +90,10 @@ def _to_disk(path: Path) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove the folders that `atomic` of a killed process has left in `folder`; nobody else may be writing there."""
+    """Remove temporary folders that `atomic` left in `folder` when its process was killed.
+
+    No other process may be writing there.
+    """
     for scratch in folder.glob(f".*{SCRATCH}"):
         made_here = re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}\{SCRATCH}", scratch.name)
         if made_here and scratch.is_dir() and not scratch.is_symlink():
@@ -123,7 +104,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically.
 
     Raises:
-        UserError: for a number that is not finite, which JSON does not have.
+        UserError: for NaN or an infinite number, which JSON lacks.
     """
     text = to_json(content, str(path), indent=2)
     with atomic(path) as part:
@@ -131,10 +112,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def to_json(content: Any, name: str, indent: int | None = None) -> str:
-    """`content` as JSON; `name` is what errors call it.
+    """Return `content` as JSON.
+
+    Args:
+        content: nested mappings, lists, texts and numbers.
+        name: of the content, for the error.
+        indent: spaces per level; None for one line.
 
     Raises:
-        UserError: for a number that is not finite, named by its keys.
+        UserError: for NaN or an infinite number; the message names its keys.
     """
     try:
         return json.dumps(content, indent=indent, allow_nan=False)
@@ -142,7 +128,7 @@ def to_json(content: Any, name: str, indent: int | None = None) -> str:
         wrong = [f"{dotted(where)} is {value}" for where, value in leaves(content) if _not_finite(value)]
         if not wrong:
             raise
-        raise UserError(f"{name}: {', '.join(wrong[:3])}: a result that is not finite is no result") from error
+        raise UserError(f"{name}: {', '.join(wrong[:3])}; results must be finite numbers") from error
 
 
 def _not_finite(value: Any) -> bool:
@@ -152,7 +138,7 @@ def _not_finite(value: Any) -> bool:
 def leaves(
     content: Any, where: tuple[Any, ...] = (), inner: tuple[type[Any], ...] = (dict, list, tuple)
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield keys and value of every leaf of nested mappings and lists; an empty one is a leaf.
+    """Yield the keys and the value of every leaf of nested mappings and lists; an empty mapping or list is a leaf.
 
     Args:
         content: to descend into.
@@ -172,12 +158,12 @@ def flat(content: Any) -> dict[str, Any]:
 
 
 def dotted(where: tuple[Any, ...]) -> str:
-    """Keys of nested mappings as one text, such as data.path."""
+    """Join the keys of nested mappings, as in data.path."""
     return ".".join(map(str, where))
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write a table, atomically: one column per key of any line; texts are no formulas (`escaping.cell`)."""
+    """Write a table atomically, with one column per key of any line; texts are escaped by `escaping.cell`."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -186,7 +172,10 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def cached_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
-    """What `unpack` makes of a safetensors file in the cache; None if it is missing or, with a warning, damaged."""
+    """Return `unpack(file)` for a safetensors file in the cache; None if the file is missing or damaged.
+
+    A damaged file causes a warning.
+    """
     if not path.exists():
         return None
     try:
@@ -198,14 +187,14 @@ def cached_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
-    """Name of the first tensor of a state dict that holds NaN or infinite values; None if all are finite."""
+    """Return the name of the first tensor of a state dict with NaN or infinite values; None if all are finite."""
     return next(
         (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
     )
 
 
 def digest(*contents: Any) -> str:
-    """Twelve hex digits that name the contents: bytes as they are, anything else through JSON."""
+    """Return twelve hex digits of the SHA-256 of the contents; all but bytes are hashed as JSON."""
     sha = hashlib.sha256()
     for content in contents:
         sha.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True, default=str).encode())
@@ -213,6 +202,6 @@ def digest(*contents: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Twelve hex digits of a file's content."""
+    """Return twelve hex digits of the SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Hardware: its name, the energy it has used, and the floating-point operations of a computation."""
+"""Name of the hardware, its energy use, and the floating-point operations of a computation."""
 
 import platform
 import re
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 
 def hardware(device: torch.device) -> str:
-    """The accelerator's name, or the processor's, the vector instructions and the threads that torch uses of it."""
+    """Return the name of a GPU; for a CPU its model, its vector instructions and the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -21,19 +21,22 @@ def hardware(device: torch.device) -> str:
 
 
 def joules(device: torch.device) -> float | None:
-    """What the device has used since its driver was loaded; None where nothing counts it (CPUs, MIG slices, AMD)."""
+    """Return the energy in joules that a device has used since its driver was loaded.
+
+    None without an energy counter: CPUs, MIG slices, AMD.
+    """
     if device.type != "cuda" or torch.version.cuda is None:
         return None
     try:
-        pynvml.nvmlInit()  # counts its callers, and costs nothing the second time
-        uuid = torch.cuda.get_device_properties(device).uuid  # the library numbers all devices, torch the visible ones
+        pynvml.nvmlInit()  # reference-counted; further calls cost nothing
+        uuid = torch.cuda.get_device_properties(device).uuid  # pynvml numbers all devices, torch only the visible ones
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")) / 1000
     except pynvml.NVMLError:
         return None
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts, as a context manager, what is computed inside; a multiplication and an addition are two."""
+    """Return a context manager that counts floating-point operations; a multiply-add counts as two."""
     return FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
 
 
@@ -45,7 +48,8 @@ def _backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: An
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# Of which torch's counter knows nothing: the same work counts the same on every device
+# torch's counter has no formula for attention on CPUs; with these, all devices count the same
+# operations. The operators are private to torch, seen in 2.13.0
 ATTENTION_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,

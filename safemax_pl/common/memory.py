@@ -1,4 +1,4 @@
-"""Bound the memory of a training step from below, on tensors without values."""
+"""Lower bound of the memory of a training step, computed on meta tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from safemax_pl.common.errors import UserError
 
 
 def available(device: torch.device) -> int:
-    """Bytes of memory that `device` has in all; of a CPU what the machine and its control group allow."""
+    """Return the total memory of `device` in bytes; for a CPU the limit of the machine or its control group."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
@@ -23,15 +23,16 @@ def available(device: torch.device) -> int:
 
 
 def bytes_per_row(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Bytes that one row of a batch keeps for the backward pass through `network`, counted on tensors without memory.
+    """Return the bytes per row that a forward pass keeps for the backward pass, counted on meta tensors.
 
     Args:
-        network: whose weights stay where they are.
-        inputs: a batch.
+        network: is not changed or moved.
+        inputs: arguments of `network`, each `[B, ...]`.
     """
     weights, buffers = dict(network.named_parameters()), dict(network.named_buffers())
     hollow = {name: torch.empty_like(weight, device="meta").requires_grad_() for name, weight in weights.items()}
     hollow |= {name: torch.empty_like(buffer, device="meta") for name, buffer in buffers.items()}
+    # `_cdata` identifies a storage; private to torch, seen in 2.13.0
     known = {tensor.untyped_storage()._cdata for tensor in hollow.values()}
     kept: dict[int, int] = {}
 
@@ -48,18 +49,18 @@ def bytes_per_row(network: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 
 def check(setting: str, needed: int, device: torch.device, remedy: str) -> None:
-    """Refuse what needs more bytes than all of a device's memory.
+    """Check that `needed` bytes are at most the total memory of a device.
 
     Args:
-        setting: with its value, and what for; for the error.
+        setting: the setting with its value and its use, for the error.
         needed: bytes.
-        device: that holds them.
-        remedy: what to do.
+        device: holds the bytes.
+        remedy: advice in the error.
 
     Raises:
-        UserError: when it does.
+        UserError: if the device has less memory.
     """
-    if needed > (most := available(device)):
+    if needed > (total := available(device)):
         raise UserError(
-            f"{setting} needs about {needed / 2**30:.0f} GiB of memory, {device} has {most / 2**30:.0f}: {remedy}"
+            f"{setting} needs about {needed / 2**30:.0f} GiB of memory, {device} has {total / 2**30:.0f}: {remedy}"
         )

@@ -1,4 +1,4 @@
-"""Limits of networks that folders of unknown origin describe, checked before anything is built."""
+"""Limits of networks described by folders of unknown origin, checked before a network is built."""
 
 import math
 from pathlib import Path
@@ -10,56 +10,47 @@ from torch import nn
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.untrusted import MAX_JSON, MAX_TEXT, regular
 
-MAX_PARAMETERS = 2 * 10**9  # of a network, 8 GB in float32
-
-
-MAX_WEIGHTS = 8 * MAX_PARAMETERS + MAX_JSON  # bytes of their file, in float64 and with a header
-
-
-MAX_WIDTH = 2**16  # of any number that describes a network
-
-
-MAX_BLOCKS = 64  # of a level
-
-
+MAX_PARAMETERS = 2 * 10**9  # of a network; 8 GB in float32
+MAX_WEIGHTS = 8 * MAX_PARAMETERS + MAX_JSON  # bytes of a weights file: float64 and a header
+MAX_WIDTH = 2**16  # absolute value of any number in the settings of a network
+MAX_BLOCKS = 64  # per level
 MAX_LEVELS = 16
-
-
-COUNTS = (  # settings of networks that are whole numbers from 1
+COUNTS = (  # settings that must be whole numbers from 1
     *("attention_head_dim", "attn_norm_num_groups", "block_out_channels", "in_channels", "layers_per_block"),
     *("norm_num_groups", "num_class_embeds", "out_channels", "sample_size"),
     *("blocks", "patch", "stem", "width", "widths"),
 )
-
-
-FLOATS = ("F16", "BF16", "F32", "F64")  # what weights may be, as safetensors calls them
+FLOATS = ("F16", "BF16", "F32", "F64")  # legal types of weights, by their names in safetensors
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a safetensors file that holds no floating-point weights, before any tensor is read.
+    """Check that all weights in a safetensors file are floating-point, before any tensor is read.
 
     Raises:
-        UserError: for tensors of another type; counters (`num_batches_tracked`) may be whole numbers.
-        OSError, SafetensorError: if it is missing or damaged.
+        UserError: for weights of another type; counters (`num_batches_tracked`) may be integers.
+        OSError, SafetensorError: if the file is missing or damaged.
     """
     with safe_open(regular(path), "pt") as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, it is no mapping
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, the file is not a mapping
     for name, kind in kinds.items():
         if kind not in FLOATS and not name.endswith("num_batches_tracked"):
             raise UserError(
-                f"{path}: {name} is of type {kind}, weights are {', '.join(FLOATS)}: save it again as these"
+                f"{path}: {name} is of type {kind}, legal are {', '.join(FLOATS)}: save the weights in one of these"
             )
 
 
 def check_sizes(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse settings of a network outside the legal ranges, before anything is built.
+    """Check the settings of a network before it is built.
+
+    Legal values are null, booleans, numbers in range, texts of at most `MAX_TEXT` characters, and lists of at most
+    `MAX_LEVELS` of these.
 
     Raises:
-        UserError: for what is neither null, true, false, a short text, a number in range nor a short list of such.
+        UserError: for any other value.
     """
     for key, value in settings.items():
-        most = MAX_BLOCKS if key in ("layers_per_block", "blocks") else MAX_WIDTH
-        least = 1 if key in COUNTS else -most
+        max_value = MAX_BLOCKS if key in ("layers_per_block", "blocks") else MAX_WIDTH
+        min_value = 1 if key in COUNTS else -max_value
         if isinstance(value, list) and len(value) > MAX_LEVELS and not key.startswith("_"):
             raise UserError(f"{path}: {key} has {len(value)} values, at most {MAX_LEVELS} are legal")
         for one in value if isinstance(value, list) else [value]:
@@ -67,15 +58,15 @@ def check_sizes(path: Path, settings: dict[str, Any]) -> None:
             fits = number or one is None or isinstance(one, bool) or (isinstance(one, str) and len(one) <= MAX_TEXT)
             if key in COUNTS:
                 fits = one is None or (number and isinstance(one, int))
-            if not fits or (number and not (math.isfinite(one) and least <= one <= most)):
+            if not fits or (number and not (math.isfinite(one) and min_value <= one <= max_value)):
                 raise UserError(
-                    f"{path}: {key}={str(value)[:100]} is no setting of a network (numbers from {least} to {most}, "
-                    "short texts and lists): leave its folder out"
+                    f"{path}: {key}={str(value)[:100]} is no legal setting of a network (numbers from {min_value} to "
+                    f"{max_value}, short texts and lists): leave its folder out"
                 )
 
 
 def check_count(path: Path, network: nn.Module) -> None:
-    """Refuse a network, on the meta device, that is too large to be built."""
+    """Raise `UserError` if a network on the meta device has more than `MAX_PARAMETERS` parameters."""
     count = sum(parameter.numel() for parameter in network.parameters())
     if count > MAX_PARAMETERS:
         raise UserError(f"{path} describes a network of {count:.3g} parameters, at most {MAX_PARAMETERS:.0e} are legal")

@@ -1,4 +1,4 @@
-"""Full precision for whatever is scored: only the sampling of images follows `trainer.precision`."""
+"""Full precision for scoring; only the sampling of images follows `trainer.precision`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-DEVICES = "cpu", "cuda"  # for which Lightning turns autocast on
+DEVICES = "cpu", "cuda"  # Lightning turns autocast on for these
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Owner, attribute and value that keep TensorFloat-32 out of CUDA's convolutions and matrix products.
+    """Return (owner, attribute, value) for each switch that turns TensorFloat-32 off in CUDA kernels.
 
-    torch 2.9 has new attributes for it, and some versions since warn of the old ones.
+    torch 2.9 introduced new attributes, and some later versions warn of the old ones.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):
@@ -25,11 +25,11 @@ SWITCHES = _switches()
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute in float32 or float64: turn autocast and TensorFloat-32 off inside, and leave them as they were.
+    """Turn autocast and TensorFloat-32 off inside the block, and restore them afterwards.
 
-    As a decorator, `@full_precision()`, it protects a function whoever calls it: validation within a bf16 fit, a test
-    by `Trainer.test`, or a script. torch uses TensorFloat-32, which has ten bits of mantissa, for convolutions on CUDA
-    by default. `torch.backends.cudnn.flags` would also reset `benchmark` and `deterministic`.
+    Works as a decorator too, `@full_precision()`, and then covers every caller: validation within a bf16 fit,
+    `Trainer.test` and scripts. By default torch computes convolutions on CUDA in TensorFloat-32, with ten bits of
+    mantissa. `torch.backends.cudnn.flags` is not used because it also resets `benchmark` and `deterministic`.
     """
     with ExitStack() as stack:
         for device in DEVICES:

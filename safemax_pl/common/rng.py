@@ -1,8 +1,8 @@
-"""Counter-based random numbers: every draw is a function of a key, so it does not depend on batch, rank or device.
+"""Counter-based random numbers: every draw is a function of (key, stream, element), without a state.
 
-SplitMix64 (Steele, Lea and Flood, 2014, https://doi.org/10.1145/2714064.2660195) hashes (key, stream, element);
-Box-Muller makes normals of it. Nothing has a state: a resumed run, another batch size or another number of
-devices draws the same numbers.
+SplitMix64 (Steele, Lea and Flood, 2014, https://doi.org/10.1145/2714064.2660195) hashes the triple, and Box-Muller
+turns the bits into normal numbers. A resumed run, another batch size and another number of devices draw the same
+numbers.
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed 64-bit integers, the only ones torch can multiply
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # signed 64-bit: torch multiplies no unsigned integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _STREAM_STRIDE = 0xD1342543DE82EF95 - 2**64
-Bits = TypeVar("Bits", int, Tensor)  # 64 bits; an int of Python is brought back into their range by `_signed`
+Bits = TypeVar("Bits", int, Tensor)  # 64 bits; `_signed` wraps Python's unbounded int
 
 
 class Stream(IntEnum):
-    """The uses that one key is put to; each is a sequence of its own."""
+    """Purposes of random numbers; every stream is an independent sequence of the same key."""
 
-    ROW = 0  # which image of the training set
+    ROW = 0  # index of an image of the training set
     FLIP = 1
     TIMESTEP = 2
     NOISE = 3  # ε of a training step
@@ -30,12 +30,12 @@ class Stream(IntEnum):
     TARGET = 5  # ε' of the `fresh_noise` target
     START = 6  # x_T of a generated image
     CORRUPTION = 7  # synthetic noise images: controls, and the classifier's noise class
-    REPLAY = 8  # which image stands for a real one: a generated or an alternative one
-    SUBSTITUTE = 9  # the class that a forgotten one is taught to look like
+    REPLAY = 8  # index of the generated or alternative image that replaces a real one
+    SUBSTITUTE = 9  # class that replaces a forget class as the target
     NOISE_IMAGE = 10  # a training image of pure noise
-    MIXTURE = 11  # which of two images x_t is made of
-    ATTACK = 12  # batches of an attacker that trains
-    SAMPLER_STEP = 1000  # + the number of the step: noise that a stochastic sampler adds
+    MIXTURE = 11  # choice between the two images that x_t is made from
+    ATTACK = 12  # batches of a training attack
+    SAMPLER_STEP = 1000  # plus the number of the step: noise of a stochastic sampler
 
 
 def _shift_right(z: Bits, bits: int) -> Bits:
@@ -44,7 +44,7 @@ def _shift_right(z: Bits, bits: int) -> Bits:
 
 
 def _signed(z: Bits) -> Bits:
-    """What a multiplication or a sum of 64-bit integers keeps of its result."""
+    """Wrap a Python integer to signed 64 bits, as tensor arithmetic does."""
     return (z + 2**63) % 2**64 - 2**63 if isinstance(z, int) else z
 
 
@@ -57,8 +57,8 @@ def _mix(z: Bits) -> Bits:
 def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> Tensor:
     """Hash integers into one key; tensors broadcast. Returns int64, `[B]` if any part is `[B]`.
 
-    Integers before the first tensor are hashed by the host, a dozen small kernels less for each; those after it are
-    arguments of kernels: a tensor of them would make the host wait for the device.
+    The host hashes the integers before the first tensor, which saves a dozen small kernels for each. Later integers
+    are kernel arguments; as tensors they would make the host wait for the device.
     """
     key: Any = 0
     for part in parts:
@@ -67,25 +67,25 @@ def combine(*parts: Tensor | int, device: torch.device | str | None = None) -> T
 
 
 def _hash(keys: Tensor, stream: int, count: int) -> Tensor:
-    """`[B]` keys to `[B, count]` random 64-bit integers; `stream` separates uses of the same key."""
+    """Hash keys `[B]` into random 64-bit integers `[B, count]`; `stream` separates uses of the same key."""
     start = combine(keys, stream, device=keys.device)
     counter = torch.arange(1, count + 1, device=keys.device)
     return _mix(start[:, None] + counter * _GOLDEN)
 
 
 def uniform(keys: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in (0, 1), `[B, *shape]`, float32."""
-    bits = _shift_right(_hash(keys, stream, math.prod(shape)), 41)  # 23 bits: the half below stays exact
+    """Draw uniform numbers in (0, 1), `[B, *shape]`, float32."""
+    bits = _shift_right(_hash(keys, stream, math.prod(shape)), 41)  # 23 bits, so that adding 0.5 is exact in float32
     return ((bits.float() + 0.5) * 2.0**-23).reshape(len(keys), *shape)
 
 
 def integers(keys: Tensor, stream: int, high: int) -> Tensor:
-    """Uniform integers in [0, high), `[B]`, long."""
+    """Draw uniform integers in [0, high), `[B]`, int64."""
     return _shift_right(_hash(keys, stream, 1), 1)[:, 0] % high
 
 
 def normal(keys: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, `[B, *shape]`, float32, |z| < 6.8."""
+    """Draw standard normal numbers, `[B, *shape]`, float32, |z| < 6.8."""
     count = math.prod(shape)
     bits = _hash(keys, stream, (count + 1) // 2)
     radius = (-2 * (((bits & 0xFFFFFFFF).float() + 0.5) * 2.0**-32).log()).clamp(min=0).sqrt()

@@ -1,14 +1,14 @@
-"""Read run, model and classifier folders of unknown origin; no code in them runs.
+"""Read files in run, model and classifier folders of unknown origin, without running code in them.
 
-All commands read the files of such folders by this module:
+All commands read such folders by three modules:
 
-- a file is regular and of limited size, is UTF-8, and is parsed without code: JSON, YAML without tags and aliases,
-  safetensors, `torch.load(weights_only=True)`;
-- a saved configuration is instantiated only after `check_config`: targets of `NODES`, `RESOLVERS` of ours, no paths to
-  write to;
-- a path that a command writes to stays inside its folder (`inside`), also through links.
+- this one: a file must be regular, of limited size and UTF-8. It is parsed without code: JSON, safetensors,
+  `torch.load(weights_only=True)`. A path for writing must stay inside its folder, also through links (`inside`);
+- `config/saved.py`: YAML without tags and aliases. A saved configuration is instantiated only after `check_config`
+  has found legal targets and resolvers and no paths for writing;
+- `common/network_limits.py`: the size of a network is checked before it is built.
 
-The command line is the user's own and is trusted. SECURITY.md says the same to users.
+The command line is trusted. SECURITY.md documents these rules for users.
 """
 
 import csv
@@ -28,26 +28,23 @@ from torch import Tensor
 
 from safemax_pl.common.errors import UserError, one_line
 
-MAX_JSON = 64 * 2**20  # bytes; ours have up to 1 MiB
-MAX_IMAGES = 2**30  # bytes of a file of images, 8-bit; 1 000 classes at 32 × 32 need some 150 MiB
+MAX_JSON = 64 * 2**20  # bytes; files of this project have up to 1 MiB
+MAX_IMAGES = 2**30  # bytes of a file of 8-bit images; 1 000 classes at 32 × 32 need some 150 MiB
 MAX_DEPTH = 20  # levels of a JSON or YAML file
-MAX_TEXT = 4096  # letters of a value of a YAML file
-MAX_LETTERS = 10_000  # of a text or a key of a JSON file
-MAX_INTEGER = 2**53  # of a whole number: every float64 up to it is exact
+MAX_TEXT = 4096  # characters of a value in a YAML file
+MAX_LETTERS = 10_000  # characters of a text or a key in a JSON file
+MAX_INTEGER = 2**53  # absolute value of an integer; float64 is exact up to it
 
 ADVICE = "make the run again, or leave it out"
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
-    """Raise a `UserError` that names `path` for every error that its content causes."""
+    """Turn any error caused by the content of `path` into a `UserError` that names the file and gives `advice`."""
     try:
         yield
     except (BrokenPipeError, UnicodeEncodeError):
-        raise  # of what is printed
+        raise  # errors of printing, not of the file
     except (
         ArithmeticError,
         AssertionError,
@@ -69,26 +66,28 @@ def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {said}): {advice}") from error
 
 
-def regular(path: Path, most: int | None = None) -> Path:
-    """`path` if it is a regular file of at most `most` bytes: a named pipe would hang, a device never end.
+def regular(path: Path, max_bytes: int | None = None) -> Path:
+    """Return `path` if it is a regular file of at most `max_bytes`.
+
+    Reading a named pipe would hang, and a device has no end.
 
     Raises:
-        UserError: if it is something else.
+        UserError: if it is not a regular file, or too large.
         OSError: if it is missing.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path} is no regular file: delete it, or leave its folder out")
-    if most is not None and found.st_size > most:
-        raise UserError(f"{path} has {found.st_size:,} bytes, at most {most:,} are legal: leave its folder out")
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise UserError(f"{path} has {found.st_size:,} bytes, at most {max_bytes:,} are legal: leave its folder out")
     return path
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Return `path` if it resolves inside `folder`. Call it before writing or copying.
+    """Return `path` if it resolves to a place inside `folder`. Call it before writing or copying.
 
     Raises:
-        UserError: if it is elsewhere.
+        UserError: if it resolves to a place outside.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path} leads out of {folder}, to {path.resolve()}: delete the link")
@@ -99,12 +98,12 @@ def read_json(path: Path, advice: str = ADVICE, finite: bool = True) -> dict[str
     """Read a JSON file that holds a mapping.
 
     Args:
-        path: of the file.
-        advice: the last clause of the error.
-        finite: whether NaN and infinite numbers are damage.
+        path: the file.
+        advice: last clause of the error.
+        finite: whether to reject NaN and infinite numbers.
 
     Raises:
-        UserError: if it is missing, damaged, holds no mapping, a number that is not finite or one beyond ±2⁵³.
+        UserError: if the file is missing or damaged, holds no mapping, or a number that is not finite or beyond ±2⁵³.
     """
     with damaged(path, advice):
         text = regular(path, MAX_JSON).read_text(encoding="utf-8")
@@ -117,7 +116,7 @@ def read_json(path: Path, advice: str = ADVICE, finite: bool = True) -> dict[str
 
 
 def _check_depth(content: Any) -> None:
-    """Raise ValueError for JSON of more than `MAX_DEPTH` levels, which others go through by recursion."""
+    """Raise ValueError for JSON of more than `MAX_DEPTH` levels; callers traverse it by recursion."""
     level = [content]
     for _ in range(MAX_DEPTH):
         parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
@@ -141,11 +140,12 @@ def _finite(digits: str) -> float:
 def check_shape(value: Any, shape: Any, where: str = "") -> None:
     """Compare JSON with a shape: a type, [shape] for a list, or a mapping of keys to shapes.
 
-    The key "*" stands for all others, and one that ends in ? may be missing. Keys and texts have a limited length.
+    The key "*" matches all other keys. A key that ends in ? is optional. Keys and texts have at most `MAX_LETTERS`
+    characters.
 
     Raises:
-        TypeError: for the first part of another kind.
-        ValueError: for a text that is too long.
+        TypeError: for the first part that differs from the shape.
+        ValueError: for a key or a text that is too long.
     """
     if isinstance(shape, dict):
         check_shape(value, dict, where)
@@ -168,13 +168,11 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
         raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
-def read_tensors(path: Path, most: int) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of at most `most` bytes, by their names."""
+def read_tensors(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file of at most `max_bytes`; name -> tensor.
+
+    Raises:
+        UserError: if the file is missing, damaged or too large.
+    """
     with damaged(path):
-        return load_file(regular(path, most))
-
-
-# -- networks --------------------------------------------------------------------------------------------------------
-
-
-# -- configurations --------------------------------------------------------------------------------------------------
+        return load_file(regular(path, max_bytes))

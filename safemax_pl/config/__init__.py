@@ -1,1 +1,1 @@
-"""Configuration: composed by Hydra, checked here. Only the commands and this package import Hydra."""
+"""Configurations: composition by Hydra, checks of keys and values, reading of saved ones."""

@@ -1,4 +1,4 @@
-"""What a command needs before it can start, asked for all at once and before any image is decoded."""
+"""Check that data, base model and classifiers exist, before any image is decoded."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.data import sources
 
-MADE_BY = {  # setting -> what makes it, and where in the run it is
+MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
     "model.path": ("pretrain", ""),
     "classifier": ("classifier", "/classifier"),
     "second_classifier": ("second_classifier", "/classifier"),
@@ -17,10 +17,10 @@ MADE_BY = {  # setting -> what makes it, and where in the run it is
 
 
 def check_needs(cfg: DictConfig) -> None:
-    """Look for the data, the base model and the classifiers that a configuration names.
+    """Check that the data, the base model and the classifiers of a configuration exist.
 
     Raises:
-        UserError: one line about everything that is missing, with the commands that make it.
+        UserError: names all missing parts, and the commands that create them, in one line.
     """
     missing = []
     path = None if OmegaConf.is_missing(cfg.data, "path") else cfg.data.path
@@ -42,7 +42,7 @@ def check_needs(cfg: DictConfig) -> None:
 
 
 def is_base_model(path: str) -> bool:
-    """Whether `path` is a folder with a UNet, or can be a hub id."""
+    """Whether `path` is a folder with a UNet, or may be a hub id."""
     root = Path(path)
     if (root / "unet/config.json").exists() or (root / "config.json").exists():
         return True
@@ -50,7 +50,7 @@ def is_base_model(path: str) -> bool:
 
 
 def no_base_model(path: str, data_name: str | None, data_path: str | None) -> str:
-    """The line about a base model that is not there."""
+    """Return the line about a missing base model."""
     inside = ", give the folder above it" if (Path(path).parent / "unet").is_dir() else ""
     hint = how_to_make("model.path", data_name, data_path)
     what = f"no base model at {path} (expected unet/config.json{inside})"
@@ -58,7 +58,7 @@ def no_base_model(path: str, data_name: str | None, data_path: str | None) -> st
 
 
 def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_path: str | None) -> str:
-    """The line about a classifier that is not there; `setting` is classifier or second_classifier."""
+    """Return the line about a missing classifier; `setting` is classifier or second_classifier."""
     inside = Path(folder) / "classifier"
     found = (inside / "config.json").exists()
     hint = f"give {setting}={inside}" if found else how_to_make(setting, data_name, data_path)
@@ -66,7 +66,7 @@ def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_
 
 
 def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> str:
-    """The command that trains what `setting` names, and what to give then."""
+    """Return the command that trains the model of `setting`, and the setting to give afterwards."""
     kind, inside = MADE_BY[setting]
     known = f"{data_name}_{kind}" in [file.stem for file in (PROJECT / "configs/experiment").glob("*.yaml")]
     experiment = f"{data_name if known else 'imagefolder'}_{kind}"

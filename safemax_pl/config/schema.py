@@ -1,91 +1,43 @@
-"""Legal keys, types and ranges of a configuration; keys that nothing reads are refused, which Hydra lets through."""
+"""Check keys, types and ranges of a configuration, and reject keys that nothing reads; Hydra accepts them."""
 
-import inspect
 import math
-from typing import Any, get_origin
+from typing import Any, TypeGuard, get_origin
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, check_whole, one_line, unknown
+from safemax_pl.config.constructors import arguments_of
+from safemax_pl.config.legal_values import (
+    FOLDERS,
+    INSTEAD,
+    MAY_BE_NULL,
+    NEEDED,
+    PLAN,
+    PLAN_EXAMPLE,
+    TRAINER,
+    TRAINER_CHOICES,
+    WHOLE_NUMBERS,
+)
 
-SEEDS = (0, 2**32 - 1)  # what numpy takes
-MANY = 10**9
-WHOLE_NUMBERS = {  # setting -> the least and the most; those of constructors that check them are not here
-    "seed": SEEDS,
-    "data.seed": SEEDS,
-    "sweep.seed": SEEDS,
-    "sweep.trials": (1, MANY),
-    "images": (1, 10**6),
-    "batch_size": (1, MANY),
-    "shift": (0, 4096),
-    "data.image_size": (1, 4096),
-    "data.channels": (1, 3),
-    "data.forget_batch_size": (0, MANY),
-    "data.retain_batch_size": (0, MANY),
-    "evaluation.batch_size": (1, 10**5),
-    "trainer.max_steps": (1, MANY),
-    "trainer.max_epochs": (1, MANY),
-    "trainer.val_check_interval": (1, MANY),
-    "trainer.log_every_n_steps": (1, MANY),
-    "trainer.num_nodes": (1, MANY),
-    "trainer.num_sanity_val_steps": (0, 0),  # scores of a few images would be logged as the plan's
-}
-NEEDED = {  # of groups, what the program reads itself
-    "data": {"cache_dir", "forget_classes", "name", "path"},
-    "evaluation": {"batch_size", "final", "guidance", "plans"},
-    "trainer": {"enable_progress_bar", "log_every_n_steps", "max_steps", "precision", "val_check_interval"},
-}
-MAY_BE_NULL = ("trainer.max_epochs",)
-PLAN = {"forget_per_class": (0, 10**7), "retain_total": (0, 10**7)}
-PLAN_EXAMPLE = "{forget_per_class: 100, retain_total: 100}"
-FOLDERS = ("runs_dir", "data.path", "data.cache_dir", "model.path", "classifier")  # not null, not empty
-TRAINER = {  # arguments of Lightning's Trainer that may be given; the others are the program's
-    *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_steps", "max_epochs", "max_time"),
-    *("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
-    *("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"),
-    *("benchmark", "deterministic", "detect_anomaly", "profiler", "sync_batchnorm", "inference_mode"),
-}
-TRAINER_CHOICES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("enable_progress_bar", "enable_model_summary", "benchmark"), (True, False)),
-    **dict.fromkeys(("detect_anomaly", "sync_batchnorm", "inference_mode"), (True, False)),
-    "deterministic": (True, False, "warn"),
-    "use_distributed_sampler": (False,),  # batches and plans are shared out by the data module
-    "check_val_every_n_epoch": (None,),  # val_check_interval counts steps
-}
-INSTEAD = {  # of another argument of the Trainer
-    "gradient_clip_val": "set gradient_clip",
-    "gradient_clip_algorithm": "set gradient_clip",
-    "accumulate_grad_batches": "set data.forget_batch_size and data.retain_batch_size",
-    "min_steps": "set trainer.max_steps",
-    "min_epochs": "set trainer.max_steps",
-    "default_root_dir": "set runs_dir",
-    "logger": "set logger=wandb or logger=csv",
-    "enable_checkpointing": "checkpoints are always written",
-    "limit_train_batches": "set trainer.max_steps",
-    "limit_val_batches": "set evaluation.plans.quick",
-    "limit_test_batches": "set evaluation.plans",
-    "overfit_batches": "leave it out",
-    "fast_dev_run": "set trainer.max_steps and evaluation.plans for a short try",
-}
+ABSENT = object()
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Compare what no constructor checks, or checks too late, with the values that make sense.
+    """Check the values that no constructor checks, or that constructors check too late.
 
     Raises:
-        UserError: for a number outside its range, something that is no folder, an argument of the Trainer that the
-            program itself decides, and an interpolation that can't be resolved.
+        UserError: for a missing key, a number outside its range, an illegal folder, an argument of the Trainer that the
+            program decides, and an interpolation that can't be resolved.
     """
     values = resolved(cfg)
     for group, names in NEEDED.items():
         if isinstance(there := _at(values, group), dict) and (gone := sorted(names - there.keys())):
             raise UserError(f"{group}.{gone[0]} is missing: give it a value")
-    for key, (least, most) in WHOLE_NUMBERS.items():
+    for key, bounds in WHOLE_NUMBERS.items():
         value = _at(values, key)
         if value is not ABSENT and not (value is None and key in MAY_BE_NULL):
-            check_whole(key, value, least, most)
+            check_whole(key, value, *bounds)
     if _at(values, "data.channels") not in (ABSENT, 1, 3):
         raise UserError(f"data.channels={values['data']['channels']}: give 1 (grey) or 3 (RGB)")
     if (evaluation := _at(values, "evaluation")) is not ABSENT:
@@ -95,7 +47,7 @@ def check_values(cfg: DictConfig) -> None:
         if value is not ABSENT and (not isinstance(value, str) or not value.strip() or "\0" in value):
             raise UserError(f"{key}={value!r}: give a folder")
     if (second := _at(values, "second_classifier")) not in (ABSENT, None) and not isinstance(second, str):
-        raise UserError(f"second_classifier={second!r}: give a folder, or null for none")
+        raise UserError(f"second_classifier={second!r}: give a folder, or null")
     if (clip := _at(values, "gradient_clip")) not in (ABSENT, None) and not clip > 0:
         raise UserError(f"gradient_clip={clip}: give a number above 0, or null for no clipping")
     if (fraction := _at(values, "data.calibration_fraction")) is not ABSENT and not 0 <= fraction < 1:
@@ -104,14 +56,14 @@ def check_values(cfg: DictConfig) -> None:
     for key in trainer if isinstance(trainer, dict) and "_target_" in trainer else ():
         if key not in TRAINER and not key.startswith("_"):
             raise UserError(f"trainer.{key} is decided by the program: {INSTEAD.get(key, 'leave it out')}")
-        legal_values = [(one, type(one)) for one in TRAINER_CHOICES.get(key, ())]  # as 1 == True
+        legal_values = [(one, type(one)) for one in TRAINER_CHOICES.get(key, ())]  # with types, as 1 == True
         if legal_values and (trainer[key], type(trainer[key])) not in legal_values:
             legal = ", ".join("null" if one is None else str(one).lower() for one in TRAINER_CHOICES[key])
             raise UserError(f"trainer.{key}={trainer[key]!r}: legal: {legal}")
 
 
 def resolved(cfg: DictConfig) -> Any:
-    """The values of a configuration, as plain dictionaries and lists.
+    """Return the values of a configuration as plain dictionaries and lists.
 
     Raises:
         UserError: for an interpolation that can't be resolved.
@@ -123,6 +75,7 @@ def resolved(cfg: DictConfig) -> Any:
 
 
 def _check_plans(evaluation: Any) -> None:
+    """Check the names and the sizes of the sampling plans."""
     if not isinstance(evaluation, dict):
         raise UserError(f"evaluation={evaluation!r}: give its settings, see configs/fit.yaml")
     if "final" in evaluation and not isinstance(evaluation["final"], str):
@@ -137,11 +90,8 @@ def _check_plans(evaluation: Any) -> None:
             check_whole(f"evaluation.plans.{name}.{key}", plan[key], *PLAN[key])
 
 
-ABSENT = object()
-
-
 def _at(values: Any, key: str) -> Any:
-    """The value of a dotted key; ABSENT if there is none, or if it has still to be given."""
+    """Return the value of a dotted key; ABSENT if it is missing or ???."""
     for part in key.split("."):
         if not isinstance(values, dict) or part not in values:
             return ABSENT
@@ -150,19 +100,39 @@ def _at(values: Any, key: str) -> Any:
 
 
 def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all nodes and values of a configuration."""
     keys = []
     for key in map(str, cfg):
-        value = cfg._get_node(key)
+        value = _node(cfg, key)
         keys += [f"{prefix}{key}"]
-        if isinstance(value, DictConfig) and not value._is_none():
+        if is_mapping(value):
             keys += flat_keys(value, f"{prefix}{key}.")
     return keys
 
 
-def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
-    """Raise for a key that nothing reads: Hydra accepts those in experiment files.
+def _node(cfg: DictConfig, key: str) -> Any:
+    """Return a node without resolving it, also if it is null or missing; private to OmegaConf, seen in 2.3.1."""
+    return cfg._get_node(key)
 
-    A node with `_target_` may have its constructor's arguments; any other node the keys that the main file shows.
+
+def is_mapping(node: Any) -> TypeGuard[DictConfig]:
+    """Whether a node is a mapping and not null; `_is_none` is private to OmegaConf, seen in 2.3.1."""
+    return isinstance(node, DictConfig) and not node._is_none()
+
+
+def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
+    """Check that every key is read; Hydra accepts unknown keys in experiment files.
+
+    Legal keys of a node with `_target_` are the arguments of its constructor; those of any other node are the keys in
+    the command's main file.
+
+    Args:
+        cfg: a node of the configuration.
+        schema: key -> schema or value, as in the main file.
+        path: dotted prefix of the keys, for the error.
+
+    Raises:
+        UserError: for a key that nothing reads, and for a value of the wrong type.
     """
     legal: dict[str, Any] = (
         arguments_of(cfg["_target_"]) if "_target_" in cfg else {key: type(value) for key, value in schema.items()}
@@ -170,42 +140,29 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
     for key in map(str, cfg):
         if key not in legal and key not in ("_target_", "_partial_"):
             raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal))
-        value = cfg._get_node(key)
+        value = _node(cfg, key)
         _check_type(f"{path}{key}", cfg, key, legal.get(key), nullable="_target_" not in cfg)
-        if isinstance(value, DictConfig) and not value._is_none():
+        if is_mapping(value):
             inner = schema.get(key) if isinstance(schema, dict) else None
             if "_target_" in value or isinstance(inner, dict):
                 check_keys(value, inner, f"{path}{key}.")
 
 
-def arguments_of(target: str | None) -> dict[str, Any]:
-    """Name -> annotation of what a constructor takes."""
-    if target is None:
-        return {}
-    try:
-        parameters = inspect.signature(hydra.utils.get_object(target)).parameters
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_ {target} can't be imported: {str(error).splitlines()[0]}") from error
-    return {name: parameter.annotation for name, parameter in parameters.items() if name not in ("args", "kwargs")}
-
-
-def _check_type(path: str, cfg: DictConfig, key: str, wanted: Any, nullable: bool) -> None:
-    """Compare a plain number, switch or list with the type that is asked for; the constructor sees to the others."""
+def _check_type(path: str, cfg: DictConfig, key: str, expected: Any, nullable: bool) -> None:
+    """Compare a number, boolean or list with its annotated type; constructors check all other types."""
     if OmegaConf.is_missing(cfg, key):
         return
-    if get_origin(wanted) is list and not OmegaConf.is_list(cfg[key]):
+    if get_origin(expected) is list and not OmegaConf.is_list(cfg[key]):
         raise UserError(f"{path}={cfg[key]!r}: expected a list, such as [{cfg[key]}]")
-    if wanted not in (int, float, bool):
+    if expected not in (int, float, bool):
         return
     value = cfg[key]
-    if value is None and wanted is float and nullable:
-        return  # switches a setting off
-    fits = (
-        isinstance(value, bool) if wanted is bool else isinstance(value, int | wanted) and not isinstance(value, bool)
-    )
+    if value is None and expected is float and nullable:
+        return  # null turns a setting off
+    is_bool = isinstance(value, bool)
+    fits = is_bool if expected is bool else isinstance(value, int | expected) and not is_bool
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}={value!r}: expected a finite number")
     if not fits:
-        raise UserError(
-            f"{path}={value!r}: expected {'true or false' if wanted is bool else f'a number ({wanted.__name__})'}"
-        )
+        legal = "true or false" if expected is bool else f"a number ({expected.__name__})"
+        raise UserError(f"{path}={value!r}: expected {legal}")

@@ -1,4 +1,4 @@
-"""Plans of what to sample: rows of (label, seed), the same for every model that is compared."""
+"""Sampling plans: rows of (label, seed), the same for all models that are compared."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,13 @@ from safemax_pl.common.errors import UserError
 
 
 class Rows(NamedTuple):
-    """Rows of a sampling plan: image i is made from its label and its seed; `position` is its place in the plan."""
+    """Rows of a sampling plan; an image depends on its label and its seed alone.
+
+    Attributes:
+        labels: `[B]`, long.
+        seeds: `[B]`, long.
+        position: `[B]`, long; places in the plan.
+    """
 
     labels: Tensor
     seeds: Tensor
@@ -18,9 +24,21 @@ class Rows(NamedTuple):
 
 
 class SamplingPlan(Dataset):
-    """What to generate: `forget_per_class` images of each forget class and `retain_total` spread over the others.
+    """Plan of `forget_per_class` images of each forget class and `retain_total` images spread over the retain classes.
 
-    Rows of one label have the seeds 0, 1, ...: every model is scored on the same noise.
+    Rows of one label have the seeds 0, 1, ..., so that all models are scored on the same noise.
+
+    Args:
+        forget, retain: class indices.
+        forget_per_class: images of each forget class.
+        retain_total: images of all retain classes together, divided equally and rounded down.
+
+    Attributes:
+        labels, seeds: `[N]`, long.
+        is_forget: `[N]`, bool; whether the label is a forget class. Every score follows this.
+
+    Raises:
+        UserError: if a class would have no image.
     """
 
     def __init__(self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int):
@@ -28,12 +46,13 @@ class SamplingPlan(Dataset):
         if (retain and per_class < 1) or (forget and forget_per_class < 1):
             raise UserError(
                 f"a sampling plan needs an image of every class: got {forget_per_class} per forget class and "
-                f"{retain_total} for {len(retain)} retain classes"
+                f"{retain_total} for {len(retain)} retain classes: give larger numbers in evaluation.plans"
             )
         counts = [(label, forget_per_class) for label in forget] + [(label, per_class) for label in retain]
         labels = [torch.full((count,), label) for label, count in counts]
         self.labels = torch.cat(labels)
         self.seeds = torch.cat([torch.arange(count) for _, count in counts])
+        self.is_forget = torch.arange(len(self.labels)) < len(forget) * forget_per_class
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,10 +62,10 @@ class SamplingPlan(Dataset):
 
 
 def sharded_loader(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """The rows of one rank, each row on exactly one rank: nothing is padded, so nothing is counted twice.
+    """Return a loader of every `world_size`-th row from row `rank` on, without padding.
 
     Raises:
-        UserError: when there are fewer rows than ranks.
+        UserError: if there are fewer rows than ranks.
     """
     if len(dataset) < world_size:  # type: ignore[arg-type]
         raise UserError(

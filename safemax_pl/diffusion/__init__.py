@@ -1,1 +1,1 @@
-"""From weights to images: the process, the network and the sampler."""
+"""The diffusion process, its networks and the samplers."""

@@ -1,4 +1,4 @@
-"""A network that is used but never trained: in no checkpoint, no EMA, no parameter count."""
+"""Networks in eval mode that are used but not trained."""
 
 from typing import Any, Self
 
@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 
 class Frozen:
-    """Hold `network` in eval mode without gradients, out of `nn.Module`'s sight.
+    """Wrapper of a network in eval mode and without gradients.
 
-    Because it is not an `nn.Module`, the module that owns it neither saves, averages, counts nor moves it;
-    the network follows the device of its input.
+    It is not an `nn.Module`. The module that owns it therefore does not save, average, count or move the network.
+    Instead, the network follows the device of its input.
+
+    Args:
+        network: changed in place: eval mode, `requires_grad` False.
     """
 
     def __init__(self, network: nn.Module):
@@ -22,9 +25,10 @@ class Frozen:
         return self.network(x, *args)
 
     def to(self, device: torch.device) -> Self:
+        """Move the network to a device, in place, if it is not there."""
         if next(self.network.parameters()).device != device:
             self.network.to(device)
         return self
 
     def __deepcopy__(self, memo: dict) -> Self:
-        return self  # Lightning's weight averaging copies its owner; a frozen network needs no copy
+        return self  # Lightning's weight averaging deep-copies the owner; a frozen network needs no copy

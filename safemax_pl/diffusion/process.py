@@ -1,4 +1,4 @@
-"""The diffusion process x_t = a_t x_0 + b_t ε and what networks predict (https://arxiv.org/abs/2006.11239)."""
+"""The diffusion process x_t = a_t x_0 + b_t ε and its parameterisations (https://arxiv.org/abs/2006.11239)."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,12 @@ PREDICTIONS = {"epsilon": "epsilon", "x_0": "sample", "v": "v_prediction"}
 
 
 class Noised(NamedTuple):
-    """Noised training images: `x_t` and `eps` `[B, C, H, W]`, `t` `[B]` long, in [0, T)."""
+    """Noised training images.
+
+    Attributes:
+        x_t, eps: `[B, C, H, W]`.
+        t: `[B]`, long, in [0, T).
+    """
 
     x_t: Tensor
     eps: Tensor
@@ -23,12 +28,15 @@ class Noised(NamedTuple):
 
 
 class Diffusion:
-    """A discrete process with a_t = √ᾱ_t, b_t = √(1 − ᾱ_t) and the quantity that the network predicts.
+    """A discrete process with a_t = √ᾱ_t and b_t = √(1 − ᾱ_t), and the quantity that the network predicts.
 
     Args:
-        schedule: "linear" (β from 1e-4 to 0.02) or "cosine".
+        schedule: "linear" (β from 1e-4 to 0.02) or "cosine" (https://arxiv.org/abs/2102.09672, Eq. 17).
         prediction: "epsilon", "x_0" or "v" (v = a_t ε − b_t x_0, https://arxiv.org/abs/2202.00512).
         num_timesteps: T.
+
+    Raises:
+        UserError: for an unknown name, and for epsilon prediction with ᾱ_T = 0.
     """
 
     def __init__(self, schedule: str = "linear", prediction: str = "epsilon", num_timesteps: int = 1000):
@@ -47,7 +55,11 @@ class Diffusion:
 
     @classmethod
     def from_scheduler(cls, scheduler: DDPMScheduler) -> "Diffusion":
-        """The process that a diffusers scheduler describes, whoever saved it."""
+        """Return the process that a diffusers scheduler describes.
+
+        Raises:
+            UserError: for an unknown prediction type, and for epsilon prediction with ᾱ_T = 0.
+        """
         process = cls.__new__(cls)
         process._configure(scheduler)
         return process
@@ -60,30 +72,33 @@ class Diffusion:
             raise unknown("prediction_type of the scheduler", scheduler.config.prediction_type, names)
         self.prediction = names[scheduler.config.prediction_type]
         if self.prediction == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-10:
-            raise UserError("a process with zero terminal signal can't be sampled by predicting ε: it needs v or x_0")
+            raise UserError(
+                "the noise schedule has zero terminal signal, and the network predicts epsilon: such a model can't be "
+                "sampled; give one that predicts v or x_0"
+            )
         self._a = scheduler.alphas_cumprod.double().sqrt().float()
         self._b = (1 - scheduler.alphas_cumprod.double()).sqrt().float()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_t, b_t) for timesteps `[B]`, each `[B, 1, 1, 1]`."""
+        """Return (a_t, b_t) at timesteps `[B]`, each `[B, 1, 1, 1]`."""
         if self._a.device != t.device:
             self._a, self._b = self._a.to(t.device), self._b.to(t.device)
         return self._a[t].view(-1, 1, 1, 1), self._b[t].view(-1, 1, 1, 1)
 
     def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = a_t x_0 + b_t ε, `[B, C, H, W]`."""
+        """Compute x_t = a_t x_0 + b_t ε, `[B, C, H, W]`."""
         a, b = self.coefficients(t)
         return a * x_0 + b * eps
 
     def noised(self, batch: LabelledImages, t: Tensor | None = None) -> Noised:
-        """Noise a batch with its own random streams, at the given timesteps or at uniform ones."""
+        """Noise a batch from its random streams, at timesteps t `[B]`, or at uniform ones if t is None."""
         if t is None:
             t = rng.integers(batch.keys, Stream.TIMESTEP, self.num_timesteps)
         eps = rng.normal(batch.keys, Stream.NOISE, tuple(batch.x_0.shape[1:]))
         return Noised(self.add_noise(batch.x_0, t, eps), eps, t)
 
     def prediction_of(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What a network of this parameterisation predicts for the pair (x_0, ε) at t."""
+        """Convert (x_0, ε) at t into the network's parameterisation, `[B, C, H, W]`."""
         if self.prediction == "epsilon":
             return eps
         if self.prediction == "x_0":
@@ -92,15 +107,8 @@ class Diffusion:
         return a * eps - b * x_0
 
     def x_0_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that a prediction at (x_t, t) stands for; inverse of `prediction_of` given x_t."""
+        """Convert a prediction at (x_t, t) into x_0, `[B, C, H, W]`."""
         if self.prediction == "x_0":
             return prediction
         a, b = self.coefficients(t)
         return (x_t - b * prediction) / a if self.prediction == "epsilon" else a * x_t - b * prediction
-
-    def eps_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The ε that a prediction at (x_t, t) stands for; inverse of `prediction_of` given x_t."""
-        if self.prediction == "epsilon":
-            return prediction
-        a, b = self.coefficients(t)
-        return (x_t - a * prediction) / b if self.prediction == "x_0" else a * prediction + b * x_t

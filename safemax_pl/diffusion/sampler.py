@@ -1,10 +1,10 @@
-"""From a denoiser to images: guidance and samplers, on diffusers' schedulers.
+"""Samplers on diffusers' schedulers.
 
 DDPM: https://arxiv.org/abs/2006.11239, DDIM: https://arxiv.org/abs/2010.02502, DPM-Solver++:
-https://arxiv.org/abs/2211.01095, classifier-free guidance: https://arxiv.org/abs/2207.12598.
+https://arxiv.org/abs/2211.01095.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,37 +14,12 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
+from safemax_pl.diffusion.guidance import Denoiser
 from safemax_pl.diffusion.process import PREDICTIONS, Diffusion
-
-# (x_t [B, C, H, W], t [B], labels [B]) -> prediction [B, C, H, W]
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def guided(denoiser: Denoiser, guidance: float, null_label: int | None) -> Denoiser:
-    """Classifier-free guidance (1 + w) ε_c − w ε_∅, in one doubled batch; one pass at w = 0 (c) and −1 (∅).
-
-    The predictions may be of any parameterisation: guidance is linear, so it is the same in all of them.
-    """
-    if guidance == 0:
-        return denoiser
-    if null_label is None:
-        raise UserError(
-            f"guidance {guidance} needs a null label, and this model has none (num_class_embeds must be the number "
-            "of classes + 1): use evaluation.guidance=[0]"
-        )
-
-    def denoise(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        if guidance == -1:
-            return denoiser(x_t, t, torch.full_like(labels, null_label))
-        both = torch.cat([labels, torch.full_like(labels, null_label)])
-        conditional, unconditional = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).float().chunk(2)
-        return (1 + guidance) * conditional - guidance * unconditional
-
-    return denoise
 
 
 class Request(NamedTuple):
-    """The arguments of `Sampler.sample`."""
+    """Arguments of `Sampler.sample`, described there."""
 
     diffusion: Diffusion
     denoiser: Denoiser
@@ -55,14 +30,17 @@ class Request(NamedTuple):
 
 
 class Sampler:
-    """Turns a denoiser into images; row i depends on its label, its seed, the weights and these settings only.
+    """Generates images from a denoiser. Row i depends only on its label, its seed, the weights and these settings.
 
     Args:
         name: "ddpm" (ancestral, variance β_t), "ddim" or "dpm_solver" (DPM-Solver++ of order 2, deterministic).
-        steps: network evaluations per image; must not exceed T.
-        eta: stochasticity of DDIM, 0 to 1; the other samplers ignore it.
+        steps: network evaluations per image, from 1 to T.
+        eta: stochasticity of DDIM, in [0, 1]. The other samplers ignore it.
         clip_sample: clamp the predicted x_0 to [−1, 1] in every step.
-        spacing: which timesteps are visited, "leading" or "trailing" (https://arxiv.org/abs/2305.08891).
+        spacing: of the visited timesteps, "leading" or "trailing" (https://arxiv.org/abs/2305.08891, table 2).
+
+    Raises:
+        UserError: for an unknown name or a number out of range.
     """
 
     def __init__(
@@ -78,14 +56,14 @@ class Sampler:
         if spacing not in ("leading", "trailing"):
             raise unknown("sampler.spacing", spacing, ("leading", "trailing"))
         if steps < 1:
-            raise UserError(f"sampler.steps={steps}: at least 1 is needed")
+            raise UserError(f"sampler.steps={steps}: give a number ≥ 1")
         if not 0 <= eta <= 1:
             raise UserError(f"sampler.eta={eta}: give a number in [0, 1]")
         self.name, self.steps, self.eta, self.clip_sample, self.spacing = name, steps, eta, clip_sample, spacing
-        self._rehearsed: set[tuple[Any, ...]] = set()  # prediction and ᾱ of the processes that `check` has tried
+        self._checked: set[tuple[Any, ...]] = set()  # (prediction, ᾱ_1 … ᾱ_T) of the processes that passed `check`
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the images, for the protocol."""
+        """Return the settings that determine the images, as recorded in the protocol."""
         eta = self.eta if self.name == "ddim" else None
         return {
             "name": self.name,
@@ -96,20 +74,22 @@ class Sampler:
         }
 
     def check(self, diffusion: Diffusion) -> None:
-        """Raise `UserError` when these settings don't fit the process."""
+        """Raise `UserError` if these settings do not fit the process."""
         if self.steps > diffusion.num_timesteps:
-            raise UserError(f"sampler.steps={self.steps} exceeds the {diffusion.num_timesteps} timesteps of the model")
+            raise UserError(
+                f"sampler.steps={self.steps} exceeds the {diffusion.num_timesteps} timesteps of the model: give fewer"
+            )
         if self.spacing == "leading" and self.steps < 3:
             raise UserError(
                 f"sampler.steps={self.steps} with leading spacing starts far from noise: use spacing=trailing"
             )
         schedule = (diffusion.prediction, *diffusion.scheduler.alphas_cumprod.tolist())
-        if schedule not in self._rehearsed:
-            self._rehearse(diffusion)
-            self._rehearsed.add(schedule)
+        if schedule not in self._checked:
+            self._check_schedule(diffusion)
+            self._checked.add(schedule)
 
     def timesteps(self, num_timesteps: int) -> Tensor:
-        """The timesteps that are visited, ascending, `[steps]`: any number of them, evenly over all T."""
+        """Return the visited timesteps, ascending, `[steps]`, long. They are spread evenly over all T."""
         i = torch.arange(self.steps, dtype=torch.double)
         if self.spacing == "trailing":
             return ((i + 1) * num_timesteps / self.steps).round().long() - 1
@@ -128,16 +108,19 @@ class Sampler:
         """Generate one image per row.
 
         Args:
-            diffusion: the process that the denoiser was trained for.
-            denoiser: the network, guided or not.
+            diffusion: process that the denoiser was trained for.
+            denoiser: the network, with or without guidance.
             labels: `[B]`, long.
             seeds: `[B]`, long.
             shape: (C, H, W).
-            start: x_t `[B, C, H, W]` to begin from, and how many of the visited timesteps are left: x_t belongs to
-                `timesteps(T)[left - 1]`. None begins with noise and all of them.
+            start: (x_t `[B, C, H, W]`, left): start from x_t with `left` visited timesteps to go; x_t belongs to
+                `timesteps(T)[left - 1]`. None starts from noise with all of them.
 
         Returns:
             `[B, C, H, W]`, nominally in [−1, 1] but not clamped.
+
+        Raises:
+            UserError: if the settings do not fit the process.
         """
         self.check(diffusion)
         *_, (_, _, x) = self._chain(Request(diffusion, denoiser, labels, seeds, shape, start))
@@ -145,10 +128,10 @@ class Sampler:
 
     @torch.no_grad()
     def explain(self, request: Request) -> str:
-        """Say where images that are not finite come from: generate them again, and stop at the first such step."""
+        """Describe where NaN or infinite images come from, by generating them again up to the first such step."""
         labels = request.labels
         for number, (t, prediction, x) in enumerate(self._chain(request), 1):
-            for source, values in (("the network predicts", prediction), (f"the sampler {self.name} makes", x)):
+            for source, values in (("the network predicts", prediction), (f"the sampler {self.name} gives", x)):
                 bad = ~values.isfinite().flatten(1).all(dim=1)
                 if bad.any():
                     return (
@@ -158,7 +141,7 @@ class Sampler:
         return "generating them again gave finite images"
 
     def _chain(self, request: Request) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """For every step the timestep, the network's prediction and the x that the step makes of it."""
+        """Yield for every step: the timestep, the network's prediction, and x after the step."""
         diffusion, denoiser, labels, seeds, shape, start = request
         timesteps = self.timesteps(diffusion.num_timesteps)
         scheduler = self._scheduler(diffusion, timesteps)
@@ -170,41 +153,41 @@ class Sampler:
             x = self._step(scheduler, diffusion, prediction, step, t, x, keys)
             yield int(timesteps[step]), prediction, x
 
-    def _rehearse(self, diffusion: Diffusion) -> None:
-        """Sample one pixel with a perfect network: every step is finite, and the last one gives x_0 back.
+    def _check_schedule(self, diffusion: Diffusion) -> None:
+        """Sample one pixel, on the CPU, with the optimal network of a data set of one image.
 
         Raises:
-            UserError: when this sampler can't do the schedule with these steps.
+            UserError: if a step is not finite, or the result is not that image.
         """
-        x_0, diffusion = torch.full((1, 1, 1, 1), 0.5), Diffusion.from_scheduler(diffusion.scheduler)  # on the CPU
+        x_0, diffusion = torch.full((1, 1, 1, 1), 0.5), Diffusion.from_scheduler(diffusion.scheduler)
 
-        def perfect(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        def optimal(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
             a, b = diffusion.coefficients(t)
             return diffusion.prediction_of(x_0, (x_t - a * x_0) / b, t)
 
         zero = torch.zeros(1, dtype=torch.long)
-        for _, _, x in self._chain(Request(diffusion, perfect, zero, zero, (1, 1, 1))):
+        for _, _, x in self._chain(Request(diffusion, optimal, zero, zero, (1, 1, 1))):
             if not x.isfinite().all():
                 break
         if not (x - x_0).abs().max() < 0.05:
             raise UserError(
                 f"sampler.name={self.name} can't sample this noise schedule in {self.steps} steps with "
-                f"{self.spacing} spacing: a perfect network would give {x.item():.3g} for a pixel of {x_0.item()}; "
+                f"{self.spacing} spacing: an optimal network would give {x.item():.3g} for a pixel of {x_0.item()}; "
                 "give more sampler.steps, another sampler.spacing, or sampler=ddim"
             )
 
     def _scheduler(self, diffusion: Diffusion, timesteps: Tensor) -> Any:
-        """diffusers' scheduler for the process that has only the visited timesteps, numbered from 0.
+        """Return diffusers' scheduler for the process restricted to the visited timesteps, renumbered from 0.
 
-        Thinning the process here, not in the scheduler, makes every number of steps start at noise and end at t = 0,
-        and leaves nothing of the settings that somebody saved with a model.
+        Restricting the process here, not in the scheduler, makes every number of steps start at noise and end at t = 0.
+        Sampling settings saved with a model have no effect.
         """
         alphas_bar = diffusion.scheduler.alphas_cumprod[timesteps].double()
         common = {
             "num_train_timesteps": self.steps,
             "trained_betas": (1 - alphas_bar / torch.cat([torch.ones(1), alphas_bar[:-1]])).tolist(),
             "prediction_type": PREDICTIONS[diffusion.prediction],
-            "timestep_spacing": "trailing",  # of the thinned process: every one of its steps
+            "timestep_spacing": "trailing",  # visits every step of the restricted process
         }
         if self.name == "dpm_solver":
             scheduler = DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
@@ -227,7 +210,7 @@ class Sampler:
         if eta > 0:
             noise = rng.normal(keys, Stream.SAMPLER_STEP + self.steps - 1 - step, tuple(x.shape[1:]))
         if self.name == "ddpm" and noise is not None and step > 0:
-            # DDIM at η = 1 has DDPM's posterior mean and the variance β̃_t; "fixed large" wants β_t.
+            # DDIM at η = 1 has DDPM's posterior mean and variance β̃_t; scale the noise to variance β_t
             bars = scheduler.alphas_cumprod
             noise = noise * ((1 - bars[step]) / (1 - bars[step - 1])).sqrt().item()
         return scheduler.step(

@@ -1,4 +1,4 @@
-"""Which of the student's weights a method may move, where these are not all."""
+"""Trainable-parameter selection: a subset of modules, or LoRA."""
 
 import importlib.util
 from abc import ABC, abstractmethod
@@ -18,33 +18,38 @@ if TYPE_CHECKING:
 
 
 class Parameters(ABC):
-    """A choice of weights: what does not move has `requires_grad` False, and no optimiser, mask or average changes it.
+    """Base class of parameter selections. Frozen weights have `requires_grad` False; nothing changes them.
 
     Attributes:
-        of_the_base: whether what moves are weights of the base model, which masks and Fisher information can weigh.
+        of_original: whether the trainable weights are weights of the original model. Masks and Fisher information need
+            that.
     """
 
-    of_the_base: bool = True
+    of_original: bool = True
 
     @abstractmethod
     def choose(self, student: Model, seed: int) -> None:
-        """Freeze the other weights, in place; called at every start of a fit, also when it resumes.
+        """Freeze all other weights, in place. Called at every start of a fit, also on resume.
+
+        Args:
+            student: the network.
+            seed: of random initial values.
 
         Raises:
-            UserError: when the network has no such parts.
+            UserError: if the network has no such modules.
         """
 
     def merge(self, student: Model) -> None:
-        """Make the network of the trained student a plain one again, in place."""
+        """Merge added modules of the trained student into its plain network, in place."""
 
 
 @final
 class Parts(Parameters):
-    """The parameters of some parts of the network.
+    """Selection of the parameters of some modules.
 
     Args:
-        names: of modules at any depth, such as `time_emb_proj`; several levels as `mid_block.attentions`; * stands for
-            any characters.
+        names: modules at any depth, such as `time_emb_proj`, or several levels, such as `mid_block.attentions`. *
+            matches any characters.
     """
 
     def __init__(self, names: list[str]):
@@ -59,19 +64,19 @@ class Parts(Parameters):
 
 @final
 class LoRA(Parameters):
-    """W + B A for the weights W of linear and convolutional modules (https://arxiv.org/abs/2106.09685).
+    """Low-rank adapters W + B A on linear and convolutional modules (https://arxiv.org/abs/2106.09685).
 
-    W stays; A is random and B is 0 at the start. peft's scale is 1 here: the learning rate does what it would do.
+    W is frozen. Initially A is random and B is 0. peft's scale is set to 1.
 
     Args:
-        rank: of B A.
-        targets: names of modules, as in `Parts`; those that are neither linear nor convolutional are passed over.
+        rank: of B A, ≥ 1.
+        targets: names of modules, as in `Parts`. Modules that are neither linear nor convolutional are skipped.
 
     Raises:
-        UserError: for a rank below 1, and when peft is not installed.
+        UserError: for a rank out of range, or if peft is not installed.
     """
 
-    of_the_base = False
+    of_original = False
 
     def __init__(self, rank: int, targets: list[str]):
         check_whole("parameters.rank", rank, 1, MAX_WIDTH)
@@ -81,7 +86,7 @@ class LoRA(Parameters):
         self._adapted: LoraModel | None = None
 
     def choose(self, student: Model, seed: int) -> None:
-        from peft import LoraConfig, LoraModel  # seconds, if nothing else has imported it
+        from peft import LoraConfig, LoraModel  # takes seconds
 
         modules = [name for name, part in student.unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         targets = sorted(matching("parameters.targets", self.targets, modules))
@@ -96,13 +101,18 @@ class LoRA(Parameters):
 
 
 def matching(setting: str, patterns: list[str], names: Iterable[str]) -> set[str]:
-    """The dotted names of which a pattern names one level, or several in a row.
+    """Return the dotted names in which a pattern matches one level, or several successive ones.
+
+    Args:
+        setting: key of the patterns, for errors.
+        patterns: names, with * as a wildcard.
+        names: dotted names to search.
 
     Raises:
-        UserError: when there are no patterns, and for one that matches nothing.
+        UserError: without patterns, and for a pattern that matches nothing.
     """
     if not patterns:
-        raise UserError(f"{setting}=[] moves nothing: give names of parts, or parameters=all")
+        raise UserError(f"{setting}=[] moves nothing: give names of modules, or parameters=all")
     names, found = list(names), set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(f".{name}.", f"*.{pattern}.*")}
@@ -114,5 +124,5 @@ def matching(setting: str, patterns: list[str], names: Iterable[str]) -> set[str
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that move, by name."""
+    """Return the trainable parameters, by name."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""The diffusers UNets with C + 1 class embeddings, fresh or loaded, and the folders that they are kept in."""
+"""Class-conditional diffusers UNets, with their process."""
 
 import math
 
@@ -16,19 +16,25 @@ MAX_TIMESTEPS = 100_000
 
 
 class Model(nn.Module):
-    """A UNet as a denoiser, together with its process.
+    """A UNet with the process that it is trained for.
+
+    `forward` maps x_t `[B, C, H, W]`, t `[B]` and labels `[B]` to a prediction `[B, C, H, W]`.
+
+    Args:
+        unet: its group norms become `GroupNorm`s, in place.
+        diffusion: the process.
+        num_classes: classes without the null label. A UNet with one more embedding has a null label.
+        weights_digest: hash of loaded weights and their process; None for random weights.
 
     Attributes:
-        unet: predicts `[B, C, H, W]` from (x_t, t, labels); its group norms become `GroupNorm`s, in place.
-        diffusion: the process that it was trained for.
-        null_label: ∅, or None if there is none.
-        weights_digest: names the weights that were loaded, and the process; None for random weights.
+        null_label: ∅ = num_classes, or None for a UNet without it.
     """
 
     def __init__(self, unet: UNet2DModel, diffusion: Diffusion, num_classes: int, weights_digest: str | None = None):
         super().__init__()
         keep_bfloat16(unet)
         self.unet, self.diffusion, self.weights_digest = unet, diffusion, weights_digest
+        self.num_classes = num_classes
         self.null_label = num_classes if unet.config.num_class_embeds == num_classes + 1 else None
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -36,11 +42,11 @@ class Model(nn.Module):
 
     @property
     def class_embeddings(self) -> nn.Parameter:
-        """One row per class and, where there is a null label, one for it, `[C + 1, E]`."""
+        """One row for each class, `[C, E]`, or `[C + 1, E]` with the null label last."""
         return self.unet.class_embedding.weight
 
     def reset(self, seed: int) -> None:
-        """Replace the weights, in place, by the random ones of `seed`."""
+        """Replace the weights, in place, by random ones drawn from `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.unet.load_state_dict(UNet2DModel.from_config(self.unet.config).state_dict())
@@ -58,26 +64,30 @@ def fresh(
     head_dim: int,
     norm_groups: int = 32,
 ) -> Model:
-    """A model with random weights for the shape and the classes of `data`.
+    """Build a model with random weights for the image shape and the classes of `data`.
 
     Args:
-        schedule, prediction, num_timesteps: of the process.
-        channels: width of each resolution, from the finest.
+        data: the data module.
+        schedule, prediction, num_timesteps: of the process, see `Diffusion`.
+        channels: width of each resolution, finest first. Each but the first halves the image.
         blocks: residual blocks per resolution.
-        attention_at: image sizes, in pixels, at which there is self-attention.
-        dropout: in every residual block, while training.
-        head_dim: channels per attention head.
-        norm_groups: groups of the normalisation; must divide every width.
+        attention_at: image sizes, in pixels, with self-attention.
+        dropout: probability in every residual block while training, in [0, 1).
+        head_dim: channels per attention head; divides every width with attention, and the last one.
+        norm_groups: groups of the normalisation; divides every width.
+
+    Raises:
+        UserError: for sizes out of range, or that do not divide each other.
     """
     image_channels, size, _ = data.image_shape
     _check_sizes(size, channels, blocks, attention_at, head_dim, norm_groups, num_timesteps)
     if not 0 <= dropout < 1:
         raise UserError(f"model.dropout={dropout}: give a number in [0, 1)")
     if size % 2 ** (len(channels) - 1):
-        most = (size & -size).bit_length()
+        max_widths = (size & -size).bit_length()
         raise UserError(
             f"model.channels has {len(channels)} resolutions, and {size} pixels can't be halved that often: give at "
-            f"most {most} widths, or another data.image_size with data.resize=true"
+            f"most {max_widths} widths, or another data.image_size with data.resize=true"
         )
     attention = [size // 2**level in attention_at for level in range(len(channels))]
     unet = UNet2DModel(
@@ -108,14 +118,14 @@ def _check_sizes(
     norm_groups: int,
     num_timesteps: int,
 ) -> None:
-    """Refuse what diffusers would build and not run, or what no memory could hold."""
-    for key, value, most in (
+    """Raise `UserError` for sizes that diffusers builds but cannot run, or that no memory can hold."""
+    for key, value, maximum in (
         ("blocks", blocks, MAX_BLOCKS),
         ("head_dim", head_dim, MAX_WIDTH),
         ("norm_groups", norm_groups, MAX_WIDTH),
         ("num_timesteps", num_timesteps, MAX_TIMESTEPS),
     ):
-        check_whole(f"model.{key}", value, 1, most)
+        check_whole(f"model.{key}", value, 1, maximum)
     if not all(isinstance(pixels, int) for pixels in attention_at):
         raise UserError(f"model.attention_at={list(attention_at)}: give image sizes in pixels, such as [16]")
     if not channels:

@@ -2,19 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class ModelScores(NamedTuple):
-    """Scores of one model or noise control at one guidance weight.
-
-    Attributes:
-        values: metric -> value.
-        per_class: metric -> class -> value.
-    """
-
-    values: dict[str, float]
-    per_class: dict[str, dict[str, float]]
+from safemax_pl.evaluation.results import ModelScores
 
 
 @dataclass(frozen=True, eq=False)

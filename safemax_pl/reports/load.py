@@ -11,11 +11,13 @@ from omegaconf import DictConfig
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import flat
+from safemax_pl.config.locations import comparable
 from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.saved_model import read_class_names
+from safemax_pl.evaluation.results import ModelScores
 from safemax_pl.reports import shape
-from safemax_pl.reports.finished_run import FinishedRun, ModelScores
-from safemax_pl.runs.run import comparable, read_metrics, steps_taken
+from safemax_pl.reports.finished_run import FinishedRun
+from safemax_pl.runs.run import read_metrics, steps_taken
 
 # Keys of a protocol that may differ, as they follow from the forgotten classes
 FORGET_DEPENDENT = ("forget_classes", "reference.n", "reference.n_paired", "plan.rows")
@@ -121,7 +123,8 @@ def _run(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> Fin
         settings=settings,
         protocol=flat(protocol),
         scores={
-            guidance: {name: _scores(one) for name, one in by.items()} for guidance, by in metrics["scores"].items()
+            guidance: {name: ModelScores.from_json({"per_class": {}} | one) for name, one in by.items()}
+            for guidance, by in metrics["scores"].items()
         },
         cost=metrics["cost"],
         original=metrics["weights"]["original"],
@@ -132,10 +135,6 @@ def _run(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> Fin
         hardware=f"{made['hardware']} ({protocol['device']})",
         attacks=metrics.get("attacks", {}),
     )
-
-
-def _scores(found: dict[str, Any]) -> ModelScores:
-    return ModelScores({key: value for key, value in found.items() if key != "per_class"}, found.get("per_class", {}))
 
 
 def quoted(command: str) -> str:

@@ -1,54 +1,56 @@
-"""Identify what a run was made from: its data, base model and classifiers, by content and not by path.
+"""Identify the data, base model and classifiers of a run by content, not by path.
 
-A run records these digests when it begins. The same command with other digests is refused.
+A run records these digests when it begins. A command with other digests raises UserError.
 """
 
-from safemax_pl.diffusion.saved_model import pretrained
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from safemax_pl.diffusion import unet
-from safemax_pl.data import sources
+from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import untrusted
-from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.common.errors import UserError
-from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.common.files import file_digest
+from safemax_pl.data import sources
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 
 FILE = "identity.json"
 SETTINGS = {"base model": "model.path", "classifier": "classifier", "second classifier": "second_classifier"}
-# "data" -> {"fingerprint", "content"}, a key of SETTINGS -> digest; unknown ones are left out
+# "data" -> {"fingerprint", "content"}; a key of SETTINGS -> digest; unknown parts are left out
 Identity = dict[str, Any]
 
 
 def of_data(data: ForgetRetainDataModule) -> Identity:
-    """Identify decoded data: the fingerprint, and the hash that does not depend on the order of the rows."""
+    """Identify decoded data by its fingerprint and by a hash that ignores the order of the rows."""
     return {"data": data.source.hashes()}
 
 
-def of_fit(data: ForgetRetainDataModule, original: Model | None, evaluator: Evaluator) -> Identity:
-    """Identify what a fit has loaded; `original` is None where it starts from random weights."""
-    second = evaluator.second_classifier
-    found = {
-        "base model": original.weights_digest if original is not None else None,
-        "classifier": evaluator.classifier.digest,
-        "second classifier": second.digest if second is not None else None,
-    }
-    return of_data(data) | {key: value for key, value in found.items() if value is not None}
+def of_fit(data: ForgetRetainDataModule, original: Model | None, classifiers: Iterable[Classifier]) -> Identity:
+    """Identify the loaded parts of a fit.
+
+    Args:
+        data: the data module.
+        original: None if the fit starts from random weights.
+        classifiers: the classifier, and optionally the second one.
+    """
+    digests = [classifier.digest for classifier in classifiers]
+    found = of_data(data) | dict(zip(("classifier", "second classifier"), digests, strict=False))
+    return found if original is None else found | {"base model": original.weights_digest}
 
 
 def read(folder: Path, remedy: str) -> Identity | None:
-    """Read what a run recorded when it began; None if it recorded nothing.
+    """Read the record of a run; None if the run has none.
 
     Args:
         folder: of the run.
-        remedy: what to do about a damaged file, for the error.
+        remedy: advice in the error about a damaged file.
 
     Raises:
-        UserError: when the file is damaged.
+        UserError: if the file is damaged.
     """
     path = folder / FILE
     if not path.exists():
@@ -61,9 +63,9 @@ def read(folder: Path, remedy: str) -> Identity | None:
 
 
 def of_metrics(metrics: dict[str, Any]) -> Identity:
-    """Read from a metrics.json what it says about identity; runs before 0.5.0 have no other record."""
+    """Derive the identity from a metrics.json, the only record in runs before 0.5.0."""
     if isinstance(metrics.get("data"), str):
-        return {"data": {"fingerprint": metrics["data"]}}  # a classifier's
+        return {"data": {"fingerprint": metrics["data"]}}  # of a classifier
     protocol = metrics.get("protocol", {})
     found = {
         "base model": metrics.get("weights", {}).get("original"),
@@ -76,10 +78,10 @@ def of_metrics(metrics: dict[str, Any]) -> Identity:
 
 
 def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
-    """Identify what a configuration would use now, as far as it can be read on this machine without a download.
+    """Identify the data and models that a configuration names, except those that would need a download.
 
     Raises:
-        UserError: when data.path is a folder that does not exist.
+        UserError: if data.path is a folder that does not exist.
     """
     here = sources.is_here(data.path, data.columns, data.image_shape, data.resize, data.cache_dir)
     found = of_config_classifiers(cfg)
@@ -92,7 +94,7 @@ def of_config(cfg: DictConfig, data: ForgetRetainDataModule) -> Identity:
 
 
 def of_config_classifiers(cfg: DictConfig) -> Identity:
-    """Identify the classifiers that a configuration names, those that are there."""
+    """Identify the classifiers that a configuration names, except missing ones."""
     found = {}
     for key in ("classifier", "second classifier"):
         path = cfg.get(SETTINGS[key])
@@ -102,13 +104,13 @@ def of_config_classifiers(cfg: DictConfig) -> Identity:
 
 
 def check(where: str, recorded: Identity, now: Identity, again: bool = False) -> None:
-    """Compare what is known of both.
+    """Check that two identities agree in all parts that both have.
 
     Args:
         where: the run, for the error.
-        recorded: when the run began.
-        now: by the present command.
-        again: whether a run is scored again, for which another classifier or base model may be named.
+        recorded: identity when the run began.
+        now: identity of the present command.
+        again: whether a finished run is scored again; the error then also suggests naming another part.
 
     Raises:
         UserError: for other data, another base model or another classifier.

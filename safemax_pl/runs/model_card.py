@@ -40,7 +40,10 @@ def model_card(folder: Path) -> str:
     of_classes = {which: by["per_class"].get("retain_accuracy", {}) for which, by in scores.items()}
     classes = list(next(iter(of_classes.values())))
     tables = {
-        _conditions(metrics): [["", *scores], *([name, *(_number(by.get(name)) for by in scores.values())] for name in names)],
+        _conditions(metrics): [
+            ["", *scores],
+            *([name, *(_number(by.get(name)) for by in scores.values())] for name in names),
+        ],
         "Accuracy of the images of each class, by the classifier:": [
             ["class", *scores],
             *([name, *(_number(by[name]) for by in of_classes.values())] for name in classes),
@@ -116,7 +119,9 @@ def classifier_card(folder: Path) -> str:
     }
     keys = ("noise_rate", "plain_favourite", "plain_favourite_share")
     noise: Table = [["noise", "called noise", "the other network's favourite", "its share"]]
-    noise += [[f"{kind} ({said['group']})", *(_number(said[key]) for key in keys)] for kind, said in scores["noise"].items()]
+    noise += [
+        [f"{kind} ({said['group']})", *(_number(said[key]) for key in keys)] for kind, said in scores["noise"].items()
+    ]
     return _card(
         f"{cfg.data.name}: {folder.name.replace('_', ' ')}",
         _front_matter(cfg.data.name, "safemax_pl", ["accuracy"], ["image-classification"]),

@@ -14,10 +14,11 @@ from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, file_digest, write_json
 from safemax_pl.common.network_limits import MAX_WEIGHTS, check_weights
-from safemax_pl.config.compose import without_folders, without_locations
+from safemax_pl.config.locations import without_folders, without_locations
 from safemax_pl.config.saved import check_config, read_config
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.saved_model import read_class_names, read_process, weights_digest
+from safemax_pl.diffusion.saved_model import read_class_names, weights_digest
+from safemax_pl.diffusion.saved_process import read_process
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs.model_card import PICTURES, classifier_card, model_card
 from safemax_pl.runs.publication_checks import FILES, check_fit, check_folder, is_ours, rounded

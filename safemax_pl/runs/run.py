@@ -1,35 +1,30 @@
-"""A run is a folder: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
+"""Folder of a run: config.yaml, metrics.csv, metrics.json, last.ckpt, unet/, scheduler/, samples.png, curves.png."""
 
-import os
-import platform
-import shlex
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl import __version__
-from safemax_pl.runs import identity
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.config.compose import LOCATIONS, differing_keys
+from safemax_pl.common.errors import MachineError, UserError
+from safemax_pl.common.files import atomic, existing, remove_scratch, write_json
+from safemax_pl.common.names import check_name
+from safemax_pl.config.locations import comparable, differing_keys
+from safemax_pl.config.moved import present_metrics
 from safemax_pl.config.saved import read_config
-from safemax_pl.common.errors import UserError
-from safemax_pl.common.files import PROJECT, atomic, check_name, remove_scratch, write_json
+from safemax_pl.runs import identity
 from safemax_pl.runs.identity import Identity
 
-PREVIOUS = "previous.ckpt"  # the checkpoint before the last
-BEFORE_THE_START = {"wandb", "wandb_id", "metrics.csv"}  # what a run that never began may have left
+PREVIOUS = "previous.ckpt"  # the checkpoint before last.ckpt
+BEFORE_THE_START = {"wandb", "wandb_id", "metrics.csv"}  # files that a run may leave before it begins
 
 
 def run_folder(cfg: DictConfig, name: str) -> Path:
-    """The folder of the run `name` in runs_dir.
+    """Return the folder of the run `name` in runs_dir.
 
     Raises:
-        UserError: when `name` is no name of a folder, and when runs_dir is none, a file or itself a run.
+        UserError: if `name` can't name a folder, or if runs_dir is empty, a file or itself a run.
     """
     if not isinstance(cfg.runs_dir, str) or not cfg.runs_dir.strip():
         raise UserError(f"runs_dir={cfg.runs_dir!r}: give a folder, such as runs_dir=runs")
@@ -42,12 +37,12 @@ def run_folder(cfg: DictConfig, name: str) -> Path:
 
 
 class Run:
-    """The folder of one run, which belongs to one configuration.
+    """Folder of one run with one configuration.
 
-    A run begins with its first training step: until then its name is free.
+    A run begins with its first training step; until then its name is free.
 
     Raises:
-        UserError: when the folder holds a run with another configuration, or something that is no run.
+        UserError: if the folder holds a run with another configuration, or files of something else.
     """
 
     def __init__(self, folder: Path, cfg: DictConfig):
@@ -55,29 +50,38 @@ class Run:
         self._check()
 
     def _check(self) -> None:
+        """Raise `UserError` unless the folder is free or holds a run with this configuration."""
         if (self.folder / "config.yaml").exists():
             with untrusted.damaged(self.folder / "config.yaml", "give another name="):
                 saved, new = (comparable(cfg) for cfg in (read_config(self.folder / "config.yaml"), self.cfg))
             if differences := differing_keys(saved, new):
-                said = "; ".join(differences)[:2000]
-                raise UserError(f"{self.folder} holds a run with another configuration ({said}): give another name=")
+                shown = "; ".join(differences)[:2000]
+                raise UserError(f"{self.folder} holds a run with another configuration ({shown}): give another name=")
             return
         if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file, and a run needs a folder: give another name=")
-        there = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
-        if others := [name for name in there if name not in BEFORE_THE_START and not name.startswith(".")]:
+            raise UserError(f"{self.folder} is a file, but a run needs a folder: give another name=")
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+        if others := [name for name in names if name not in BEFORE_THE_START and not name.startswith(".")]:
             raise UserError(f"{self.folder} holds {others[0]!r} and no run: give another name=")
 
+    def check_space(self, needed: int) -> None:
+        """Raise `MachineError` if the disk has less than `needed` bytes of free space."""
+        if (free := shutil.disk_usage(existing(self.folder)).free) < needed:
+            raise MachineError(
+                f"{self.folder} has {free / 2**20:.0f} MiB of free space, a run needs {needed / 2**20:.0f}: free some, "
+                "or set runs_dir="
+            )
+
     def clear(self) -> None:
-        """Remove what a killed process was writing in the folder; to be called when all settings have been checked."""
+        """Remove the unfinished files of a killed process. Call it after all settings were checked."""
         if distributed.is_first() and self.folder.is_dir():
             remove_scratch(self.folder)
 
     @property
     def identity(self) -> Identity:
-        """Data and models that the run was made from; empty before its first step.
+        """Digests of the run's data and models; empty before its first step.
 
-        Runs before 0.5.0 say it in metrics.json alone.
+        Runs before 0.5.0 hold them in metrics.json only.
         """
         found = identity.read(self.folder, "delete it if data and models are unchanged since")
         if found is None:
@@ -86,10 +90,13 @@ class Run:
         return found
 
     def begin(self, made_from: Identity | None = None) -> None:
-        """Claim the folder for the configuration and what it is made from, by writing both.
+        """Claim the folder by writing the configuration and the identity.
+
+        Args:
+            made_from: digests of the data and models of the run.
 
         Raises:
-            UserError: when another configuration, or the same on other data, has claimed it meanwhile.
+            UserError: if another process has claimed it meanwhile with another configuration or other data.
         """
         if not distributed.is_first():
             return
@@ -98,7 +105,7 @@ class Run:
         if not (self.folder / "config.yaml").exists():
             with atomic(self.folder / "config.yaml") as part:
                 OmegaConf.save(self.cfg, part)
-            self._check()  # another one may have been faster
+            self._check()  # another process may have been faster
         if made_from and not (self.folder / identity.FILE).exists():
             write_json(self.folder / identity.FILE, made_from)
         identity.check(str(self.folder), self.identity, made_from or {})
@@ -109,38 +116,28 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that there are, the newest first."""
+        """Existing checkpoints, newest first."""
         return [path for path in (self.checkpoint, self.folder / PREVIOUS) if path.exists()]
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """The content of metrics.json; None while the run is unfinished."""
+        """Content of metrics.json; None while the run is unfinished."""
         return read_metrics(self.folder)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json: the run is finished from now on."""
+        """Write metrics.json, which marks the run as finished."""
         write_json(self.folder / "metrics.json", metrics)
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """The content of the metrics.json in a folder; None if there is none."""
+    """Read the metrics.json in a folder, with the present names of its keys; None if it is missing."""
     path = folder / "metrics.json"
-    remedy = "delete it and run the command again, which scores anew"
-    return untrusted.read_json(path, remedy) if path.exists() else None
-
-
-def comparable(cfg: DictConfig) -> Any:
-    """What a configuration computes: all of it but `LOCATIONS`, interpolations as they are written."""
-    plain: Any = OmegaConf.to_container(cfg)
-    for node, keys in LOCATIONS.items():
-        inside = plain.get(node, {}) if node else plain
-        for key in keys:
-            inside.pop(key, None)
-    return plain
+    remedy = "delete it and run the command again, which recomputes the scores"
+    return present_metrics(untrusted.read_json(path, remedy)) if path.exists() else None
 
 
 def training(cfg: DictConfig) -> dict[str, Any]:
-    """How the scored weights were made: method, seed, most steps, what might end them, whether they are averaged."""
+    """Describe the training for metrics.json: method, seed, maximum of steps, early stopping and averaging."""
     return {
         "method": cfg.method,
         "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],
@@ -152,47 +149,8 @@ def training(cfg: DictConfig) -> dict[str, Any]:
 
 
 def steps_taken(training: dict[str, Any]) -> int:
-    """Of a fit, from the `training` section of its metrics.json; versions before 0.4 took all and did not say so."""
+    """Return the steps of a fit from the `training` section of its metrics.json.
+
+    Versions before 0.4 always took `max_steps` and did not record them.
+    """
     return training.get("steps", training.get("max_steps", 0))
-
-
-def provenance(command_line: str | None = None) -> dict[str, Any]:
-    """Where a number comes from: command, commit, versions and hardware.
-
-    Of a multirun the command is the one that makes this run alone.
-
-    Args:
-        command_line: that makes the number, where it is not the running one.
-    """
-    program = "python -m " + (
-        sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
-    return {
-        "command": command_line or shlex.join([program, *arguments]).replace(f"'{program}'", program),
-        "commit": _commit(),
-        "safemax_pl": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": f"{distributed.count()} × {device}" if distributed.count() > 1 else device,
-    }
-
-
-def _commit() -> str | None:
-    """What `git describe` says of the source, "-dirty" also with new files; None outside a checkout.
-
-    Where the checkout's history is elsewhere, SAFEMAX_COMMIT says it.
-    """
-    if said := os.environ.get("SAFEMAX_COMMIT"):
-        return said
-    try:
-        described = _git("describe", "--always", "--dirty", "--abbrev=12")
-        new = _git("ls-files", "--others", "--exclude-standard", "safemax_pl", "configs")
-    except OSError:
-        return None
-    return (described if described.endswith("-dirty") or not new else f"{described}-dirty") or None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()

@@ -23,7 +23,7 @@ from safemax_pl.common.frames import write_csv
 from safemax_pl.common.templates import environment, line
 from safemax_pl.reports.load import read
 from safemax_pl.sweeps import figures
-from safemax_pl.sweeps.shared import SharedStudy, counted, lost, trial_name
+from safemax_pl.sweeps.study import SharedStudy, counted, lost, trial_name
 
 
 def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) -> None:

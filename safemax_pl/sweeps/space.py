@@ -1,4 +1,4 @@
-"""What a sweep searches: settings, ranges and objectives, checked against the configuration before any compute."""
+"""The search space and the objectives of a sweep, checked against the configuration before any compute."""
 
 from typing import Any, final
 
@@ -12,37 +12,38 @@ from optuna.distributions import (
 )
 
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.common.files import flat
-from safemax_pl.config.compose import build, compose
-from safemax_pl.evaluation import tables
-from safemax_pl.runs.run import comparable
+from safemax_pl.common.files import dotted, leaves
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import comparable
+from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.training.cost import Cost
 
 Value = str | int | float | bool | None
 RANGE_KEYS = {"low", "high", "log", "step", "times"}
 COSTS = (*Cost(0).summary(), "energy_joules", "total_flops")  # energy only where a GPU counts it
-OBJECTIVES = [*tables.COLUMNS, *(f"delta/{name}" for name in tables.COLUMNS), *COSTS]
+OBJECTIVES = [*METRICS, *(f"delta/{name}" for name in METRICS), *COSTS]
 
 
 @final
 class Sweep:
-    """What is searched, how long, and what counts as good.
+    """Settings of a sweep.
 
     Args:
         unlearner: the method, a choice of `unlearner=`.
-        space: shaped like the configuration; its leaves are a list of choices, a range {low, high}, or {times: [a, b]},
-            a range of a and b times what the configuration says. Ranges may have `log: true` or a `step`.
-        objectives: score or cost of a finished run -> "maximize" or "minimize"; with several guidance weights the
-            worst one counts.
-        trials: of the study, all workers together; trials that were pruned or failed count, but not what the machine
-            stopped.
-        seed: of the proposals. Proposal i depends on it, on i and on the trials so far, not on the worker.
-        prune: arguments of `QuickPruning`; null prunes nothing.
-        stale_after: seconds without a sign of life after which another worker goes on with a trial; more than the
-            shared file system takes to show a change to other machines.
+        space: a part of the configuration with a dimension in place of each value: a list of choices, a range
+            {low, high}, or {times: [a, b]}, which is a and b times the configured value. A range may have `log: true`
+            or a `step`.
+        objectives: score or cost of a finished run -> "maximize" or "minimize". With several guidance weights, the
+            worst value counts.
+        trials: of the study, by all workers together. Pruned and failed trials count, lost ones do not.
+        seed: of the proposals. Proposal i is a function of seed, i and the trials so far, not of the worker.
+        prune: arguments of `QuickPruning`, or null.
+        stale_after: seconds without a heartbeat after which another worker takes a trial over. It must exceed the delay
+            with which the shared file system shows changes to other machines.
 
     Raises:
-        UserError: for an empty space, a leaf that is none of these, or an unknown direction.
+        UserError: for an empty space or objectives, an unknown direction or score, and a value that is no dimension.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Sweep:
             raise UserError(f"sweep.trials={trials}, sweep.stale_after={stale_after}: give numbers > 0")
         self.unlearner, self.trials, self.seed, self.stale_after = unlearner, trials, seed, stale_after
         self.prune = prune
-        self.leaves = _leaves(OmegaConf.to_container(space, resolve=True) if space else {})
-        if not self.leaves:
-            raise UserError("sweep.space is empty, so there is nothing to search: give a key, such as optimizer.lr")
+        self.dimensions = _dimensions(OmegaConf.to_container(space, resolve=True) if space else {})
+        if not self.dimensions:
+            raise UserError("sweep.space is empty: give at least one key, such as optimizer.lr")
         self.objectives = {str(name): str(direction) for name, direction in (objectives or {}).items()}
         for name, direction in self.objectives.items():
             if direction not in ("maximize", "minimize"):
@@ -72,24 +73,24 @@ class Sweep:
             raise UserError("sweep.objectives is empty: give at least one, such as ua_noise_aware: maximize")
 
     def distributions(self, cfg: DictConfig) -> dict[str, BaseDistribution]:
-        """Dotted key -> what Optuna draws it from.
+        """Return Optuna's distribution of every dotted key.
 
         Raises:
-            UserError: for a key that the configuration does not have, and for a range that is none.
+            UserError: for a dimension from which nothing can be drawn.
         """
         found = {}
-        for key, leaf in self.leaves.items():
+        for key, dimension in self.dimensions.items():
             try:
-                found[key] = _distribution(leaf, OmegaConf.select(cfg, key))
+                found[key] = _distribution(dimension, OmegaConf.select(cfg, key))
             except (ValueError, TypeError) as error:
-                raise UserError(f"sweep.space.{key}={leaf}: {error}") from error
+                raise UserError(f"sweep.space.{key}={dimension}: {error}") from error
         return found
 
     def check(self, overrides: list[str], distributions: dict[str, BaseDistribution]) -> None:
-        """Compose the configuration, and build the method, at both ends of every range and with every choice.
+        """Compose the configuration and build the method at both ends of every range and with every choice.
 
         Raises:
-            UserError: for what the configuration or the method refuses.
+            UserError: if the configuration or the method refuses one of them.
         """
         corners = [ends(distribution) for distribution in distributions.values()]
         for i in range(max(map(len, corners))):
@@ -100,7 +101,7 @@ class Sweep:
                 raise UserError(f"sweep.space at {' '.join(as_overrides(corner))}: {error}") from error
 
     def identity(self, cfg: DictConfig, distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """What makes two studies the same: what is searched, for what, and in which configuration."""
+        """Return everything in which the commands of one study must agree."""
         return {
             "space": {key: distribution_to_json(value) for key, value in distributions.items()},
             "objectives": self.objectives,
@@ -110,33 +111,33 @@ class Sweep:
         }
 
 
-def _leaves(space: Any, path: str = "") -> dict[str, Any]:
-    """Dotted key -> list of choices or range."""
+def _dimensions(space: Any, path: str = "") -> dict[str, Any]:
+    """Return dotted key -> list of choices or range; `common.files.leaves` would descend into them."""
     if isinstance(space, list) or (isinstance(space, dict) and RANGE_KEYS & set(space)):
         return {path: space}
     if not isinstance(space, dict):
         raise UserError(f"sweep.space.{path}={space}: give a list of choices, {{low, high}} or {{times: [a, b]}}")
-    return {
-        key: leaf for name, part in space.items() for key, leaf in _leaves(part, f"{path}.{name}".lstrip(".")).items()
-    }
+    parts = [_dimensions(part, f"{path}.{name}".lstrip(".")) for name, part in space.items()]
+    return {key: dimension for part in parts for key, dimension in part.items()}
 
 
-def _distribution(leaf: Any, current: Any) -> BaseDistribution:
-    if isinstance(leaf, list):
-        if len(leaf) < 2 or any(not isinstance(choice, Value) for choice in leaf):
+def _distribution(dimension: Any, current: Any) -> BaseDistribution:
+    """Return what Optuna draws from; `current` is the configured value."""
+    if isinstance(dimension, list):
+        if len(dimension) < 2 or any(not isinstance(choice, Value) for choice in dimension):
             raise ValueError("give at least two choices, each a word, a number, true, false or null")
-        return CategoricalDistribution(leaf)
-    if illegal := sorted(set(leaf) - RANGE_KEYS):
+        return CategoricalDistribution(dimension)
+    if illegal := sorted(set(dimension) - RANGE_KEYS):
         raise unknown("key of a range", illegal[0], sorted(RANGE_KEYS))
-    if "times" in leaf:
+    if "times" in dimension:
         if not isinstance(current, int | float) or isinstance(current, bool):
             raise ValueError(f"the configuration has {current!r} there, which can't be multiplied: give low and high")
-        low, high = (type(current)(round(factor * current, 12)) for factor in leaf["times"])
-    elif {"low", "high"} <= set(leaf):
-        low, high = leaf["low"], leaf["high"]
+        low, high = (type(current)(round(factor * current, 12)) for factor in dimension["times"])
+    elif {"low", "high"} <= set(dimension):
+        low, high = dimension["low"], dimension["high"]
     else:
         raise ValueError("give low and high, or times: [a, b]")
-    step, log = leaf.get("step"), leaf.get("log", False)
+    step, log = dimension.get("step"), dimension.get("log", False)
     if not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     if isinstance(low, int) and isinstance(high, int) and not isinstance(current, float):
@@ -145,7 +146,7 @@ def _distribution(leaf: Any, current: Any) -> BaseDistribution:
 
 
 def ends(distribution: BaseDistribution) -> list[Value]:
-    """Both ends of a range, or every choice."""
+    """Return both ends of a range, or all choices."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -153,7 +154,7 @@ def ends(distribution: BaseDistribution) -> list[Value]:
 
 
 def as_overrides(params: dict[str, Any]) -> list[str]:
-    """The arguments of the fit command that stand for a point of the space."""
+    """Return a point of the space as arguments of the fit command."""
     words = {None: "null", True: "true", False: "false"}
     return [
         f"{key}={words[value] if value is None or isinstance(value, bool) else value}" for key, value in params.items()
@@ -161,8 +162,8 @@ def as_overrides(params: dict[str, Any]) -> list[str]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for everything in which two identities differ."""
-    mine, theirs = flat(old), flat(new)
+    """List `key: old -> new` for all leaves in which two identities differ."""
+    mine, theirs = ({dotted(where): value for where, value in leaves(one)} for one in (old, new))
     return [
         f"{key}: {mine.get(key)} -> {theirs.get(key)}"
         for key in dict.fromkeys([*mine, *theirs])

@@ -1,4 +1,4 @@
-"""Failures of the machine: they say nothing about a trial's settings, which are tried again."""
+"""Faults of the machine, as opposed to errors that a trial's settings cause."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 
 def of_the_machine(error: BaseException) -> bool:
-    """Whether the machine has failed: files, network, memory."""
+    """Return whether the machine is the cause: files, network or memory."""
     return any(
         isinstance(cause, MachineError)
         or (isinstance(cause, OSError) and (cause is error or not isinstance(cause, OF_THE_INPUT)))
@@ -22,7 +22,7 @@ def of_the_machine(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the host or the GPU was too small."""
+    """Return whether the memory of the host or the GPU was too small."""
     return any(
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in OUT_OF_MEMORY))
@@ -31,7 +31,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def words(error: BaseException) -> str:
-    """The error in one line of at most 300 characters."""
+    """Return the error in one line of at most 300 characters."""
     return one_line(error, 300) or type(error).__name__
 
 

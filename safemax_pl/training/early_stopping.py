@@ -1,37 +1,38 @@
-"""A fit that ends as soon as it is good enough: the cheapest steps are those that are not taken."""
+"""Early stopping on metric thresholds."""
 
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any, final
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.evaluation.evaluator import Evaluator
-from safemax_pl.evaluation.metric_suite import BETTER, feature_scores
+from safemax_pl.evaluation.feature_scores import feature_scores
+from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.evaluation.metrics.forgetting import Forgetting
-from safemax_pl.training.module import quick_scores
+from safemax_pl.evaluation.results import ModelScores, guidance_key
+from safemax_pl.training.module import UnlearningModule
 
 
 @final
 class StopWhen(Callback):
-    """Ends a fit when the quick plan, at every guidance weight, satisfies all bounds.
+    """Stop a fit when the scores on the quick plan satisfy all bounds at every guidance weight.
 
-    It looks whenever that plan is scored, every `trainer.val_check_interval` steps. All ranks stop after the same step.
+    The bounds are checked at every validation. All ranks stop after the same step.
 
     Args:
-        bounds: metric, or `delta/<metric>` for its difference to the original -> the least value of what is better
-            when higher, the largest of what is better when lower.
-        evaluator: says what the quick plan scores.
-        has_original: whether there is a model before unlearning.
+        bounds: metric, or `delta/<metric>` for its difference to the original -> bound: a minimum if higher is
+            better, a maximum if lower is better.
+        evaluator: has the quick plan.
+        has_original: whether the fit starts from an original model, not from random weights.
 
     Attributes:
-        stopped_by: metric -> {"bound": ..., "w=0": value, ...} of the look that ended the fit; None if none has.
+        stopped_by: metric -> {"bound": ..., "w=0": value, ...} at the validation that stopped the fit; None before.
 
     Raises:
-        UserError: for bounds that are no mapping to numbers, and for metrics that the quick plan has not.
+        UserError: for bounds that are not a mapping to finite numbers, and for metrics that the quick plan lacks.
     """
 
     def __init__(self, bounds: Any, evaluator: Evaluator, has_original: bool):
@@ -44,7 +45,7 @@ class StopWhen(Callback):
         for name, bound in bounds.items():
             if str(name).startswith("delta/") and not has_original:
                 raise UserError(
-                    f"stop_when.{name}: there is no original to differ from, the fit starts from random weights; "
+                    f"stop_when.{name}: there is no original to compare with, as the fit starts from random weights; "
                     f"legal: {', '.join(scored)}"
                 )
             if name not in (legal := [*scored, *(f"delta/{known}" for known in scored if has_original)]):
@@ -55,8 +56,10 @@ class StopWhen(Callback):
         self.stopped_by: dict[str, dict[str, float]] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the checkpoint of this step is written, which tells a killed run that it had come to its end."""
-        self.stopped_by = distributed.broadcast(self.satisfied(trainer) if distributed.is_first() else None)
+        """Check the bounds. This runs before the checkpoint of the step, which then records that training has ended."""
+        assert isinstance(pl_module, UnlearningModule)
+        found = self.satisfied(pl_module.quick_scores, pl_module.original_scores)
+        self.stopped_by = distributed.broadcast(found)
         if self.stopped_by is None:
             return
         trainer.should_stop = True
@@ -67,16 +70,23 @@ class StopWhen(Callback):
             )
             print(f"stops after step {trainer.global_step}: {', '.join(reasons)}")
 
-    def satisfied(self, trainer: Trainer) -> dict[str, dict[str, float]] | None:
-        """What `stopped_by` holds if the look of this step satisfies all bounds; otherwise None."""
+    def satisfied(
+        self, scores: Mapping[float, ModelScores], originals: Mapping[float, ModelScores]
+    ) -> dict[str, dict[str, float]] | None:
+        """Return the content of `stopped_by` if the scores satisfy all bounds; otherwise None.
+
+        Args:
+            scores: guidance weight -> scores on the quick plan.
+            originals: the same for the original; empty without one.
+        """
         found: dict[str, dict[str, float]] = {name: {"bound": bound} for name, bound in self.bounds.items()}
-        for guidance, (scores, original) in quick_scores(trainer).items():
+        for guidance, one in scores.items():
             for name, bound in self.bounds.items():
                 metric = name.removeprefix("delta/")
-                value = scores[metric] - (original[metric] if name != metric else 0.0)
+                value = one.values[metric] - (originals[guidance].values[metric] if name != metric else 0.0)
                 if not (value >= bound if BETTER[metric] == "higher" else value <= bound):
                     return None
-                found[name][guidance.replace("quick_w", "w=")] = value
+                found[name][guidance_key(guidance)] = value
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,12 +97,11 @@ class StopWhen(Callback):
 
 
 def quick_names(evaluator: Evaluator) -> list[str]:
-    """The metrics that have a better side and that the quick plan gives during a fit."""
+    """Return the metrics of the quick plan for which higher or lower is better."""
     plan = evaluator.plan("quick")
-    forget = torch.isin(plan.labels, torch.tensor(evaluator.data.forget_labels, dtype=torch.long))
-    names = list(Forgetting.FIELDS) if forget.any() else []
-    if not forget.all():
-        features = [f"{name}/classifier" for name in feature_scores(plan.labels[~forget])]
+    names = list(Forgetting.FIELDS) if plan.is_forget.any() else []
+    if not plan.is_forget.all():
+        features = [f"{name}/classifier" for name in feature_scores(plan.labels[~plan.is_forget])]
         names += ["retain_accuracy", *features]
     if evaluator.second_classifier is not None:
         names += [f"{name}/second" for name in names if name in ("ua_noise_aware", "retain_accuracy")]

@@ -1,1 +1,1 @@
-"""One file per method; a config names its class by `_target_`, so nothing is registered here."""
+"""Unlearning methods, one file each. A config names the class by `_target_`; nothing is registered here."""

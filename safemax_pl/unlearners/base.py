@@ -1,4 +1,4 @@
-"""The contract between a method and the training module."""
+"""The interface between a method and the training module."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from safemax_pl.unlearners.preparation import Preparation
 
 
 class Losses(NamedTuple):
-    """Scalar losses of one step, before weighting; a term that a method does not have is 0."""
+    """Scalar losses of one step, before weighting. A method without one of the terms sets it to 0."""
 
     forget: Tensor
     retain: Tensor
@@ -31,18 +31,18 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a method works on.
+    """Models, labels and counters that a method needs in one step.
 
     Attributes:
-        student: the network being trained, (x_t, t, labels) -> prediction.
-        teacher: the weights before unlearning, without gradients; on the device where it was last used, so `.to(...)`
-            before touching its parameters.
-        diffusion: the process.
-        sampler: how the teacher generates images, for methods that learn from them.
-        forget_labels, retain_labels: long, on the device.
-        null_label: ∅, or None if the model has none.
-        step, max_steps: of the fit, counted from 0.
-        backward: call it on a scalar instead of `scalar.backward()`; precision and DDP then work.
+        student: the network in training, (x_t, t, labels) -> prediction.
+        teacher: the original model, frozen. It stays on the device of its last call: call `.to(device)` before you
+            read its parameters.
+        diffusion: the process of both models.
+        sampler: generates images from the teacher, for replay.
+        forget_labels, retain_labels: long, ascending, on the training device.
+        null_label: ∅, or None for a model without one.
+        step, max_steps: current step, from 0, and total steps of the fit.
+        backward: replaces `loss.backward()`, so that precision and DDP work.
     """
 
     student: nn.Module
@@ -56,28 +56,35 @@ class Task:
     max_steps: int
     backward: Callable[[Tensor], None]
 
-    @cached_property  # a step has a task of its own, and the search takes half a millisecond in a U-Net
+    @cached_property  # the search takes 0.5 ms in a U-Net; every step has its own Task
     def weights(self) -> dict[str, nn.Parameter]:
-        """Those of the student that the method may move, by name; the others have no gradient."""
+        """Trainable parameters of the student, by name. The others get no gradient."""
         return trainable(self.student)
 
 
 class Unlearner(ABC):
-    """A method of class unlearning.
+    """Base class of all unlearning methods.
 
-    Subclasses are final. They implement `losses`, and the hooks only where a sum of two losses is not enough.
+    A subclass is final. It implements `losses`, and overrides the hooks only where a weighted sum of two losses does
+    not express the method.
 
     Args:
-        forget_weight: factor of the forget loss.
-        retain_weight: factor of the retain loss.
-        label_dropout: probability that a retain label becomes ∅; ignored by a model without null label.
+        forget_weight: factor of the forget loss, ≥ 0.
+        retain_weight: factor of the retain loss, ≥ 0.
+        label_dropout: probability in [0, 1] that a retain label becomes ∅. Ignored for a model without null label.
+
+    Attributes:
+        needs_forget, needs_retain: whether `losses` uses that batch. Other batches are not drawn.
+        weighs_original: whether the method computes a mask or Fisher information of the original weights. The trainable
+            weights must then be original ones, not adapters.
+
+    Raises:
+        UserError: if a weight is negative or `label_dropout` is outside [0, 1].
     """
 
-    # whether the method uses batches of a part; a part that is not used is not drawn
     needs_forget: bool = True
     needs_retain: bool = True
-    # whether it weighs the base model's weights, by a mask or by Fisher information: those must be what moves
-    weighs_the_base: bool = False
+    weighs_original: bool = False
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):
         for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
@@ -91,26 +98,26 @@ class Unlearner(ABC):
 
     @abstractmethod
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
-        """The two losses of one step. A batch is None when its set is empty or its batch size is 0."""
+        """Compute both losses of a step. A batch is None if its set is empty or its batch size is 0."""
 
     def check(self, model: Model) -> None:
-        """Raise `UserError` when the settings don't fit the model; called before any compute."""
+        """Raise `UserError` if the settings do not fit the model. Called before any computation."""
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
-        """Fetch what is needed before the fit (masks, Fisher information, replay), through `preparation`.
+        """Compute masks, Fisher information or replay through `preparation`.
 
-        Called at every start of a fit, also when it resumes: what it makes must not depend on the student's weights.
+        Called at every start of a fit, also on resume. The result must not depend on the student's weights.
         """
 
     def backward(self, task: Task, losses: Losses) -> None:
-        """Put gradients on the student; override to treat the two apart."""
+        """Set the student's gradients. Override to combine the two losses' gradients in another way."""
         task.backward(self.forget_weight * losses.forget + self.retain_weight * losses.retain)
 
     def before_step(self, task: Task) -> None:
-        """Edit the gradients after clipping, before the optimiser uses them."""
+        """Edit the gradients between clipping and the optimiser's step."""
 
     def drop_labels(self, task: Task, batch: LabelledImages) -> Tensor:
-        """The labels `[B]`, each replaced by ∅ with probability `label_dropout`."""
+        """Return the labels `[B]`, each replaced by ∅ with probability `label_dropout`."""
         if task.null_label is None or self.label_dropout == 0:
             return batch.labels
         dropped = rng.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout

@@ -1,4 +1,4 @@
-"""DiMUM: memorise alternative images under the forgotten label (https://arxiv.org/abs/2512.03564)."""
+"""DiMUM: memorise alternative images under the forget labels (https://arxiv.org/abs/2512.03564)."""
 
 from typing import final
 
@@ -14,14 +14,14 @@ from safemax_pl.unlearners.preparation import Preparation
 
 @final
 class DiMUM(Unlearner):
-    """L = forget_weight · L_ε(alternative images, c_f) + retain_weight · L_ε(c_r).
+    """L = forget_weight · L_ε(alternatives, c_f) + retain_weight · L_ε(retain images, c_r); L_ε is the denoising loss.
 
-    The alternatives are a fixed small set of retain images that the student memorises, so that later fine-tuning on
-    the retain set has no reason to move the class back. The paper's details were not at hand: size of the set and
+    The alternatives are a small fixed set of retain images. The student memorises them under the forget labels, so that
+    later fine-tuning on the retain set gives no gradient towards the forget classes. The size of the set and the
     weights are ours.
 
     Args:
-        alternatives: images in the set, drawn by the seed from the retain classes; all forget classes share it.
+        alternatives: number of images, ≥ 1, drawn from the retain classes by the seed. All forget classes share them.
     """
 
     def __init__(

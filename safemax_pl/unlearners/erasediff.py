@@ -20,18 +20,21 @@ TARGETS = ("uniform", "relabel")
 
 @final
 class EraseDiff(Unlearner):
-    """min_θ L_r(θ) subject to L_f(θ) ≤ q, q = L_f after K descent steps from θ: L = L_r + forget_weight · (L_f − q).
+    """min_θ L_r(θ) subject to L_f(θ) ≤ q, where q is L_f after K descent steps: L = L_r + forget_weight · (L_f − q).
 
-    First order, as the authors do it: q is a constant and λ is fixed. The inner descent therefore decides the reported
-    gap (how much of the class is left to erase) and the cost of a step, but not the weights. The paper teaches U(0, 1)
-    noise: L_f = ‖u − ε_θ(a_t x_0 + b_t u, t, c_f)‖². The code instead teaches one random class for the whole batch,
-    from the student itself; here it is a retain class. The code takes K epochs before an epoch of steps and lets its
-    Adam see both; here K gradient steps precede every step and leave neither weights nor the optimiser changed.
+    First order, as in the authors' code: q is a constant and λ is fixed. The inner descent therefore changes the
+    reported gap L_f − q and the cost of a step, but not the weights.
+
+    - target="uniform" (paper): L_f = ‖u − ε_θ(a_t x_0 + b_t u, t, c_f)‖² with u ~ U(0, 1).
+    - target="relabel" (code): the student's own prediction for one random class per batch; here a retain class.
+
+    The code alternates K epochs of inner descent with an epoch of steps, under one Adam. Here K inner steps precede
+    every step and change neither the weights nor the optimiser.
 
     Args:
-        target: "uniform" (the paper) or "relabel" (the code).
-        inner_steps: K, at least 0.
-        inner_lr: step size of the inner descent.
+        target: "uniform" or "relabel".
+        inner_steps: K ≥ 0.
+        inner_lr: step size of the inner descent, > 0.
         forget_weight: λ.
     """
 
@@ -62,19 +65,19 @@ class EraseDiff(Unlearner):
         return Losses(gap, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t, what to predict, t) for the forget batch."""
+        """Return (x_t, target, t) of the forget batch."""
         if self.target == "uniform":
             t = rng.integers(forget.keys, Stream.TIMESTEP, task.diffusion.num_timesteps)
             eps = rng.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
             return task.diffusion.add_noise(forget.x_0, t, eps), task.diffusion.prediction_of(forget.x_0, eps, t), t
         x_t, _, t = task.diffusion.noised(forget)
-        step = rng.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # one class on all devices
+        step = rng.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # the same class on all devices
         substitutes = random_retain_labels(task, step)
         with torch.no_grad():
             return x_t, task.student(x_t, t, substitutes), t
 
     def inner(self, task: Task, x_t: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-        """q: the forget loss after `inner_steps` of gradient descent on a copy of the weights that may move."""
+        """Return q: the forget loss after `inner_steps` of gradient descent on a copy of the trainable weights."""
         weights = {name: weight.detach() for name, weight in task.weights.items()}
         for _ in range(self.inner_steps):
             weights = {name: weight.requires_grad_() for name, weight in weights.items()}
@@ -90,5 +93,5 @@ class EraseDiff(Unlearner):
 def forget_loss(
     student: nn.Module, weights: dict[str, Tensor], x_t: Tensor, t: Tensor, labels: Tensor, target: Tensor
 ) -> Tensor:
-    """L_f of the student at other weights."""
+    """Compute L_f of the student at the given weights."""
     return F.mse_loss(torch.func.functional_call(student, weights, (x_t, t, labels)), target)

@@ -1,4 +1,4 @@
-"""ESD: steer the forgotten class away from itself, by negative guidance (https://arxiv.org/abs/2303.07345)."""
+"""ESD: erase the forget classes by negative guidance (https://arxiv.org/abs/2303.07345)."""
 
 from typing import final
 
@@ -19,12 +19,12 @@ from safemax_pl.unlearners.replay import Replay
 class ESD(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − [ε̄(x_t, t, ∅) − η (ε̄(x_t, t, c_f) − ε̄(x_t, t, ∅))]‖²; no retain term.
 
-    The authors make x_t by sampling down to t in every step, from the student as it changes. Here the teacher generates
-    images of the forgotten classes once, and x_t is noised from them.
+    The authors sample x_t from the current student down to t in every step. Here the original model generates images of
+    the forget classes once, and noising them gives x_t.
 
     Args:
         negative_guidance: η.
-        replay_per_class: generated images of each forgotten class.
+        replay_per_class: generated images of each forget class, ≥ 1.
     """
 
     needs_retain: bool = False
@@ -37,7 +37,10 @@ class ESD(Unlearner):
 
     def check(self, model: Model) -> None:
         if model.null_label is None:
-            raise UserError("ESD needs a model with a null label (num_class_embeds must be the number of classes + 1)")
+            raise UserError(
+                "ESD needs a null label, and this model has none: give one whose num_class_embeds is the number of "
+                "classes + 1"
+            )
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         self.replay = Replay(task, data, preparation, task.forget_labels, self.replay_per_class)
@@ -49,7 +52,7 @@ class ESD(Unlearner):
         return Losses(loss, loss.new_zeros(()))
 
     def target(self, task: Task, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """ε̄_∅ − η (ε̄_c − ε̄_∅), both in one doubled batch."""
+        """Return ε̄_∅ − η (ε̄_c − ε̄_∅); one doubled batch computes both predictions."""
         assert task.null_label is not None
         both = torch.cat([labels, torch.full_like(labels, task.null_label)])
         conditional, unconditional = task.teacher(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)

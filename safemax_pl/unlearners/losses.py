@@ -1,4 +1,4 @@
-"""Terms that several methods are made of."""
+"""Loss terms and label choices shared by several methods."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,14 @@ from safemax_pl.unlearners.base import Task
 
 
 def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma: float | None = None) -> Tensor:
-    """E w_t ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps: the loss of every base model (https://arxiv.org/abs/2006.11239).
+    """E w_t ‖ε − ε_θ(x_t, t, c)‖² at uniform timesteps (https://arxiv.org/abs/2006.11239, Eq. 14).
 
-    w_t = 1, or, with `snr_gamma` γ, min-SNR-γ weights (https://arxiv.org/abs/2303.09556), which give every
-    parameterisation the weight min(SNR, γ) on its error in x_0.
+    Args:
+        task: gives the student.
+        batch: images to noise.
+        labels: c, `[B]`, long.
+        snr_gamma: None for w_t = 1. A number γ gives min-SNR-γ weights (https://arxiv.org/abs/2303.09556): the error in
+            x_0 has weight min(SNR, γ) in every parameterisation.
     """
     x_t, eps, t = task.diffusion.noised(batch)
     prediction, target = task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t)
@@ -27,33 +31,37 @@ def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma:
 
 
 def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:
-    """E ‖ε̄(x_t, t, c) − ε_θ(x_t, t, c)‖² at uniform timesteps, ε̄ the teacher."""
+    """E ‖ε̄(x_t, t, c) − ε_θ(x_t, t, c)‖² at uniform timesteps; ε̄ is the teacher's prediction."""
     x_t, _, t = task.diffusion.noised(batch)
     return F.mse_loss(task.student(x_t, t, labels), task.teacher(x_t, t, labels))
 
 
 def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor) -> Tensor:
-    """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: the class c is told to look like c̃; the target is the student's own.
+    """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: teach the student its own prediction for the class c̃ under the label c.
 
-    The pass without gradients comes first: autocast must not cache its weights (Lightning turns that cache off).
+    Args:
+        task: gives the student.
+        batch: images and labels c.
+        substitutes: c̃, `[B]`, long.
     """
     x_t, _, t = task.diffusion.noised(batch)
+    # Under autocast, weights cached by a pass without gradients would carry none; Lightning turns that cache off
     with torch.no_grad():
         target = task.student(x_t, t, substitutes)
     return F.mse_loss(task.student(x_t, t, batch.labels), target)
 
 
 def noise_images(batch: LabelledImages) -> LabelledImages:
-    """The batch with its images replaced by U(−1, 1) noise."""
+    """Replace the images of a batch by U(−1, 1) noise."""
     return batch._replace(x_0=2 * rng.uniform(batch.keys, Stream.NOISE_IMAGE, tuple(batch.x_0.shape[1:])) - 1)
 
 
 def next_retain_labels(task: Task, labels: Tensor) -> Tensor:
-    """For each label the next class, cyclically, that is not to be forgotten."""
+    """Return for each label `[B]` the next retain class, cyclically."""
     place = torch.searchsorted(task.retain_labels, labels, right=True)
     return task.retain_labels[place % len(task.retain_labels)]
 
 
 def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
-    """A retain class for each key."""
+    """Draw a retain class for each key `[B]`."""
     return task.retain_labels[rng.integers(keys, Stream.SUBSTITUTE, len(task.retain_labels))]

@@ -1,4 +1,4 @@
-"""Gradient ascent on the forget set (GA), and with descent on the retain set NegGrad+."""
+"""GA: gradient ascent on the forget set. NegGrad+: ascent with descent on the retain set."""
 
 from typing import final
 
@@ -11,8 +11,8 @@ from safemax_pl.unlearners.losses import denoising_loss
 class NegGrad(Unlearner):
     """L = −forget_weight · E‖ε − ε_θ(x_t, t, c_f)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖².
 
-    GA (https://arxiv.org/abs/1911.04933) has no retain term, NegGrad+ (https://arxiv.org/abs/2302.09880) has
-    one. The ascent has no bound; the gradient's norm is clipped, as in the codes that compare with it.
+    GA (https://arxiv.org/abs/1911.04933) has no retain term, NegGrad+ (https://arxiv.org/abs/2302.09880) has one. The
+    ascent is unbounded: clip the gradient norm, as published comparisons do.
     """
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 0.0, label_dropout: float = 0.1):

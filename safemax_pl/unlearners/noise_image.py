@@ -1,4 +1,4 @@
-"""Noise as training images: Selective Amnesia's forget term with SAFEMax's retain term, an ablation of both."""
+"""Ablation: Selective Amnesia's forget term (noise as training images) with SAFEMax's retain term."""
 
 from typing import final
 
@@ -11,8 +11,8 @@ from safemax_pl.unlearners.losses import denoising_loss, distillation_loss, nois
 class NoiseImage(Unlearner):
     """L = forget_weight · L_ε(x_0 ~ U(−1, 1), c_f) + retain_weight · E‖ε̄(x_t, t, c_r) − ε_θ(x_t, t, c_r)‖².
 
-    Its optimum is the posterior mean of ε under the law of the noise images. SAFEMax states such a mean in closed form,
-    for the Gaussian law of the same variance with target.image_std=0.577, and has a gate besides.
+    The optimum of the forget term is the posterior mean of ε under the law of the noise images. SAFEMax uses that mean
+    in closed form, for a Gaussian law (of the same variance at target.image_std=0.577), and adds a gate.
     """
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 5.0, label_dropout: float = 0.1):

@@ -1,4 +1,4 @@
-"""Random label: the forgotten class is told to look like random others (https://arxiv.org/abs/2310.12508, RL)."""
+"""Random label: relabel forget images with random retain classes (https://arxiv.org/abs/2310.12508, baseline RL)."""
 
 from typing import final
 
@@ -11,8 +11,7 @@ from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels, r
 class RandomLabel(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖², c̃ random, per image.
 
-    SalUn without its mask. c̃ is drawn from the retain classes: with several classes to forget, none is taught to
-    look like another of them.
+    SalUn without its mask. c̃ is always a retain class, so that no forget class is mapped to another one.
     """
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:

@@ -1,4 +1,4 @@
-"""Denoising on the retain set: a base model, Fine-tune or Retrain, depending on where it starts."""
+"""Denoising on the retain set: Fine-tune, Retrain, or the training of a base model."""
 
 from typing import final
 
@@ -13,14 +13,17 @@ from safemax_pl.unlearners.preparation import Preparation
 
 @final
 class RetainOnly(Unlearner):
-    """L = E ‖ε − ε_θ(x_t, t, c_r)‖², t uniform, labels dropped to ∅ (https://arxiv.org/abs/2006.11239, eq. 14).
+    """L = E ‖ε − ε_θ(x_t, t, c_r)‖² with uniform t and label dropout (https://arxiv.org/abs/2006.11239, Eq. 14).
 
-    With nothing to forget it trains a base model; from the base weights it is Fine-tune; from scratch it is Retrain,
-    the gold standard, if it gets the steps of a base model. Forget images are never seen.
+    - From the original weights: Fine-tune.
+    - From scratch: Retrain, the gold standard if it gets as many steps as the original model had.
+    - From scratch with nothing to forget: the training of a base model.
+
+    Forget images are never used.
 
     Args:
-        from_scratch: start from random weights instead of the model's.
-        snr_gamma: γ > 0 of min-SNR-γ loss weights (https://arxiv.org/abs/2303.09556); None weighs all timesteps alike.
+        from_scratch: start from random weights instead of the original's.
+        snr_gamma: γ > 0 of min-SNR-γ loss weights (https://arxiv.org/abs/2303.09556); None for equal weights.
     """
 
     needs_forget: bool = False
@@ -40,7 +43,7 @@ class RetainOnly(Unlearner):
     def check(self, model: Model) -> None:
         if self.from_scratch and not all(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
-                "unlearner.from_scratch starts from random weights, and what does not move would stay random: give "
+                "unlearner.from_scratch=true starts from random weights, and frozen ones would stay random: give "
                 "parameters=all"
             )
 

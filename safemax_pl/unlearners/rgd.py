@@ -1,4 +1,4 @@
-"""RGD: ascent and descent, each without its part that works against the other (https://arxiv.org/abs/2412.07808)."""
+"""RGD: ascent and descent gradients, each projected orthogonally to the other (https://arxiv.org/abs/2412.07808)."""
 
 from typing import final
 
@@ -16,12 +16,11 @@ from safemax_pl.unlearners.losses import denoising_loss
 class RGD(Unlearner):
     """δ = g_f⊥ + g_r⊥ with g_f = −forget_weight ∇ min(L_ε(c_f), bound), g_r = retain_weight ∇ L_ε(c_r).
 
-    Where g_f · g_r < 0, each loses its component along the other: g_f⊥ = g_f − (g_f · g_r / ‖g_r‖²) g_r and the
-    same with f and r exchanged. The authors repair with a fixed balanced subset of
-    450 images, here it is the whole retain set.
+    If g_f · g_r < 0, each gradient loses its component along the other: g_f⊥ = g_f − (g_f · g_r / ‖g_r‖²) g_r, and
+    g_r⊥ likewise. The authors descend on a fixed balanced subset of 450 images; here it is the whole retain set.
 
     Args:
-        bound: the forget loss at which the ascent ends, > 0; the authors' 0.1 is three times that of a CIFAR model.
+        bound: forget loss at which the ascent stops, > 0. The authors' 0.1 is three times that of a CIFAR model.
     """
 
     def __init__(
@@ -35,18 +34,17 @@ class RGD(Unlearner):
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
         ascent = denoising_loss(task, forget, forget.labels)
-        ascent = torch.where(
-            distributed.mean(ascent.detach()) > self.bound, self.bound, ascent
-        )  # the bound is of the whole batch
+        reached = distributed.mean(ascent.detach()) > self.bound  # of the batch of all ranks
+        ascent = torch.where(reached, self.bound, ascent)
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def backward(self, task: Task, losses: Losses) -> None:
-        """Set g_f⊥ + g_r⊥ = (1 − c / ‖g_f‖²) g_f + (1 − c / ‖g_r‖²) g_r, c = min(g_f · g_r, 0)."""
+        """Set the gradient g_f⊥ + g_r⊥ = (1 − c / ‖g_f‖²) g_f + (1 − c / ‖g_r‖²) g_r with c = min(g_f · g_r, 0)."""
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
         products = torch._foreach_mul(forget, retain)
         conflict = torch.cat([product.flatten() for product in products]).sum().clamp(max=0)
-        smallest = torch.finfo(torch.float32).tiny  # a gradient of zero is in no conflict
+        smallest = torch.finfo(torch.float32).tiny  # avoids 0 / 0: a zero gradient has no conflict
         scales = [1 - conflict / norm(gradient).square().clamp(min=smallest) for gradient in (forget, retain)]
         torch._foreach_mul_(forget, scales[0])
         torch._foreach_mul_(retain, scales[1])

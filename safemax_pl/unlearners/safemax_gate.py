@@ -1,4 +1,4 @@
-"""Which diffusion steps the forget term acts on (SAFEMax, https://arxiv.org/abs/2508.20773, ψ(t))."""
+"""Timestep weights ψ(t) of SAFEMax's forget loss (https://arxiv.org/abs/2508.20773)."""
 
 import math
 
@@ -9,16 +9,16 @@ from safemax_pl.common.errors import UserError, unknown
 
 
 class TimestepGate:
-    """ψ(t) = exp(−decay · t / T) inside a window of timesteps, 0 outside; small t is little noise.
+    """ψ(t) = exp(−decay · t / T) inside a window of timesteps, 0 outside. Noise grows with t.
 
     Args:
-        decay: λ of the paper; 0 treats all steps of the window alike.
-        window: [start, end) as timesteps; null is all of them. With decay 0 this is a hard gate.
-        draw: "weight" draws t uniformly from the window and returns ψ(t) as its weight; "density" draws t from the
-            density ψ and returns the normaliser: the same expectation with less variance.
+        decay: λ ≥ 0 of the paper; 0 weighs all timesteps of the window equally.
+        window: timesteps [start, end), or None for all. With decay 0 this is a hard gate.
+        draw: "weight" draws t uniformly from the window and returns ψ(t) as its weight. "density" draws t from the
+            normalised ψ and returns the normaliser: the same expectation with less variance.
 
     Raises:
-        UserError: for an empty window, a negative decay, or an unknown `draw`.
+        UserError: for an empty window, a negative decay or an unknown `draw`.
     """
 
     def __init__(self, decay: float = 1.0, window: list[int] | None = None, draw: str = "weight"):
@@ -31,20 +31,18 @@ class TimestepGate:
         self.decay, self.window, self.draw_mode = decay, window, draw
 
     def bounds(self, num_timesteps: int) -> tuple[int, int]:
-        """The window as (start, end), checked against T."""
+        """Return the window as (start, end).
+
+        Raises:
+            UserError: if the window ends after T = `num_timesteps`.
+        """
         start, end = self.window or (0, num_timesteps)
         if end > num_timesteps:
-            raise UserError(f"gate.window ends at {end}, the model has {num_timesteps} timesteps")
+            raise UserError(f"gate.window ends at {end}, the model has {num_timesteps} timesteps: give a smaller end")
         return start, end
 
-    def psi(self, num_timesteps: int) -> Tensor:
-        """ψ over all timesteps, `[T]`; what to plot."""
-        start, end = self.bounds(num_timesteps)
-        t = torch.arange(num_timesteps)
-        return torch.exp(-self.decay * t / num_timesteps) * ((t >= start) & (t < end))
-
     def draw(self, u: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
-        """Timesteps and weights with E[weight · f(t)] = (1/T) Σ_t ψ(t) f(t).
+        """Draw timesteps and weights such that E[weight · f(t)] = (1/T) Σ_t ψ(t) f(t).
 
         Args:
             u: `[B]`, uniform in (0, 1).
@@ -58,7 +56,7 @@ class TimestepGate:
         if self.draw_mode == "weight" or self.decay == 0:
             t = (start + u * (end - start)).long().clamp(max=end - 1)
             return t, torch.exp(-self.decay * t / num_timesteps) * ((end - start) / num_timesteps)
-        # ψ is a geometric series r^t, so its cumulative distribution inverts in closed form.
+        # ψ is a geometric series r^t, so its cumulative distribution inverts in closed form
         rate = self.decay / num_timesteps
         mass = -math.expm1(-rate * (end - start))
         t = start + (-torch.log1p(-u.double() * mass) / rate).long().clamp(0, end - start - 1)

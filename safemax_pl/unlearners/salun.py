@@ -1,4 +1,4 @@
-"""SalUn: relabelling restricted to the weights that matter for the forget set (https://arxiv.org/abs/2310.12508)."""
+"""SalUn: relabelling restricted to salient weights (https://arxiv.org/abs/2310.12508)."""
 
 from typing import final
 
@@ -8,7 +8,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.gradients import base_gradients, gradients
+from safemax_pl.unlearners.gradients import gradients, original_gradients
 from safemax_pl.unlearners.losses import denoising_loss, next_retain_labels, relabelling_loss
 from safemax_pl.unlearners.preparation import Preparation, State
 
@@ -17,16 +17,15 @@ from safemax_pl.unlearners.preparation import Preparation, State
 class SalUn(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · E‖ε − ε_θ(x_t, t, c_r)‖², masked.
 
-    The mask keeps the share of the weights that may move, all tensors ranked together, for which
-    |∇ E‖ε − ε_θ(x_t, t, c_f)‖²| over the whole forget set is largest at the base weights. The authors' code takes
-    c̃ = c_f + 1; here it is the next class that is not forgotten itself. Their weight 1e-3 on a sum over 3072 pixels is
-    3.07 on our mean.
+    The mask keeps the trainable weights with the largest |∇ E‖ε − ε_θ(x_t, t, c_f)‖²| over the whole forget set at the
+    original weights, all tensors ranked together. The authors' code takes c̃ = c_f + 1; here c̃ is the next retain
+    class. Their retain weight 1e-3 on a sum over 3072 pixels is 3.07 on our mean.
 
     Args:
-        mask_share: share of the weights that the mask keeps.
+        mask_share: share of the trainable weights that the mask keeps, in (0, 1].
     """
 
-    weighs_the_base: bool = True
+    weighs_original: bool = True
 
     def __init__(
         self,
@@ -46,11 +45,13 @@ class SalUn(Unlearner):
 
         def gradient(i: int) -> State:
             batch = data.chunk("forget", i, size, device)
-            return base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels) * len(batch.labels))
+            return original_gradients(
+                task, lambda original: denoising_loss(original, batch, batch.labels) * len(batch.labels)
+            )
 
         saliency = preparation.fold("saliency", [size, list(task.weights)], chunks, gradient)
         sizes = torch.cat([part.flatten() for part in saliency]).abs()
-        mask = torch.zeros_like(sizes)  # of 0.0 and 1.0: lists of one type are multiplied by few kernels
+        mask = torch.zeros_like(sizes)  # floats: torch._foreach_mul is fused for tensors of one dtype only
         mask[sizes.topk(max(round(self.mask_share * len(sizes)), 1)).indices] = 1
         parts = mask.split([part.numel() for part in saliency])
         self.masks = [part.view_as(like) for part, like in zip(parts, saliency, strict=True)]

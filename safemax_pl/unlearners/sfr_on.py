@@ -1,4 +1,4 @@
-"""SFR-on: adaptive ascent on salient weights, in turn with repair (https://arxiv.org/abs/2409.19732)."""
+"""SFR-on: adaptive ascent on salient weights alternates with repair (https://arxiv.org/abs/2409.19732)."""
 
 import math
 from typing import final
@@ -11,7 +11,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.gradients import base_gradients, gradients
+from safemax_pl.unlearners.gradients import gradients, original_gradients
 from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.preparation import Preparation, State
 
@@ -20,19 +20,21 @@ from safemax_pl.unlearners.preparation import Preparation, State
 class SFROn(Unlearner):
     """Even steps: −η_k Σ_i w_i ℓ_i on the forget batch, masked; odd steps: L_ε on the retain batch, unmasked.
 
-    ℓ_i is the denoising loss of image i; w_i ∝ ℓ_i^(−adaptivity) without gradient, of mean 1; η_k decays from
-    forget_weight to 0 along a cosine. The mask keeps weights with F_f ≥ threshold · F_r, F the mean squared gradient
-    of batches of the forget and of the retain set at the base weights. Both kinds of steps share one optimiser, as in
-    the code, and each counts as a step; the mask comes after clipping, in the code before it.
+    ℓ_i is the denoising loss of image i. w_i ∝ ℓ_i^(−adaptivity), without gradient and of mean 1. η_k decays from
+    forget_weight to 0 along a cosine. The mask keeps weights with F_f ≥ threshold · F_r, where F is the mean squared
+    gradient of batches of the forget or retain set at the original weights.
+
+    As in the authors' code, both kinds of steps share one optimiser, and each counts as a step. The code masks before
+    clipping, we after.
 
     Args:
-        adaptivity: exponent of the losses in the weights; 0 is plain ascent.
-        threshold: of F_f / F_r.
-        fisher_batches: most batches of 128 images in each F.
+        adaptivity: exponent of the losses in the weights, ≥ 0; 0 is plain ascent.
+        threshold: of F_f / F_r, ≥ 0.
+        fisher_batches: maximum number of batches of 128 images in each F, ≥ 1.
         forget_weight: η_0.
     """
 
-    weighs_the_base: bool = True
+    weighs_original: bool = True
 
     def __init__(
         self,
@@ -53,19 +55,19 @@ class SFROn(Unlearner):
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         size = min(128, *(len(data.rows("train", part)) for part in ("forget", "retain")))
         forget, retain = (self.fisher(part, size, task, data, preparation) for part in ("forget", "retain"))
-        # of 0.0 and 1.0: lists of one type are multiplied by few kernels
+        # floats: torch._foreach_mul is fused for tensors of one dtype only
         self.masks = [(f >= self.threshold * r).to(f.dtype) for f, r in zip(forget, retain, strict=True)]
 
     def fisher(
         self, part: str, size: int, task: Task, data: ForgetRetainDataModule, preparation: Preparation
     ) -> list[Tensor]:
-        """The mean squared gradient over batches of `size` images of a part."""
+        """Compute F of a part ("forget" or "retain"): the mean squared gradient over batches of `size` images."""
         count, device = min(len(data.rows("train", part)) // size, self.fisher_batches), task.forget_labels.device
 
         def squares(i: int) -> State:
             batch = data.chunk(part, i, size, device)
-            found = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
-            return list(torch._foreach_div(torch._foreach_mul(found, found), count))
+            gradient = original_gradients(task, lambda original: denoising_loss(original, batch, batch.labels))
+            return list(torch._foreach_div(torch._foreach_mul(gradient, gradient), count))
 
         return preparation.fold(f"fisher_{part}", [size, count, list(task.weights)], count, squares)
 

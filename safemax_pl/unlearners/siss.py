@@ -1,4 +1,4 @@
-"""SISS: ascent and descent on one mixture of both sets, by importance sampling (https://arxiv.org/abs/2503.01034)."""
+"""SISS: importance sampling of forget and retain losses from one mixture (https://arxiv.org/abs/2503.01034)."""
 
 import math
 from typing import final
@@ -18,14 +18,15 @@ from safemax_pl.unlearners.gradients import norm, separate_gradients, set_gradie
 class SISS(Unlearner):
     """L = E [w_r ‖ε_r − ε_θ(x_t, t, c_r)‖² − s · w_f ‖ε_f − ε_θ(x_t, t, c_f)‖²], x_t ~ (1 − λ) q(·|x_r) + λ q(·|x_f).
 
-    ε_i = (x_t − a_t x_i) / b_t is the noise that leads from image i to x_t, and w_i = q(x_t|x_i) / mixture. The paper
-    unlearns single images of unconditional models with one forward pass; for a class each term has its own label.
-    s gives the forget gradient a fixed norm; the authors set that norm per data set, here it is a share of the
-    retain gradient's.
+    ε_i = (x_t − a_t x_i) / b_t is the noise between image i and x_t. w_i = q(x_t|x_i) / mixture density. s scales the
+    forget gradient to a given norm.
+
+    The paper unlearns single images of unconditional models in one forward pass; here each term has its own label, so
+    there are two. The authors set the forget gradient's norm per data set; here it is a share of the retain gradient's.
 
     Args:
-        mixture: λ, the share of x_t that come from forget images.
-        forget_weight: norm of the forget gradient, as a share of the retain gradient's.
+        mixture: λ in (0, 1), share of x_t that come from forget images.
+        forget_weight: norm of the forget gradient over the norm of the retain gradient.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class SISS(Unlearner):
         return Losses(-(weight_f * error_f).mean(), (weight_r * error_r).mean())
 
     def importance(self, task: Task, x_t: Tensor, t: Tensor, x_f: Tensor, x_r: Tensor) -> tuple[Tensor, Tensor]:
-        """w_f and w_r, `[B]` each: the density of x_t given either image over that of the mixture."""
+        """Compute w_f and w_r, `[B]` each: the density of x_t given one image over the mixture density."""
         a, b = task.diffusion.coefficients(t)
         log_f, log_r = (-((x_t - a * x_0) / b).square().sum(dim=(1, 2, 3)) / 2 for x_0 in (x_f, x_r))
         odds = log_f - log_r + math.log(self.mixture / (1 - self.mixture))
@@ -60,21 +61,21 @@ class SISS(Unlearner):
 
     def backward(self, task: Task, losses: Losses) -> None:
         forget, retain = separate_gradients(task, losses)
-        s = self.forget_weight * norm(retain) / norm(forget).clamp(min=1e-15)  # 0 stays 0
+        s = self.forget_weight * norm(retain) / norm(forget).clamp(min=1e-15)  # avoids 0 / 0
         torch._foreach_mul_(forget, s)
         torch._foreach_mul_(retain, self.retain_weight)
         set_gradients(task, torch._foreach_add(retain, forget))
 
 
 def paired(forget: LabelledImages, retain: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """Both batches with as many rows as the larger one, matched by their place: the same on any number of devices."""
+    """Repeat the rows of the smaller batch until both are equally long. Pairs do not depend on the world size."""
     rows = torch.arange(max(len(forget.keys), len(retain.keys)), device=forget.keys.device)
     pick_f, pick_r = rows % len(forget.keys), rows % len(retain.keys)
     return LabelledImages(*(field[pick_f] for field in forget)), LabelledImages(*(field[pick_r] for field in retain))
 
 
 def prediction_error(task: Task, x_t: Tensor, t: Tensor, x_0: Tensor, labels: Tensor) -> Tensor:
-    """‖target − prediction‖² per row, the target being what leads from x_0 to x_t."""
+    """Compute ‖target − prediction‖² per row, `[B]`. The target is the noise between x_0 and x_t, parameterised."""
     a, b = task.diffusion.coefficients(t)
     target = task.diffusion.prediction_of(x_0, (x_t - a * x_0) / b, t)
     return (task.student(x_t, t, labels) - target).square().mean(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""The digits' base model as the thing attacked, forgetting the 3, with few images and few steps."""
+"""The attacked model is the digits' base model, which should forget the 3; few images and few steps."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from small import FORGOTTEN, SMALL
 
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.scoring import make_evaluator
@@ -52,11 +53,11 @@ def curves_of(bench) -> Callable[[Attack, Model], dict[str, list[Point]]]:
 
 @pytest.fixture(scope="session")
 def number_of(curves_of) -> Callable[[Attack, Model], float]:
-    """The headline number of a model."""
+    """Headline value of a model."""
 
     def number(attack: Attack, model: Model) -> float:
         curves: Curves = {name: [(p.x, p.y) for p in points] for name, points in curves_of(attack, model).items()}
-        return attack.number(curves, classes=1)
+        return attack.headline_value(curves, num_forgotten=1)
 
     return number
 

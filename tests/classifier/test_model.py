@@ -146,8 +146,10 @@ def test_the_summary_names_the_weights_and_repeats_no_claim(digits, saved):
     assert loaded.summary() == {"hash": loaded.digest, "temperature": loaded.temperature.item()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [0.1, 1.7, 10.0])
+@pytest.mark.parametrize(
+    ("dtype", "temperature"),
+    [(torch.float16, 0.1), (torch.bfloat16, 10.0), (torch.float32, 1.7), (torch.float64, 0.1)],
+)
 def test_temperatures_that_calibration_gives_are_taken_in_any_precision(digits, saved, temperature, dtype):
     weights = load_file(saved / "model.safetensors")
     save_file(weights | {"temperature": torch.tensor(temperature, dtype=dtype)}, saved / "model.safetensors")

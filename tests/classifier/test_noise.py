@@ -6,11 +6,10 @@ from safemax_pl.common import rng
 from safemax_pl.common.rng import Stream
 
 KINDS = noise.TRAINED_ON | noise.HELD_OUT | noise.CONTROLS
-SHAPES = [(1, 8, 8), (3, 32, 32), (3, 9, 9)]
+SHAPES = [(1, 8, 8), (3, 9, 9)]
 USES_IMAGES = ("shuffled", "blended")
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def keys_and_images(shape: tuple[int, ...], count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,26 +25,15 @@ def neighbour_correlation(images: torch.Tensor) -> float:
 
 
 @each_kind
-@each_shape
-def test_every_kind_keeps_the_shape_and_the_range(kind, shape):
-    keys, real = keys_and_images(shape)
-    images = KINDS[kind](keys, real)
-    assert images.shape == real.shape and images.dtype == real.dtype
-    assert images.isfinite().all() and images.abs().max() <= 1
-
-
-@each_kind
-@each_shape
-def test_an_image_depends_on_its_own_key_and_not_on_its_batch(kind, shape):
-    keys, real = keys_and_images(shape)
+def test_every_kind_is_a_function_of_its_own_key_in_the_range_of_images(kind):
     order = torch.tensor([7, 3, 9])
-    assert torch.equal(KINDS[kind](keys[order], real[order]), KINDS[kind](keys, real)[order])
-
-
-@each_kind
-def test_every_key_gives_another_image(kind):
-    keys, real = keys_and_images((1, 8, 8))
-    assert len(KINDS[kind](keys, real).flatten(1).unique(dim=0)) == len(keys)
+    for shape in SHAPES:
+        keys, real = keys_and_images(shape)
+        images = KINDS[kind](keys, real)
+        assert images.shape == real.shape and images.dtype == real.dtype
+        assert images.isfinite().all() and images.abs().max() <= 1
+        assert torch.equal(KINDS[kind](keys[order], real[order]), images[order])
+        assert len(images.flatten(1).unique(dim=0)) == len(keys)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in USES_IMAGES])
@@ -157,8 +145,7 @@ def test_the_power_of_pink_noise_falls_with_the_square_of_the_frequency():
     assert float(near[0] / near[1]) == pytest.approx(4, rel=0.25)
 
 
-@pytest.mark.parametrize("kind", ["low_pass", "band_pass", "pink"])
-@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 9, 9), (1, 8, 12)], ids=str)
+@pytest.mark.parametrize(("kind", "shape"), [("low_pass", (1, 32, 32)), ("band_pass", (3, 9, 9)), ("pink", (1, 8, 12))])
 def test_filtered_noise_has_its_standard_deviation(kind, shape):
     keys, real = keys_and_images(shape, count=400)
     images = KINDS[kind](keys, real)
@@ -207,7 +194,7 @@ def test_the_mixture_of_fewer_images_than_kinds_is_noise_too():
     assert (mixed != real).flatten(1).any(dim=1).all()
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5, 10])
+@pytest.mark.parametrize("world_size", [2, 5])
 def test_the_mixture_of_ranks_is_that_of_one(world_size):
     keys, real = keys_and_images((1, 8, 8), count=30)
     whole = noise.mixture(keys, real)

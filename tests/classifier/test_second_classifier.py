@@ -15,8 +15,9 @@ from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan
-from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
-from safemax_pl.evaluation.metric_suite import Scores
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.generation import NoiseImages
+from safemax_pl.evaluation.metric_suite import MetricSuite
 from safemax_pl.evaluation.scoring import make_evaluator
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
@@ -69,12 +70,12 @@ def pure_noise() -> tuple[Tensor, Rows]:
     return NoiseImages("normal_noise", (1, 8, 8))(rows), rows
 
 
-def scored_by(evaluator: Evaluator, second: Classifier) -> Scores:
+def scored_by(evaluator: Evaluator, second: Classifier) -> MetricSuite:
     references = {"classifier": evaluator.reference()}
-    return Scores(evaluator.classifier, evaluator.data, PLAN, references, second_classifier=second)
+    return MetricSuite(evaluator.classifier, evaluator.data, PLAN, references, second_classifier=second)
 
 
-def scored(scores: Scores, images: Tensor, rows: Rows) -> dict:
+def scored(scores: MetricSuite, images: Tensor, rows: Rows) -> dict:
     for part in torch.arange(len(images)).split(100):
         scores.update(images[part], Rows(*(field[part] for field in rows)))
     return scores.compute()

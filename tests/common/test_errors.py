@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_one_is_one_line(tmp_path, capsys, folder):
 )
 def test_what_the_file_system_refuses_is_one_line_with_the_path(capsys, code):
     assert exit_code_of(OSError(code, os.strerror(code), "/proc/x")) == 1
-    assert capsys.readouterr().err == f"error: {os.strerror(code)}: /proc/x: give another folder, or see to this one\n"
+    assert capsys.readouterr().err == f"error: {os.strerror(code)}: /proc/x: give another folder, or repair this one\n"
 
 
 def test_so_it_is_where_a_library_wraps_what_the_system_says(capsys):

@@ -18,7 +18,8 @@ from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.figures import panels, save_figure
 from safemax_pl.common.files import remove_scratch, write_csv
-from safemax_pl.evaluation import figures, tables
+from safemax_pl.evaluation import figures
+from safemax_pl.runs import tables
 
 matplotlib.use("Agg")
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from safemax_pl.common.console import plain_console
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.figures import drawing, legend_name, panels, save_figure
-from safemax_pl.config.compose import compose, run_name
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import run_name
 from safemax_pl.runs.run import Run, run_folder
 
 NO_NAMES = {
@@ -99,23 +100,7 @@ def test_what_a_run_that_never_began_has_left_is_not_in_the_way(tmp_path):
 
 # -- as they are -------------------------------------------------------------------------------------------------------
 
-NASTY = [
-    "a$_$b",
-    "$",
-    "$$",
-    "$5_to_$9",
-    r"\$a",
-    r"\frac{",
-    "{0}",
-    "%s",
-    "[/]",
-    "[bold]x",
-    ":smile:",
-    "_x",
-    "^",
-    "犬",
-    "a\\",
-]
+NASTY = ["a$_$b", r"\frac{", "%s{0}", "[/]:smile:", "_^x", "犬\\"]
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -5,18 +5,19 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import tiny
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from test_fit import tiny
 
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule, score_classifier
 from safemax_pl.common import precision
 from safemax_pl.data.sources import Split
-from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.metrics.frechet import FrechetDistance
 from safemax_pl.evaluation.scoring import make_evaluator
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 SMALL = ["model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4"]
@@ -33,8 +34,8 @@ def test_a_bf16_fit_makes_the_references_of_a_float32_fit(tmp_path):
     """From random weights there is no original, so that the first to need them is the fit."""
     found = []
     for setting in ("32-true", "bf16-mixed"):
-        folder = tmp_path / setting
-        fit(tiny(folder, *SMALL, "unlearner=retain_only", f"trainer.precision={setting}"), "run")
+        folder, other = tmp_path / setting, ["unlearner=retain_only", f"trainer.precision={setting}"]
+        fit(tiny(folder, *SMALL, f"data.cache_dir={folder}/cache", *other), "run")
         found.append({path.name: load_file(path) for path in (folder / "cache/reference").iterdir()})
     exact, mixed = found
     assert len(exact) == 2 and exact.keys() == mixed.keys(), "the features of the real images, and their statistics"
@@ -53,7 +54,7 @@ def test_the_references_are_there_before_the_first_step(tmp_path, monkeypatch):
             return function(*args)
 
         monkeypatch.setattr(owner, name, spy)
-    fit(tiny(tmp_path, *SMALL, "unlearner=retain_only"), "run")
+    fit(tiny(tmp_path, *SMALL, "unlearner=retain_only", f"data.cache_dir={tmp_path}/cache"), "run")
     assert made[0] == "reference" and made.count("training_step") == 4
 
 

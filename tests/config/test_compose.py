@@ -13,17 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import (
-    CONFIGS,
-    build,
-    check_command_line,
-    command,
-    compose,
-    differing_keys,
-    override,
-    run_name,
-    split_arguments,
-)
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import check_command_line, command, split_arguments
+from safemax_pl.config.compose import CONFIGS, compose, override
+from safemax_pl.config.locations import differing_keys, run_name
 from safemax_pl.config.schema import arguments_of
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.sampler import Sampler
@@ -83,14 +76,10 @@ def write_experiment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment):
+def test_every_experiment_composes_and_opens_with_its_command(experiment):
     cfg = compose(command_of(experiment), [f"experiment={experiment}"])
     assert experiment.startswith(cfg.data.name)
     assert OmegaConf.missing_keys(cfg) <= {"data.path"}
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_opens_with_its_command(experiment):
     text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
     assert f"python -m safemax_pl.{command_of(experiment)} experiment={experiment}" in text
 
@@ -183,11 +172,9 @@ def test_a_base_model_warms_up_and_keeps_its_rate_however_many_steps_its_time_ha
     ("accelerator", "gpu", "gpu_supports", "cpu_supports", "precision"),
     [
         ("auto", True, True, False, "bf16-mixed"),
-        ("auto", True, False, True, "32-true"),
         ("auto", False, True, False, "32-true"),
         ("auto", False, False, True, "bf16-mixed"),
         ("cpu", True, True, False, "32-true"),
-        ("cpu", True, False, True, "bf16-mixed"),
     ],
 )
 def test_bfloat16_is_for_hardware_that_computes_in_it(
@@ -207,8 +194,6 @@ def test_bfloat16_is_for_hardware_that_computes_in_it(
     ("overrides", "method"),
     [
         ([], "safemax"),
-        (["unlearner=salun"], "salun"),
-        (["experiment=digits_methods"], "safemax"),
         (["experiment=digits_methods", "unlearner=retrain"], "retrain"),
         (["experiment=digits_pretrain"], "retain_only"),
         (["unlearner=salun", "method=mine"], "mine"),
@@ -236,10 +221,7 @@ def test_a_classifier_has_no_method():
     "overrides",
     [
         ["gradient_clip=null"],
-        ["ema_decay=0.999"],
-        ["optimizer.lr=1"],
         ["data.forget_classes=[3,zero]"],
-        ["unlearner.gate.window=[0,500]"],
         ["+optimizer.weight_decay=0.1"],
         [
             "~unlearner.target.image_std",
@@ -258,11 +240,8 @@ def test_legal_overrides_are_accepted(overrides):
         (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
         (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: dimum, erasediff, "),
         (["parameters=lora", "parameters.rnk=2"], "'parameters.rnk': did you mean 'parameters.rank'"),
-        (["unlearnr=safemax"], "'unlearnr': did you mean 'unlearner'"),
         (["sed=1"], "'sed': did you mean 'seed'"),
-        (["data.forget_clases=[1]"], "'data.forget_clases': did you mean 'data.forget_classes'"),
         (["unlearner.gate.dcay=1"], "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),
-        (["experiment=digits_pretrain", "model.chanels=[8]"], "'model.chanels': did you mean 'model.channels'"),
         (["+gradient_clp=1"], "'gradient_clp': did you mean 'gradient_clip'"),
         (["unlearner._target_=safemax_pl.unlearners.safemax.SAFEMx"], "safemax_pl.unlearners.safemax.SAFEMx"),
         (["~seed"], "seed"),
@@ -281,11 +260,8 @@ def test_unknown_names_are_refused_and_the_nearest_suggested(overrides, message)
     ("override", "message"),
     [
         ("trainer.max_steps=abc", "trainer.max_steps='abc': expected a number (int)"),
-        ("seed=abc", "seed='abc': expected a number (int)"),
-        ("seed=1.5", "seed=1.5: expected a number (int)"),
         ("gradient_clip=big", "gradient_clip='big': expected a number (float)"),
         ("data.flip=1", "data.flip=1: expected true or false"),
-        ("unlearner.gate.decay=abc", "unlearner.gate.decay='abc': expected a number (float)"),
         ("evaluation.plans.quick.retain_total=many", "evaluation.plans.quick.retain_total='many': expected a number"),
     ],
 )
@@ -322,9 +298,7 @@ def test_an_experiment_file_of_ones_own_is_used(write_experiment):
     ("text", "message"),
     [
         ("gradient_clp: 2", "'gradient_clp': did you mean 'gradient_clip'"),
-        ("evaluation: {batchsize: 2}", "'evaluation.batchsize': did you mean 'evaluation.batch_size'"),
         ("evaluation: {plans: {quick: {retain_totl: 2}}}", "did you mean 'evaluation.plans.quick.retain_total'"),
-        ("data: {forget_clases: [1]}", "'data.forget_clases': did you mean 'data.forget_classes'"),
         ("trainer: {max_step: 2}", "'trainer.max_step': did you mean 'trainer.max_steps'"),
         ("unlearner: {gate: {dcay: 2}}", "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),
     ],
@@ -558,15 +532,10 @@ def test_a_key_can_be_changed_afterwards(fit_config, change, key, value):
         ("[00010]", ["00010"]),
         ("[no,yes,on,off,y]", ["no", "yes", "on", "off", "y"]),
         ("[0x10,0o7,1_0,1e3]", ["0x10", "0o7", 10, 1000.0]),
-        ("[12:30:00,2024-01-01]", ["12:30:00", "2024-01-01"]),
         ("[True,NULL,'true',\"null\"]", [True, None, "true", "null"]),
         ("['dog [small]',dog*,what?]", ["dog [small]", "dog*", "what?"]),
         ("[\"a, b\",'it\\'s']", ["a, b", "it's"]),
-        ("/a: b", "/a: b"),
         ("'~/x'", "~/x"),
-        ('"/x#1"', "/x#1"),
-        ("- a", "- a"),
-        ("@a", "@a"),
         ("a\\b", "a\\b"),
     ],
 )
@@ -583,15 +552,10 @@ def test_all_commands_read_a_value_alike(fit_config, value, expected):
     ("argument", "meant"),
     [
         ("data.path=~/x", "~/x"),
-        ("data.path=/a=b", "/a=b"),
-        ("data.path=/x#1", "/x#1"),
         ("data.path=/data/\u00e9t\u00e9", "/data/\u00e9t\u00e9"),
         ("data.path=it's", "it's"),
         ("data.path=/pets [new]", "/pets [new]"),
-        ("data.path=/a;b&c", "/a;b&c"),
-        ("data.path=(x)", "(x)"),
         ('data.path=/a "b"', '/a "b"'),
-        ("data.forget_classes=[\u72ac]", ["\u72ac"]),
         ("data.forget_classes=[3, dog [small],\u72ac]", [3, "dog [small]", "\u72ac"]),
     ],
 )
@@ -607,7 +571,7 @@ def test_what_has_to_be_quoted_is_shown_in_quotes(fit_config, argument, meant):
 
 @pytest.mark.parametrize(
     "argument",
-    ["data.forget_classes=[3", "data.path={x", 'data.path="x', "data.path='x", "data.path=${x", "=3", "x y=3"],
+    ["data.forget_classes=[3", 'data.path="x', "data.path=${x", "=3", "x y=3"],
 )
 def test_what_can_not_be_read_is_one_line(fit_config, argument):
     for read in (lambda item: compose("fit", [item]), lambda item: override(fit_config, [item])):

@@ -6,23 +6,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY
+from helpers import TINY_CLASSIFIER as CLASSIFIER
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
-from test_fit import TINY
-from test_fit_classifier import TINY as CLASSIFIER
 
-from safemax_pl import fit as fit_module
 from safemax_pl.classifier.architectures import ARCHITECTURES
 from safemax_pl.common import distributed, memory
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.config.schema import check_values
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.sampler import Sampler
-from safemax_pl.fit import check_memory, check_schedule
-from safemax_pl.fit_classifier import check_settings
-from safemax_pl.training.loop import make_optimizer
+from safemax_pl.training.experiment import check_memory
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import check_settings
+from safemax_pl.training.optimizer import check_schedule, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -31,50 +32,46 @@ def configs() -> dict[str, DictConfig]:
 
 
 HUGE = 99999999999999999999
-VALUES: list[tuple[str, list]] = [
-    ("seed", [-1, HUGE, None, 1.5, "abc", True]),
-    ("data.seed", [-1, HUGE]),
-    ("data.image_size", [0, -8, 100_000, "8"]),
-    ("data.channels", [0, 2, 4]),
-    ("data.forget_batch_size", [-4, None, 1.5, HUGE]),
-    ("data.retain_batch_size", [-1, None]),
-    ("data.calibration_fraction", [-0.1, 1, 2]),
-    ("data.path", [None, "", " ", 3, "a\0b"]),
-    ("data.cache_dir", [None, "", 3]),
-    ("runs_dir", [None, "", 3]),
-    ("model.path", [None, "", 3]),
-    ("classifier", [None, "", 3, ["a"]]),
-    ("second_classifier", [3, ["a"]]),
-    ("gradient_clip", [0, -1]),
-    ("evaluation", [None, 3]),
-    ("evaluation.final", [None, ["a"], 3]),
-    ("evaluation.batch_size", [0, -1, None, HUGE]),
-    ("evaluation.plans", [None, 3, ["quick"]]),
-    ("evaluation.plans.quick", [None, 3, "x"]),
-    ("evaluation.plans.quick.retain_total", [-5, None, 2.5, "many", 10**10]),
-    ("evaluation.plans.standard.forget_per_class", [-1, None, HUGE]),
-    ("trainer.max_steps", [-1, 0, None, 1.5, 1e3, HUGE]),
-    ("trainer.max_epochs", [0, -1]),
-    ("trainer.val_check_interval", [0, 0.5, -3, None]),
-    ("trainer.log_every_n_steps", [0, -1, None]),
-    ("trainer.num_sanity_val_steps", [2, -1]),
-    ("trainer.check_val_every_n_epoch", [1]),
-    ("trainer.use_distributed_sampler", [True]),
-    ("trainer.enable_progress_bar", ["3", None]),
-    ("trainer.benchmark", ["yes", 1]),
-    ("trainer.deterministic", ["foo"]),
-    ("trainer.num_nodes", [0]),
-    *((f"trainer.{name}", [2]) for name in ("gradient_clip_val", "accumulate_grad_batches", "min_steps", "callbacks")),
-    *((f"trainer.{name}", [2]) for name in ("fast_dev_run", "limit_test_batches", "limit_train_batches")),
-    *(
-        (f"trainer.{name}", [2])
-        for name in ("limit_val_batches", "overfit_batches", "barebones", "plugins", "max_time_")
-    ),
-    ("name", ["${nothing}"]),
-]
+VALUES: dict[str, list] = {
+    "seed": [-1, HUGE, None, 1.5, "abc", True],
+    "data.seed": [-1],
+    "data.image_size": [0, 100_000, "8"],
+    "data.channels": [2],
+    "data.forget_batch_size": [-4, None, HUGE],
+    "data.calibration_fraction": [-0.1, 1],
+    "data.path": [None, " ", 3, "a\0b"],
+    "data.cache_dir": [""],
+    "runs_dir": [None],
+    "model.path": [3],
+    "classifier": [None, ["a"]],
+    "second_classifier": [3],
+    "gradient_clip": [0],
+    "evaluation": [None, 3],
+    "evaluation.final": [["a"]],
+    "evaluation.batch_size": [0],
+    "evaluation.plans": [None, ["quick"]],
+    "evaluation.plans.quick": ["x"],
+    "evaluation.plans.quick.retain_total": [-5, "many", 10**10],
+    "evaluation.plans.standard.forget_per_class": [-1],
+    "trainer.max_steps": [-1, None, 1e3],
+    "trainer.max_epochs": [0],
+    "trainer.val_check_interval": [0.5],
+    "trainer.log_every_n_steps": [0],
+    "trainer.num_sanity_val_steps": [2],
+    "trainer.check_val_every_n_epoch": [1],
+    "trainer.use_distributed_sampler": [True],
+    "trainer.enable_progress_bar": ["3"],
+    "trainer.benchmark": ["yes"],
+    "trainer.deterministic": ["foo"],
+    "trainer.num_nodes": [0],
+    "trainer.accumulate_grad_batches": [2],
+    "trainer.fast_dev_run": [2],
+    "trainer.max_time_": [2],
+    "name": ["${nothing}"],
+}
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in VALUES for value in values])
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in VALUES.items() for value in values])
 def test_a_value_that_makes_no_sense_is_refused(configs, key, value):
     cfg = configs["fit"].copy()
     OmegaConf.update(cfg, key, value, merge=False, force_add=True)
@@ -104,9 +101,8 @@ def test_legal_values_pass(configs):
     check_values(cfg)
 
 
-HYDRA = ["data=null", "model=null", "trainer=null", "unlearner=null", "experiment=null", "logger=null", "=3", "~data"]
-HYDRA += ["~trainer.max_steps", "~evaluation.plans", "~data.path", "unlearner={a: 1}", "attack=x"]
-HYDRA += ["~model", "~sampler", "~trainer", "~seed", "~evaluation", "seed=${seed}", "evaluation=null"]
+HYDRA = ["data=null", "experiment=null", "=3", "~data", "~trainer.max_steps", "~data.path", "unlearner={a: 1}"]
+HYDRA += ["attack=x", "~model", "~seed", "seed=${seed}", "evaluation=null"]
 
 
 @pytest.mark.parametrize("mistake", HYDRA)
@@ -134,16 +130,13 @@ DATA = SimpleNamespace(image_shape=(1, 8, 8), num_classes=3)
 @pytest.mark.parametrize(
     "changes",
     [
-        *(
-            {"channels": widths}
-            for widths in ([0, 0], [8, 16], [], [-8, 16], [32, 10**9], [32, "x"], [32, 1.5], [12, 64])
-        ),
-        *({"blocks": blocks} for blocks in (0, -1, 10**6, None)),
-        *({"head_dim": size} for size in (0, -1, 7, 10**9)),
-        *({"norm_groups": groups} for groups in (0, 7, 64)),
-        *({"num_timesteps": steps} for steps in (0, -1, 10**12)),
-        *({"dropout": share} for share in (-0.1, 1, 2)),
-        *({"attention_at": sizes} for sizes in (["x"], [1.5])),
+        *({"channels": widths} for widths in ([0, 0], [8, 16], [], [32, 10**9], [32, "x"], [12, 64])),
+        *({"blocks": blocks} for blocks in (0, 10**6, None)),
+        *({"head_dim": size} for size in (0, 7)),
+        *({"norm_groups": groups} for groups in (0, 7)),
+        *({"num_timesteps": steps} for steps in (0, 10**12)),
+        *({"dropout": share} for share in (-0.1, 1)),
+        *({"attention_at": sizes} for sizes in (["x"],)),
     ],
     ids=str,
 )
@@ -156,9 +149,9 @@ def test_a_network_that_can_not_be_is_refused_before_it_is_built(changes, monkey
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *(("ResNet", {"widths": widths, "blocks": 1}) for widths in ([], [0, 0], [-1], [10**9], [1.5])),
+        *(("ResNet", {"widths": widths, "blocks": 1}) for widths in ([], [0, 0], [10**9])),
         *(("ResNet", {"widths": [4], "blocks": blocks}) for blocks in (0, 10**6)),
-        *(("ConvNet", {"widths": widths, "stem": 4}) for widths in ([], [0], [10**9])),
+        *(("ConvNet", {"widths": widths, "stem": 4}) for widths in ([], [10**9])),
         ("ConvNet", {"widths": [4], "stem": 0}),
         *(("Mixer", {"patch": 2, "width": width, "blocks": 1}) for width in (0, 10**9)),
         ("Mixer", {"patch": 2, "width": 4, "blocks": 0}),
@@ -170,7 +163,7 @@ def test_so_it_is_for_an_architecture(name, settings):
         partial(ARCHITECTURES[name], **settings)((1, 8, 8), 3)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"steps": -1}, {"eta": -1}, {"eta": 7}, {"eta": float("nan")}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"eta": 7}, {"eta": float("nan")}])
 def test_a_sampler_that_can_not_be_is_refused(changes):
     with pytest.raises(UserError, match=f"sampler.{next(iter(changes))}="):
         Sampler(**changes)
@@ -212,7 +205,7 @@ def test_batches_and_plans_beyond_all_memory_are_refused(evaluator, configs, mon
     model = build(configs["fit"].model, data=data)
     refused = pytest.raises(UserError, match=rf"{too_much}.* needs about \d+ GiB of memory, cpu has")
     with refused if too_much else nullcontext():
-        check_memory(data, model, evaluator, 1, torch.device("cpu"))
+        check_memory(data, model, evaluator)
 
 
 def test_nodes_that_nothing_starts_are_not_waited_for(monkeypatch):
@@ -268,11 +261,11 @@ def test_a_classifier_s_settings_are_checked_before_its_training(configs, change
 
 
 def test_everything_that_is_missing_is_asked_for_at_once_and_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "build", lambda *_, **__: pytest.fail("something was built"))
+    monkeypatch.setattr("safemax_pl.training.experiment.build", lambda *_, **__: pytest.fail("something was built"))
     place = [f"runs_dir={tmp_path}", "second_classifier=/none", f"data.path={tmp_path}/no"]
     cfg = compose("fit", ["experiment=cifar100_forget10", *place, "model.path=/nowhere", "classifier=/nothing"])
     with pytest.raises(UserError) as caught:
-        fit_module.fit(cfg, "run")
+        fit(cfg, "run")
     line = str(caught.value)
     assert line.startswith(f"4 things are missing: (1) data.path {tmp_path}/no does not exist")
     assert (

@@ -87,10 +87,9 @@ def transparent(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"),
-    [("PNG", "RGBA"), ("WEBP", "RGBA"), ("TIFF", "RGBA"), ("TGA", "RGBA"), ("GIF", "RGBA"), ("PNG", "LA")],
+    ("kind", "mode", "channels"),
+    [("PNG", "RGBA", 3), ("WEBP", "RGBA", 1), ("TIFF", "RGBA", 3), ("GIF", "RGBA", 1), ("PNG", "LA", 3)],
 )
-@pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_transparent_is_white(kind, mode, channels):
     seen: Counter[str] = Counter()
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -139,18 +138,17 @@ def test_a_change_of_channels_is_counted(mode, channels, note):
 # -- orientation, frames, size -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize(
-    ("orientation", "expected"),
+    ("kind", "orientation", "expected"),
     [
-        (1, ARROW),
-        (2, ARROW[:, ::-1]),
-        (3, ARROW[::-1, ::-1]),
-        (4, ARROW[::-1]),
-        (5, ARROW.transpose(1, 0, 2)),
-        (6, np.rot90(ARROW, -1)),
-        (7, np.rot90(ARROW, 2).transpose(1, 0, 2)),
-        (8, np.rot90(ARROW)),
+        ("PNG", 1, ARROW),
+        ("TIFF", 2, ARROW[:, ::-1]),
+        ("WEBP", 3, ARROW[::-1, ::-1]),
+        ("PNG", 4, ARROW[::-1]),
+        ("TIFF", 5, ARROW.transpose(1, 0, 2)),
+        ("WEBP", 6, np.rot90(ARROW, -1)),
+        ("PNG", 7, np.rot90(ARROW, 2).transpose(1, 0, 2)),
+        ("TIFF", 8, np.rot90(ARROW)),
     ],
 )
 def test_images_are_turned_as_their_exif_says(kind, orientation, expected):

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from test_networks import toy_data
+from helpers import toy_data
 from torch import Tensor, nn
 
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion import group_norm, unet
 from safemax_pl.diffusion.group_norm import GroupNorm
 from safemax_pl.diffusion.saved_model import pretrained, weights_digest
@@ -64,7 +65,7 @@ def calls(monkeypatch) -> list[tuple[bool, set[torch.dtype]]]:
             return PLAIN(x, groups, weight, bias, eps)
 
     monkeypatch.setattr(F, "group_norm", ruled)
-    monkeypatch.setattr(group_norm, "WIDENING", ("cpu",))
+    monkeypatch.setattr(group_norm, "FLOAT32_DEVICES", ("cpu",))
     return found
 
 
@@ -79,7 +80,7 @@ def test_every_norm_of_a_network_is_ours_also_in_copies(make):
 
 @pytest.mark.parametrize("make", [attentive, digits])
 def test_float32_is_as_before_bit_for_bit(make, monkeypatch):
-    monkeypatch.setattr(group_norm, "WIDENING", ("cpu",))
+    monkeypatch.setattr(group_norm, "FLOAT32_DEVICES", ("cpu",))
     model = copy.deepcopy(make())  # what was loaded from a file lies elsewhere in memory, which matters to kernels
     assert model.unet.state_dict().keys() == UNet2DModel.from_config(model.unet.config).state_dict().keys()
     assert weights_digest(model) == weights_digest(plain(model))
@@ -118,7 +119,7 @@ def test_the_gradient_is_about_as_exact_as_that_of_plain_autocast(make, most, ca
 
 
 def test_compilation_needs_no_break(monkeypatch):
-    monkeypatch.setattr(group_norm, "WIDENING", ("cpu",))
+    monkeypatch.setattr(group_norm, "FLOAT32_DEVICES", ("cpu",))
     norm, x = GroupNorm(2, 4), torch.randn(2, 4, 3, 3, dtype=torch.bfloat16)
     nn.init.normal_(norm.weight)
     with torch.autocast("cpu", torch.bfloat16):

@@ -12,13 +12,13 @@ from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.diffusion import unet
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.diffusion.sampler import Sampler
 
 # diffusers' DPM-Solver calls np.array on a tensor, which numpy 2 dislikes; nothing of ours
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-PREDICTIONS = ("epsilon", "x_0", "v")
 SHAPE = (1, 4, 4)
 MEAN, STD = 0.3, 0.5  # of the Gaussian "data set" whose optimal denoiser is known
 
@@ -105,9 +105,10 @@ def test_guidance_without_a_null_label_names_the_setting():
 # -- samplers against diffusers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("total", "steps"), [(100, 100), (1000, 50), (1000, 125), (1000, 8)])
+@pytest.mark.parametrize(
+    ("total", "steps", "prediction", "clip"),
+    [(100, 100, "epsilon", False), (1000, 125, "x_0", False), (1000, 50, "v", True), (1000, 8, "epsilon", True)],
+)
 def test_ancestral_steps_are_those_of_diffusers_with_the_large_variance(monkeypatch, total, steps, prediction, clip):
     diffusion = Diffusion(prediction=prediction, num_timesteps=total)
     labels, seeds = rows_of(4)
@@ -124,9 +125,15 @@ def test_ancestral_steps_are_those_of_diffusers_with_the_large_variance(monkeypa
     torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("prediction", "spacing"), [("epsilon", "leading"), ("v", "trailing"), ("x_0", "leading")])
+@pytest.mark.parametrize(
+    ("prediction", "spacing", "eta", "clip"),
+    [
+        ("epsilon", "leading", 0.0, False),
+        ("epsilon", "leading", 1.0, True),
+        ("v", "trailing", 0.5, False),
+        ("x_0", "leading", 0.0, True),
+    ],
+)
 def test_ddim_steps_are_those_of_diffusers(prediction, spacing, eta, clip):
     diffusion = Diffusion(prediction=prediction)
     labels, seeds = rows_of(4)
@@ -145,19 +152,12 @@ def test_ddim_steps_are_those_of_diffusers(prediction, spacing, eta, clip):
     torch.testing.assert_close(ours, x)
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"clip_sample": True, "variance_type": "fixed_large", "timestep_spacing": "trailing"},
-        {"thresholding": True},
-        {"steps_offset": 1},
-    ],
-    ids=lambda extra: ",".join(extra),
-)
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver"])
-def test_sampling_settings_of_a_foreign_scheduler_do_not_change_the_images(name, extra):
+def test_sampling_settings_of_a_foreign_scheduler_do_not_change_the_images(name):
     """A scheduler's file describes the process; how images are made from it is the sampler's to say."""
-    foreign = Diffusion.from_scheduler(DDPMScheduler(**{"clip_sample": False, **extra}))
+    settings = {"clip_sample": True, "variance_type": "fixed_large", "timestep_spacing": "trailing"}
+    settings |= {"thresholding": True, "steps_offset": 1}
+    foreign = Diffusion.from_scheduler(DDPMScheduler(**settings))
     labels, seeds = rows_of(3)
     ours, theirs = (
         Sampler(name, 10).sample(diffusion, curved, labels, seeds, SHAPE) for diffusion in (Diffusion(), foreign)
@@ -165,8 +165,7 @@ def test_sampling_settings_of_a_foreign_scheduler_do_not_change_the_images(name,
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver"])
-@pytest.mark.parametrize("schedule", ["scaled_linear", "sigmoid"])
+@pytest.mark.parametrize(("schedule", "name"), [("scaled_linear", "ddpm"), ("sigmoid", "dpm_solver")])
 def test_any_schedule_that_diffusers_trains_with_can_be_sampled(schedule, name):
     scheduler = DDPMScheduler(beta_schedule=schedule)
     labels, seeds = rows_of(3)
@@ -177,9 +176,17 @@ def test_any_schedule_that_diffusers_trains_with_can_be_sampled(schedule, name):
 # -- samplers against closed forms -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("schedule", "name", "prediction"),
+    [
+        ("cosine", "ddpm", "epsilon"),
+        ("linear", "ddpm", "x_0"),
+        ("linear", "ddim", "v"),
+        ("cosine", "ddim", "x_0"),
+        ("cosine", "dpm_solver", "v"),
+        ("linear", "dpm_solver", "x_0"),
+    ],
+)
 def test_every_sampler_reproduces_the_law_of_gaussian_data(schedule, name, prediction):
     diffusion = Diffusion(schedule, prediction)
     labels, seeds = rows_of(128)
@@ -233,9 +240,8 @@ def test_dpm_solver_needs_few_steps():
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
-@pytest.mark.parametrize("steps", [7, 30])
-def test_any_number_of_steps_makes_images(name, steps):
-    diffusion = Diffusion()
+def test_any_number_of_steps_makes_images(name):
+    diffusion, steps = Diffusion(), 7
     labels, seeds = rows_of(64)
     denoise, calls = recorded(gaussian_denoiser(diffusion))
     images = Sampler(name, steps).sample(diffusion, denoise, labels, seeds, (1, 8, 8))
@@ -244,8 +250,7 @@ def test_any_number_of_steps_makes_images(name, steps):
     assert images.std().item() == pytest.approx(STD, rel=0.4)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize(("name", "spacing"), [("ddpm", "leading"), ("ddim", "trailing"), ("dpm_solver", "leading")])
 def test_every_sampler_can_use_all_timesteps(name, spacing):
     diffusion = Diffusion(num_timesteps=100)
     labels, seeds = rows_of(2)
@@ -256,7 +261,7 @@ def test_every_sampler_can_use_all_timesteps(name, spacing):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
-@pytest.mark.parametrize("steps", [1, 7, 30, 100, 500, 501])
+@pytest.mark.parametrize("steps", [1, 30, 501])
 def test_sampling_starts_where_nearly_nothing_is_left_of_the_image_or_is_refused(name, steps):
     """x_T is pure noise: a network that is first called in the middle of the process gets what it never saw."""
     diffusion = Diffusion()
@@ -275,8 +280,7 @@ def test_sampling_starts_where_nearly_nothing_is_left_of_the_image_or_is_refused
         assert a.item() < 0.1, f"the first of {steps} steps is t = {caught.value.args[0].item()}"
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize(("name", "spacing"), [("ddpm", "trailing"), ("ddim", "leading"), ("dpm_solver", "trailing")])
 def test_the_last_step_returns_the_predicted_image_without_noise(name, spacing):
     diffusion = Diffusion(prediction="x_0")
     labels, seeds = rows_of(4)
@@ -285,8 +289,7 @@ def test_the_last_step_returns_the_predicted_image_without_noise(name, spacing):
     torch.testing.assert_close(images, calls[-1][3], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize(("name", "prediction"), [("ddpm", "epsilon"), ("ddim", "v"), ("dpm_solver", "x_0")])
 def test_clipping_keeps_images_in_range(name, prediction):
     diffusion = Diffusion(prediction=prediction)
     labels, seeds = rows_of(4)

@@ -8,17 +8,18 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers import history, tiny
 from safetensors.torch import load_file
-from test_fit import history, tiny
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.compose import build, compose
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.config.saved import read_config
 from safemax_pl.diffusion.trainable import LoRA, Parts, matching, trainable
-from safemax_pl.evaluate import evaluate
-from safemax_pl.fit import fit
 from safemax_pl.reports.load import read
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -216,8 +217,8 @@ MISTAKES = {
     ("parameters=lora", "unlearner=salun"): "SalUn weighs the base model's weights",
     ("parameters=lora", "unlearner=sfr_on"): "SFROn weighs the base model's weights",
     ("parameters=lora", "unlearner=selective_amnesia"): "SelectiveAmnesia weighs the base model's weights",
-    ("parameters=embeddings", "unlearner=retrain"): "what does not move would stay random: give parameters=all",
-    ("parameters=lora", "unlearner=retrain"): "what does not move would stay random: give parameters=all",
+    ("parameters=embeddings", "unlearner=retrain"): "frozen ones would stay random: give parameters=all",
+    ("parameters=lora", "unlearner=retrain"): "frozen ones would stay random: give parameters=all",
     ("parameters=embeddings", "model=unet_digits"): "a fit from random weights has to move all of them",
 }
 

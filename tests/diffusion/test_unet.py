@@ -7,29 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers import toy_data
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import build, compose
-from safemax_pl.data.sources import Source, Split
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import pretrained, save_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def toy_data(channels: int = 1, size: int = 8, class_names: str = "abc", name: str = "toy") -> SimpleNamespace:
-    """What networks.py reads of a data module, without images behind it."""
-    return SimpleNamespace(
-        name=name,
-        image_shape=(channels, size, size),
-        class_names=list(class_names),
-        num_classes=len(class_names),
-        path="toy/path",
-        source=Source(*2 * [Split(*torch.zeros(3, 1, dtype=torch.long))], list(class_names), [], "0" * 12, "1" * 12),
-    )
 
 
 def tiny(data: SimpleNamespace, prediction: str = "epsilon", schedule: str = "linear") -> unet.Model:

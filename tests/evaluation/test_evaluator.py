@@ -27,8 +27,9 @@ from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluation.evaluator import PROTOCOL_VERSION, Evaluator, NoiseImages
-from safemax_pl.evaluation.metric_suite import Scores
+from safemax_pl.evaluation.evaluator import PROTOCOL_VERSION, Evaluator
+from safemax_pl.evaluation.generation import NoiseImages
+from safemax_pl.evaluation.metric_suite import MetricSuite
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics
 from safemax_pl.evaluation.metrics.reference import Reference
 from safemax_pl.evaluation.scoring import score
@@ -277,7 +278,9 @@ def test_no_more_images_than_neighbours_have_no_precision_and_recall(evaluator, 
     assert all(value == value for name, value in result.items() if name != "per_class")
 
 
-def ranks_of(evaluator: Evaluator, plan: SamplingPlan, shards: list[Tensor], make_images: nn.Module) -> list[Scores]:
+def ranks_of(
+    evaluator: Evaluator, plan: SamplingPlan, shards: list[Tensor], make_images: nn.Module
+) -> list[MetricSuite]:
     """The scores of two ranks that have seen their rows, and get the other's states when they sync."""
     distributed = [evaluator.scores(plan) for _ in shards]
     for scores, shard in zip(distributed, shards, strict=True):

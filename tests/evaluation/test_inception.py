@@ -20,7 +20,8 @@ from safemax_pl.data.sources import Split
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.evaluation.evaluator import Evaluator, NoiseImages
+from safemax_pl.evaluation.evaluator import Evaluator
+from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.inception import Inception
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics, frechet_distance
 from safemax_pl.evaluation.scoring import score

@@ -1,27 +1,27 @@
 """The same command on other data, another base model or another classifier is refused, whatever the path says."""
 
-from safemax_pl.diffusion.saved_model import pretrained, save_model
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY_CLASSIFIER as CLASSIFIER
+from helpers import tiny
 from PIL import Image
-from test_fit import tiny
-from test_fit_classifier import TINY as CLASSIFIER
 
 from safemax_pl import fit as fit_module
-from safemax_pl.runs import identity
-from safemax_pl.diffusion import unet
-from safemax_pl.data import sources
 from safemax_pl.classifier.model import Classifier
-from safemax_pl.config.compose import build, compose
 from safemax_pl.common.errors import UserError
-from safemax_pl.evaluate import evaluate
 from safemax_pl.common.files import PROJECT
-from safemax_pl.fit import fit
-from safemax_pl.fit_classifier import fit_classifier
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
+from safemax_pl.data import sources
+from safemax_pl.diffusion.saved_model import pretrained, save_model
+from safemax_pl.runs import identity
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
+from safemax_pl.training.fit_classifier import fit_classifier
 from safemax_pl.training.module import UnlearningModule
 
 COLUMNS = {"image": "image", "label": "label", "superclass": None}
@@ -106,7 +106,10 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
     base, classifier = tmp_path / "base", tmp_path / "classifier"
     shutil.copytree(PROJECT / "weights/digits", base)
     shutil.copytree(PROJECT / "weights/digits/classifier", classifier)
-    for path in (base / "data.json", classifier / "config.json"):  # as of models from before 0.3.0 and by others: no record
+    for path in (
+        base / "data.json",
+        classifier / "config.json",
+    ):  # as before 0.3.0 and of others
         content = json.loads(path.read_text())
         content.pop("fingerprint", None)
         content.get("info", {}).pop("data", None)

@@ -15,8 +15,10 @@ import pytest
 import wandb
 from wandb.sdk import wandb_init, wandb_setup
 
-from safemax_pl.runs import loggers
-from safemax_pl.runs.loggers import CSVHistory, ForgivingWandb, _wandb_id, end_wandb, ending_wandb, wandb_logger
+from safemax_pl.runs import wandb_process
+from safemax_pl.runs.forgiving_wandb import ForgivingWandb, end_wandb, ending_wandb, wandb_logger
+from safemax_pl.runs.loggers import CSVHistory
+from safemax_pl.runs.wandb_process import end_service, wandb_id, within
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -201,8 +203,8 @@ def test_a_run_is_called_as_its_folder(offline):
 
 def test_a_resumed_run_has_the_same_id_and_another_folder_has_another(tmp_path):
     (tmp_path / "a").mkdir()
-    first = _wandb_id(tmp_path / "a")
-    assert _wandb_id(tmp_path / "a") == first != _wandb_id(tmp_path / "b")
+    first = wandb_id(tmp_path / "a")
+    assert wandb_id(tmp_path / "a") == first != wandb_id(tmp_path / "b")
 
 
 def test_a_disabled_service_prints_and_writes_nothing(without_account, tmp_path, monkeypatch, capsys):
@@ -256,7 +258,7 @@ def servers() -> Iterator[dict[str, str]]:
 
         return Handler
 
-    for answer in ("401", "403", "404", "500", "hang"):
+    for answer in ("401", "500", "hang"):
         running[answer] = ThreadingHTTPServer(("127.0.0.1", 0), handler(answer))
         running[answer].daemon_threads = True
         threading.Thread(target=running[answer].serve_forever, args=(0.05,), daemon=True).start()
@@ -270,21 +272,13 @@ def servers() -> Iterator[dict[str, str]]:
 TROUBLE = {
     "unreachable": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, {}, "CommError"),
     "401": ({"WANDB_BASE_URL": "http://{401}"}, {}, "401"),
-    "403": ({"WANDB_BASE_URL": "http://{403}"}, {}, "403"),
-    "404": ({"WANDB_BASE_URL": "http://{404}"}, {}, "404"),
     "500": ({"WANDB_BASE_URL": "http://{500}"}, {}, "CommError"),
     "a server that never answers": ({"WANDB_BASE_URL": "http://{hang}"}, {}, "CommError"),
-    "no TLS": ({"WANDB_BASE_URL": "https://user:secret@{500}"}, {}, "CommError"),
     "no URL": ({"WANDB_BASE_URL": "nonsense"}, {}, "nonsense"),
     "a short key": ({"WANDB_API_KEY": "abc"}, {}, "must have 40+ characters, has 3"),
-    "no key of letters": ({"WANDB_API_KEY": "!" * 40}, {}, "may only contain"),
-    "a key with a blank": ({"WANDB_API_KEY": f" {KEY}"}, {}, "whitespace"),
     "online without a key": ({"WANDB_API_KEY": "", "WANDB_MODE": "online"}, {}, "no API key"),
-    "a mode that is none": ({"WANDB_MODE": "nonsense"}, {}, "nonsense"),
-    "a number that is none": ({"WANDB_HTTP_TIMEOUT": "soon"}, {}, "soon"),
     "a service that is no more": ({"WANDB_SERVICE": "3-1-unix-/nowhere"}, {}, ""),
     "a project's path": ({}, {"project": "team/p"}, "Invalid project name 'team/p'"),
-    "a long project": ({"WANDB_MODE": "offline"}, {"project": "p" * 200}, "exceeded 128 characters"),
     "no texts": ({"WANDB_MODE": "offline"}, {"project": 5, "entity": 6, "group": 7}, "string"),
 }
 
@@ -295,7 +289,7 @@ def test_whatever_stands_in_the_way_the_run_is_logged_offline(
 ):
     environment, names, words = TROUBLE[trouble]
     if words == "CommError":  # the server is tried again until then; the offline start has its own limit
-        monkeypatch.setattr(loggers, "INIT_TIMEOUT", 1)
+        monkeypatch.setattr(wandb_process, "INIT_TIMEOUT", 1)
     address = re.compile(r"\{(.*)\}")
     for name, value in {"WANDB_API_KEY": KEY, **environment}.items():
         monkeypatch.setenv(name, address.sub(lambda found: servers[found[1]], value))
@@ -304,13 +298,13 @@ def test_whatever_stands_in_the_way_the_run_is_logged_offline(
     assert {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} == before
     logger.log_metrics({"loss": 0.25}, step=7)
     logger.finish()
-    loggers._end_service()  # W&B's own process writes the record, and has done so when it has ended
+    end_service()  # W&B's own process writes the record, and has done so when it has ended
     printed = capfd.readouterr()
     assert printed.out.startswith("W&B: ") and words in printed.out and ", logging offline; send it" in printed.out
     assert printed.out.count("\n") == 1 and printed.err == ""
     assert KEY not in printed.out and "secret" not in printed.out
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert record.stem == f"run-{_wandb_id(tmp_path)}" and b"loss" in record.read_bytes()
+    assert record.stem == f"run-{wandb_id(tmp_path)}" and b"loss" in record.read_bytes()
 
 
 def test_where_nothing_can_be_written_wandb_is_off_and_says_so(without_account, tmp_path, monkeypatch, capfd):
@@ -335,8 +329,8 @@ def test_the_end_of_wandbs_process_is_not_the_fits(without_account, tmp_path, mo
         if number == signal.SIGKILL:
             process.wait()
         else:  # only now, as a process that is not stopped may need longer
-            patch.setattr(loggers, "PATIENCE", 1)
-            patch.setattr(loggers, "GRACE", 1)
+            patch.setattr(wandb_process, "PATIENCE", 1)
+            patch.setattr(wandb_process, "GRACE", 1)
         for step in range(10_000):  # until the pipe is full
             logger.log_metrics({"loss": 1.0, "x" * 99: 1.0}, step)
         logger.summarize({"a": 1})
@@ -349,7 +343,7 @@ def test_the_end_of_wandbs_process_is_not_the_fits(without_account, tmp_path, mo
     assert printed.out.count("\n") == 1 and f"wandb sync {tmp_path}/first/wandb/offline-run-" in printed.out
     assert printed.err == "" and process.wait() != 0
     second = wandb_logger(tmp_path / "second", "p")
-    assert second.experiment.id == _wandb_id(tmp_path / "second") and second.on
+    assert second.experiment.id == wandb_id(tmp_path / "second") and second.on
     second.finish()
 
 
@@ -392,7 +386,7 @@ def test_a_call_that_hangs_is_left():
         ended.set()
 
     with pytest.raises(TimeoutError, match=r"no answer within 0.1 s"):
-        loggers._within(0.1, hang)
+        within(0.1, hang)
     assert not ended.is_set()
     over.set()
 
@@ -400,4 +394,4 @@ def test_a_call_that_hangs_is_left():
 @pytest.mark.parametrize("content", [b"", b"a/b", b"\xff"])
 def test_a_damaged_id_is_replaced(tmp_path, content):
     (tmp_path / "wandb_id").write_bytes(content)
-    assert re.fullmatch("[0-9a-f]{32}", _wandb_id(tmp_path)) and _wandb_id(tmp_path) == _wandb_id(tmp_path)
+    assert re.fullmatch("[0-9a-f]{32}", wandb_id(tmp_path)) and wandb_id(tmp_path) == wandb_id(tmp_path)

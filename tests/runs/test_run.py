@@ -8,10 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from safemax_pl import __version__
-from safemax_pl.config.compose import command, compose
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
-from safemax_pl.runs.run import Run, provenance
+from safemax_pl.config.command_line import command
+from safemax_pl.config.compose import compose
+from safemax_pl.runs.provenance import provenance
+from safemax_pl.runs.run import Run
 
 
 def config(**changes: object):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from helpers import TINY, history
 from safetensors.torch import load_file
-from test_fit import TINY, history
 
 from safemax_pl.common.files import PROJECT
 

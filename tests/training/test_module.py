@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers import tiny
 from safetensors.torch import load_file
-from test_fit import tiny
 
-from safemax_pl.fit import fit
+from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
 
@@ -63,7 +63,8 @@ def test_the_gradient_is_clipped(tmp_path, monkeypatch):
 def test_priors_are_computed_once_and_their_cost_is_told_by_every_run(tmp_path):
     costs = []
     for name in ("first", "second"):
-        folder = fit(tiny(tmp_path, "unlearner=salun", "trainer.max_steps=1", "trainer.val_check_interval=1"), name)
+        overrides = ["unlearner=salun", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+        folder = fit(tiny(tmp_path, *overrides, f"data.cache_dir={tmp_path}/cache"), name)
         costs.append(json.loads((folder / "metrics.json").read_text())["cost"])
     assert costs[0]["preparation_seconds"] == costs[1]["preparation_seconds"] > 0
     assert costs[0]["preparation_flops"] == costs[1]["preparation_flops"] > 1e8

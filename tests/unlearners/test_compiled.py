@@ -3,22 +3,21 @@
 The backend counts graphs and runs them as they are: the weights are bitwise those of an eager fit.
 """
 
+from functools import partial
+
 import pytest
 import torch
+from bench import Bench, small_network
 from lightning import Callback, Trainer
-from test_contract import Bench
 from torch._dynamo.testing import CompileCounter
 
-from safemax_pl.diffusion import unet
-from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.training.compilation import Compilation
 from safemax_pl.training.cost import COUNTED_STEPS, Cost
 
 EAGER = [0] * COUNTED_STEPS  # the steps that count FLOPs
-# Graphs after every step. A method of one pass is in tests/test_compilation.py; the others are made of such passes.
+# Graphs after every step. Methods of one pass are in tests/training/test_compilation.py; the others are made of such.
 GRAPHS = {
     "sfr_on": [*EAGER, 1, 2, 2, 2],  # two kinds of steps in turn
-    "erasediff": [*EAGER, 4, 4, 4, 4],  # two batches; one of them with other weights, with and without gradients
     "safemax_robust": [*EAGER, 4, 4, 4, 4],  # the student, the teacher, and weights that are no leaves
 }
 
@@ -39,8 +38,7 @@ def fit(make_data, make_module, tmp_path):
 
     def run(method, compiled):
         data = make_data((1,), forget_batch_size=4, retain_batch_size=6)
-        bench = Bench(method, data, "epsilon", tmp_path)
-        bench.student, bench.teacher = small_network(data).train(), Frozen(small_network(data))
+        bench = Bench(method, data, tmp_path, partial(small_network, dropout=0.1))
         module = make_module(bench.student, bench.teacher, bench.start(), data)
         cost, graphs = Cost(10, compiled=compiled), Graphs(CompileCounter())
         unets = [bench.student.unet, bench.teacher.network.unet] if compiled else []
@@ -56,12 +54,6 @@ def fit(make_data, make_module, tmp_path):
         return list(bench.student.parameters()), graphs.numbers
 
     return run
-
-
-def small_network(data) -> unet.Model:
-    """With dropout, and of few operations: tracing takes long."""
-    torch.manual_seed(0)
-    return unet.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.1, 4, 2)
 
 
 @pytest.mark.parametrize("method", GRAPHS)

@@ -11,7 +11,7 @@ from torch import nn
 from safemax_pl.common import rng
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.base import Losses
-from safemax_pl.unlearners.gradients import base_gradients, gradients, norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.gradients import gradients, norm, original_gradients, separate_gradients, set_gradients
 from safemax_pl.unlearners.losses import (
     denoising_loss,
     distillation_loss,
@@ -120,19 +120,19 @@ def test_random_substitutes_are_all_the_retain_classes_about_equally_often(make_
     assert drawn.bincount(minlength=4).tolist() == pytest.approx([2000, 0, 2000, 2000], abs=150)
 
 
-def test_base_gradients_are_those_at_the_weights_of_the_teacher(task, batch):
+def test_original_gradients_are_those_at_the_weights_of_the_teacher(task, batch):
     base = copy.deepcopy(task.teacher.network).requires_grad_()
     x_t, eps, t = task.diffusion.noised(batch)
     F.mse_loss(base(x_t, t, batch.labels), eps).backward()
-    gradients = base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
+    gradients = original_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
     for gradient, (name, parameter) in zip(gradients, task.student.named_parameters(), strict=True):
         assert gradient.shape == parameter.shape
         torch.testing.assert_close(gradient, base.get_parameter(name).grad)
 
 
-def test_base_gradients_leave_no_trace(task, batch):
+def test_original_gradients_leave_no_trace(task, batch):
     before = copy.deepcopy(task.teacher.network.state_dict())
-    base_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
+    original_gradients(task, lambda base: denoising_loss(base, batch, batch.labels))
     for network in (task.student, task.teacher.network):
         assert all(parameter.grad is None for parameter in network.parameters())
     assert not any(parameter.requires_grad for parameter in task.teacher.network.parameters())

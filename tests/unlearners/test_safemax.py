@@ -9,15 +9,12 @@ import torch.nn.functional as F
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import Diffusion
-from safemax_pl.diffusion.sampler import guided
-from safemax_pl.diffusion.trainable import Parts
 from safemax_pl.unlearners.retain_only import RetainOnly
 from safemax_pl.unlearners.safemax import SAFEMax
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
-
-PREDICTIONS = ("epsilon", "x_0", "v")
 
 
 def safemax(**settings) -> SAFEMax:
@@ -52,9 +49,10 @@ def test_without_guidance_the_target_itself_is_taught(task, forget):
     assert torch.equal(taught, target(task.diffusion, x_t, t, forget.keys))
 
 
-@pytest.mark.parametrize("target", [MaxEntropyTarget(1.0), IdentityTarget(), FreshNoiseTarget()])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("guidance", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("guidance", "prediction", "target"),
+    [(0.5, "epsilon", MaxEntropyTarget(1.0)), (2.0, "x_0", IdentityTarget()), (2.0, "v", FreshNoiseTarget())],
+)
 def test_the_guided_prediction_of_a_perfect_student_is_the_target(
     make_model, make_task, forget, guidance, prediction, target
 ):
@@ -96,8 +94,7 @@ def test_no_guidance_needs_no_null_label(make_pointwise, make_task, forget, reta
 # -- the two losses ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draw", ["weight", "density"])
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
+@pytest.mark.parametrize(("guidance", "draw"), [(0.0, "weight"), (2.0, "density")])
 def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain, guidance, draw):
     gate = TimestepGate(3.0, [5, 90], draw)
     unlearner = safemax(gate=gate, guidance=guidance)
@@ -124,9 +121,8 @@ def test_the_distilled_retain_loss_is_the_distance_from_the_teacher(task, forget
     assert actual > 1e-4
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_distilled_retain_loss_starts_at_zero(make_pointwise, make_task, forget, retain, prediction):
-    task = make_task(make_pointwise(Diffusion(prediction=prediction, num_timesteps=100)).eval())
+def test_the_distilled_retain_loss_starts_at_zero(make_pointwise, make_task, forget, retain):
+    task = make_task(make_pointwise(Diffusion(num_timesteps=100)).eval())
     assert safemax(retain_loss="distill").losses(task, forget, retain).retain == 0
 
 
@@ -136,9 +132,8 @@ def test_the_distilled_retain_loss_of_a_network_starts_at_zero(make_model, make_
     assert safemax(retain_loss="distill").losses(task, forget, retain).retain < 1e-10
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_denoising_retain_loss_is_the_plain_one(make_model, make_task, forget, retain, prediction):
-    task = make_task(make_model(prediction=prediction))
+def test_the_denoising_retain_loss_is_the_plain_one(make_model, make_task, forget, retain):
+    task = make_task(make_model(prediction="v"))
     unlearner = safemax(retain_loss="denoise")
     actual = unlearner.losses(task, forget, retain).retain
     x_t, eps, t = task.diffusion.noised(retain)
@@ -157,11 +152,6 @@ def test_the_denoising_retain_loss_does_without_the_teacher(task, forget, retain
 def test_an_unknown_retain_loss_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match=r"unlearner\.retain_loss.*did you mean 'distill'"):
         safemax(retain_loss="distil")
-
-
-def test_losses_are_finite_scalars(task, forget, retain):
-    losses = safemax(guidance=2.0).losses(task, forget, retain)
-    assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses)
 
 
 # -- one mixed batch ---------------------------------------------------------------------------------------------------
@@ -200,15 +190,6 @@ def test_forget_timesteps_come_from_the_gate_and_retain_timesteps_from_everywher
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"retain_loss": "denoise"}])
-def test_gradients_reach_every_weight_of_the_student_and_none_of_the_teacher(task, forget, retain, settings):
-    unlearner = safemax(**settings)
-    unlearner.backward(task, unlearner.losses(task, forget, retain))
-    assert all(torch.isfinite(p.grad).all() for p in task.student.parameters())
-    assert sum(p.grad.square().sum() for p in task.student.parameters()) > 0
-    assert all(p.grad is None for p in task.teacher.network.parameters())
-
-
 def test_no_gradient_passes_through_what_is_taught(make_pointwise, make_task, forget, retain):
     """d/ds mean (s x + …  − target)²: the target must count as a constant."""
     task = make_task(make_pointwise(Diffusion(num_timesteps=100)))
@@ -231,21 +212,8 @@ def test_the_weights_multiply_the_gradients_of_the_two_losses(task, forget, reta
     torch.testing.assert_close(both, 0.5 * gradient(1.0, 0.0) + 3.0 * gradient(0.0, 1.0), rtol=1e-3, atol=1e-5)
 
 
-def test_training_leaves_the_teacher_as_it_was(task, forget, retain):
-    before = copy.deepcopy(task.teacher.network.state_dict())
-    optimizer = torch.optim.Adam(task.student.parameters(), lr=1e-2)
-    unlearner = safemax(guidance=1.0)
-    for _ in range(2):
-        optimizer.zero_grad()
-        unlearner.backward(task, unlearner.losses(task, forget, retain))
-        optimizer.step()
-    after = task.teacher.network.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch, prediction):
-    task = make_task(make_model(prediction=prediction).train())
+def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch):
+    task = make_task(make_model().train())
     optimizer = torch.optim.Adam(task.student.parameters(), lr=5e-3)
     unlearner = safemax(retain_weight=1.0)
     forget, retain = make_batch([1], 8), make_batch([0, 2, 3], 8, seed=1)
@@ -257,99 +225,6 @@ def test_a_few_steps_lower_the_forget_loss(make_model, make_task, make_batch, pr
         unlearner.backward(task, losses)
         optimizer.step()
     assert history[-1] < 0.5 * history[0]
-
-
-# -- defences ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"clean_null": True, "label_dropout": 0.0}, r"clean_null.*label_dropout > 0"),
-        ({"inner_steps": -1}, r"unlearner\.inner_steps=-1"),
-        ({"inner_steps": 1, "inner_lr": 0.0}, r"inner_lr=0"),
-    ],
-)
-def test_settings_of_defences_are_checked(settings, message):
-    with pytest.raises(UserError, match=message):
-        safemax(**settings)
-
-
-def test_a_clean_null_label_needs_a_null_label(make_pointwise):
-    with pytest.raises(UserError, match=r"unlearner\.clean_null needs a model with a null label"):
-        safemax(clean_null=True).check(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
-
-
-@pytest.mark.parametrize("settings", [{"clean_null": True}, {"inner_steps": 2}])
-def test_a_defence_changes_the_losses_and_its_gradients_are_finite(task, forget, retain, settings):
-    plain, unlearner = safemax(label_dropout=0.5), safemax(label_dropout=0.5, **settings)
-    losses = unlearner.losses(task, forget, retain)
-    assert losses != plain.losses(task, forget, retain)
-    unlearner.backward(task, losses)
-    assert all(torch.isfinite(p.grad).all() for p in task.student.parameters())
-
-
-def test_a_clean_null_label_is_taught_by_the_images_and_other_labels_by_the_teacher(task, forget, retain):
-    unlearner = safemax(clean_null=True, label_dropout=0.5)
-    actual = unlearner.losses(task, forget, retain).retain
-    x_t, eps, t = task.diffusion.noised(retain)
-    labels = unlearner.drop_labels(task, retain)
-    null = labels == task.null_label
-    assert null.any() and not null.all()
-    taught = task.teacher(x_t, t, labels)
-    taught[null] = eps[null]
-    torch.testing.assert_close(actual, F.mse_loss(task.student(x_t, t, labels), taught))
-
-
-def test_the_inner_steps_relearn_the_class(task, forget):
-    """They lower the loss of the class, by sign steps of the given size, and leave the student as it is."""
-    before = copy.deepcopy(task.student.state_dict())
-    weights = safemax(inner_steps=5, inner_lr=1e-3).relearned(task, forget)
-    moved = torch.cat([(weights[name] - before[name]).flatten().abs() for name in before])
-    assert 1e-3 < moved.max() <= 5e-3 + 1e-6
-    assert all(torch.equal(before[name], value) for name, value in task.student.state_dict().items())
-
-    x_t, eps, t = task.diffusion.noised(forget)
-    relearned = torch.func.functional_call(task.student, weights, (x_t, t, forget.labels))
-    assert F.mse_loss(relearned, eps) < F.mse_loss(task.student(x_t, t, forget.labels), eps)
-
-
-def test_a_step_of_relearning_has_the_given_size_along_the_sign_of_every_gradient(task, forget):
-    """θ − lr · sign ∇L_ε(θ), the loss drawn with the keys of an attacker."""
-    x_t, eps, t = task.diffusion.noised(forget._replace(keys=rng.combine(forget.keys, Stream.ATTACK, 0)))
-    loss = F.mse_loss(task.student(x_t, t, forget.labels), eps)
-    gradients = torch.autograd.grad(loss, list(task.weights.values()))
-    weights = safemax(inner_steps=1, inner_lr=1e-2).relearned(task, forget)
-    for (name, weight), gradient in zip(task.weights.items(), gradients, strict=True):
-        assert torch.equal(weights[name], weight - 1e-2 * gradient.sign())
-
-
-def test_halting_is_taught_before_and_after_relearning(task, forget, retain):
-    settings = {"gate": TimestepGate(0)}
-    unlearner = safemax(**settings, inner_steps=2, inner_lr=1e-2)
-    t, _ = unlearner.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
-    x_t = task.diffusion.noised(forget, t).x_t
-    prediction = torch.func.functional_call(task.student, unlearner.relearned(task, forget), (x_t, t, forget.labels))
-    after = F.mse_loss(prediction, unlearner.forget_target(task, x_t, t, forget.keys))
-    before = safemax(**settings).losses(task, forget, retain).forget
-    assert not torch.isclose(after, before, rtol=0.01)
-    torch.testing.assert_close(unlearner.losses(task, forget, retain).forget, before + after)
-
-
-def test_the_weights_before_relearning_get_the_gradient_of_those_after_it(task, forget):
-    weights = safemax(inner_steps=2).relearned(task, forget)
-    torch.stack([(3 * value).sum() for value in weights.values()]).sum().backward()
-    assert all((p.grad == 3).all() for p in task.student.parameters())
-
-
-def test_relearning_moves_also_the_weights_that_the_method_may_not(task, forget):
-    """An attacker is not bound by our choice; the gradient comes to ours alone."""
-    Parts(["class_embedding"]).choose(task.student, 0)
-    before = copy.deepcopy(task.student.state_dict())
-    weights = safemax(inner_steps=2, inner_lr=1e-3).relearned(task, forget)
-    assert sum(not torch.equal(weights[name], value) for name, value in before.items()) > 0.8 * len(before)
-    assert [name for name, weight in weights.items() if weight.requires_grad] == ["unet.class_embedding.weight"]
-    assert all(torch.equal(before[name], value) for name, value in task.student.state_dict().items())
 
 
 # -- label dropout -----------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_the_kept_weights_have_the_largest_gradients_over_the_whole_forget_set(t
     assert (masks != expected).float().mean() < 1e-3, "only weights of nearly equal gradients may be swapped"
 
 
-def test_the_mask_is_that_of_the_base_weights(task, prepared, make_data, make_preparation, tmp_path):
+def test_the_mask_is_that_of_original_weights(task, prepared, make_data, make_preparation, tmp_path):
     before = prepared().masks
     with torch.no_grad():
         for parameter in task.student.parameters():

@@ -89,7 +89,7 @@ def test_more_strata_than_timesteps_stay_in_range(make_task, make_batch, recorde
     assert calls[0].t.min() == 0 and calls[0].t.max() == 3
 
 
-def test_the_fisher_information_is_that_of_the_base_weights(task, prepared, tmp_path):
+def test_the_fisher_information_is_that_of_original_weights(task, prepared, tmp_path):
     before = prepared(task).fisher
     move(task.student)
     for file in tmp_path.rglob("*.safetensors"):

@@ -1,4 +1,4 @@
-"""A step makes the host wait for nothing, and costs nothing but its mathematics: operations are counted, not timed.
+"""No step makes the host wait, or loops over weights or images in Python.
 
 Whether the host waits is seen on torch's device "meta", whose tensors have no values: whatever asks the device for one
 (item, bool, nonzero, a mask as an index, a copy to the host) fails in its place. It stands for any accelerator that
@@ -8,34 +8,34 @@ works behind the host.
 import io
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
+from bench import CPU, Bench, small_network
+from helpers import METHODS
 from lightning import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from test_contract import METHODS, Bench
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from safemax_pl.common import distributed, rng
-from safemax_pl.common.rng import Stream
-from safemax_pl.data.datamodule import PARTS
+from safemax_pl.common import distributed
 from safemax_pl.diffusion import unet
-from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.diffusion.sampler import Sampler, guided
+from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.training.cost import COUNTED_STEPS, Cost
 from safemax_pl.training.ema import Average
 from safemax_pl.unlearners.base import Losses, Unlearner
 from safemax_pl.unlearners.losses import denoising_loss
 
-CPU, META = torch.device("cpu"), torch.device("meta")
+META = torch.device("meta")
 SHAPE = (1, 8, 8)
+# whose steps are those of finetune and safemax
+SAME = {"retain_only", "retrain", "safemax_no_gate"}
+every_method = pytest.mark.parametrize("method", [method for method in METHODS if method not in SAME])
 
 
 class HostWaits(Exception):
@@ -116,17 +116,16 @@ def fit(make_data, make_module, tmp_path, monkeypatch):
     # once per fit Lightning asks the device how many batches there are
     monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_, **__: True)
 
-    def run(method, device, forget=(1,), batches=(4, 6), callbacks=(), log_every=50):
-        data = make_data(forget, SHAPE, forget_batch_size=batches[0], retain_batch_size=batches[1], flip=True)
-        bench = Bench(method if isinstance(method, str) else "finetune", data, "epsilon", tmp_path / f"{forget}")
-        bench.student, bench.teacher = small_network(data).train(), Frozen(small_network(data))
+    def run(method, device, callbacks=(), log_every=50):
+        data, name = make_data(flip=True), method if isinstance(method, str) else "finetune"
+        bench = Bench(name, data, tmp_path)
         if isinstance(method, str):
             unlearner = bench.start() if device == CPU else on_device(bench.start())
         else:
             unlearner = method
         for part in ("forget", "retain"):
             data.batch_sizes[part] *= getattr(unlearner, f"needs_{part}")
-        cost, watch = Cost(sum(batches)), Watch()
+        cost, watch = Cost(12), Watch()
         cost.counted = COUNTED_STEPS  # counting FLOPs takes time, and is watched as well
         module = make_module(bench.student, bench.teacher, unlearner, data)
         trainer = Trainer(
@@ -139,7 +138,7 @@ def fit(make_data, make_module, tmp_path, monkeypatch):
             **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
         )
         trainer.fit(module, datamodule=data)
-        return SimpleNamespace(module=module, data=data, counts=watch.operations.counts)
+        return watch.operations.counts
 
     return run
 
@@ -150,12 +149,6 @@ def on_device(unlearner: Unlearner) -> Unlearner:
     torch.save(unlearner, file)
     file.seek(0)
     return torch.load(file, map_location=META, weights_only=False)
-
-
-def small_network(data) -> unet.Model:
-    """Of few operations: they take long on a device without values."""
-    torch.manual_seed(0)
-    return unet.fresh(data, "linear", "epsilon", 100, [4], 1, [], 0.0, 4, 2)
 
 
 class Example(Unlearner):
@@ -175,13 +168,13 @@ class Example(Unlearner):
 # -- no step waits -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_no_step_makes_the_host_wait(fit, method):
-    assert fit(method, META).counts["convolution_backward"] > 0
+    assert fit(method, META)["convolution_backward"] > 0
 
 
 def test_averaging_makes_no_step_wait(fit):
-    assert fit("finetune", META, callbacks=[Average(META, 0.99)]).counts["_foreach_lerp_"] == 2
+    assert fit("finetune", META, callbacks=[Average(META, 0.99)])["_foreach_lerp_"] == 2
 
 
 def test_losses_are_reduced_and_read_only_when_they_are_logged(fit, monkeypatch):
@@ -201,15 +194,9 @@ def set_by_a_mask(batch, loss):
 
 WAITS = {
     "item": (lambda batch, loss: loss.item(), "item"),
-    "if": (lambda batch, loss: 1 if loss > 2 else 0, "item"),
-    "to the host": (lambda batch, loss: len(batch.labels.tolist()), "no data"),
-    "by a mask": (lambda batch, loss: batch.x_0[batch.labels > 2].mean(), "nonzero"),
     "set by a mask": (set_by_a_mask, "by a mask"),
-    "unique": (lambda batch, loss: len(batch.labels.unique()), "_unique2"),
-    "equal": (lambda batch, loss: torch.equal(batch.labels, batch.keys), "equal"),
     "constant": (lambda batch, loss: torch.tensor(0.5, device=loss.device), "tensor copies"),
     "from the host": (lambda batch, loss: torch.ones(3).to(loss.device).mean(), "_to_copy copies"),
-    "scalar from the host": (lambda batch, loss: torch.where(loss > 2, torch.tensor(1.0), loss), "where copies"),
 }
 
 
@@ -220,22 +207,14 @@ def test_a_method_that_waits_is_found(fit, wait):
         fit(Example(more), META)
 
 
-def test_lightnings_own_averaging_is_found(fit):
-    with pytest.raises(RuntimeError, match="item"):
-        fit("finetune", META, callbacks=[EMAWeightAveraging(META, decay=0.99)])
-
-
-SAMPLERS = {
-    "ddim": {},
-    "stochastic": {"eta": 0.5},
-    "clipped": {"clip_sample": True},
-    "ddpm": {"name": "ddpm", "clip_sample": True},
-    "dpm_solver": {"name": "dpm_solver", "clip_sample": True},
-}
-
-
-@pytest.mark.parametrize("settings", SAMPLERS.values(), ids=SAMPLERS)
-@pytest.mark.parametrize("guidance", [0, 2])
+@pytest.mark.parametrize(
+    ("settings", "guidance"),
+    [
+        ({"eta": 0.5, "clip_sample": True}, 0),
+        ({"name": "ddpm", "clip_sample": True}, 2),
+        ({"name": "dpm_solver", "clip_sample": True}, 2),
+    ],
+)
 def test_no_step_of_a_sampler_makes_the_host_wait_or_goes_image_by_image(make_model, settings, guidance):
     model = make_model(prediction="v").to(META).eval()
     sampler = Sampler(**{"steps": 4} | settings)
@@ -250,67 +229,7 @@ def test_no_step_of_a_sampler_makes_the_host_wait_or_goes_image_by_image(make_mo
     assert counts[0] == counts[1] and counts[0]["convolution"] > 0
 
 
-def test_a_network_that_waits_is_found_in_a_sampler(make_model):
-    model = make_model()
-    labels, sampler = torch.zeros(2, dtype=torch.long, device=META), Sampler(steps=3)
-    sampler.check(model.diffusion)
-    with Operations(), Constants(), pytest.raises(RuntimeError, match="item"):
-        sampler.sample(model.diffusion, lambda x, t, labels: x * t.max().item(), labels, labels, SHAPE)
-
-
-# -- operations per step -----------------------------------------------------------------------------------------------
-
-# What a fit adds to a step: whether the losses and the norm of the gradient are finite, and the seed of dropout, the
-# one value that is read, on the host. Lightning adds nothing.
-FIT = Counter(dict.fromkeys(("eq", "abs", "ne", "mul", "bitwise_and", "full", "_local_scalar_dense"), 1) | {"add": 2})
-# What two losses with weights add to one without.
-LOSSES = Counter({"new_zeros": 1, "mul": 3, "add": 1, "detach": 1})
-
-
-def twice(counts: Counter) -> Counter:
-    return counts + counts
-
-
-def loop(run, step) -> Counter:
-    """The operations of two steps of a fit that has ended, in a loop of one's own; `step(number)` leaves gradients."""
-    (optimizer,), parameters = run.module.trainer.optimizers, list(run.module.student.parameters())
-    with Operations() as operations:
-        for number in (3, 4):
-            optimizer.zero_grad()
-            step(number)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-    return operations.counts
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_fit_adds_nine_small_operations_and_none_for_more_images_or_classes(fit, method):
-    run = fit(method, CPU)
-    unlearner = run.module.unlearner
-
-    def step(number):
-        task = replace(run.module.task(), step=number)
-        unlearner.backward(task, unlearner.losses(task, *(run.data.draw(part, number, CPU) for part in PARTS)))
-        unlearner.before_step(task)
-
-    assert run.counts == loop(run, step) + twice(FIT)
-    assert run.counts == fit(method, CPU, (0, 2), (12, 10)).counts
-
-
-def test_a_step_of_fine_tune_costs_what_it_costs_in_a_script(fit):
-    run = fit("finetune", CPU)
-    network, alphas_bar = run.module.student.unet, run.module.student.diffusion.scheduler.alphas_cumprod
-    a, b = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
-
-    def step(number):
-        x_0, labels, keys = run.data.draw("retain", number, CPU)
-        t, eps = rng.integers(keys, Stream.TIMESTEP, 100), rng.normal(keys, Stream.NOISE, SHAPE)
-        labels = torch.where(rng.uniform(keys, Stream.NULL_LABEL) < 0.1, 4, labels)
-        x_t = a[t].view(-1, 1, 1, 1) * x_0 + b[t].view(-1, 1, 1, 1) * eps
-        F.mse_loss(network(x_t, t, labels, return_dict=False)[0], eps).backward()
-
-    assert run.counts == loop(run, step) + twice(FIT + LOSSES)
-
+# -- no loops ----------------------------------------------------------------------------------------------------------
 
 # Methods whose losses pass the student more than once before a backward pass: how often more.
 FURTHER_PASSES = {
@@ -319,43 +238,47 @@ FURTHER_PASSES = {
 }
 
 
-def divided(network: unet.Model, tensors: int) -> unet.Model:
-    """The network with 64 more weights in some number of tensors, of which a pass makes one: it costs the same."""
+def divided(data, tensors: int) -> unet.Model:
+    """A network with 64 more weights in some number of tensors, of which a pass makes one: it costs the same."""
+    network = small_network(data)
     network.more = torch.nn.ParameterList(torch.zeros(64 // tensors) for _ in range(tensors))
     network.register_forward_hook(lambda self, _, output: output * (1 + torch.cat([*self.more]).view(SHAPE)))
     return network
 
 
-def operations_by_weight(unlearner: Unlearner | None, bench: Bench) -> Counter:
-    """How many more operations two steps need, of either parity, for each tensor that the same weights are more."""
-    counts = []
-    for tensors in (4, 64):
-        bench.student = divided(small_network(bench.data), tensors).train()
-        bench.teacher = Frozen(divided(small_network(bench.data), tensors))
-        started = unlearner or bench.start()
-        with Operations() as operations:
-            for step in (0, 1):
-                bench.gradients(started, step)
-        counts.append(operations.computing)
-    added = counts[1] - counts[0]
-    return Counter({name: count / 60 for name, count in added.items()})
+def operations(method: str, data, folder, tensors: int = 4, unlearner: Unlearner | None = None) -> Counter:
+    """The operations of two steps, of either parity, without views."""
+    bench = Bench(method, data, folder, partial(divided, tensors=tensors))
+    started = unlearner or bench.start()
+    with Operations() as counted:
+        for step in (0, 1):
+            bench.gradients(started, step)
+    return counted.computing
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_step_goes_weight_by_weight(make_data, tmp_path, method):
+def added_by(few: Counter, many: Counter) -> Counter:
+    """How many more operations there are for each of 60 further tensors of the same weights."""
+    return Counter({name: count / 60 for name, count in (many - few).items()})
+
+
+@every_method
+def test_no_step_goes_weight_by_weight_or_image_by_image(make_data, tmp_path, method):
     """Masks, penalties, inner steps and projections work on all tensors at once.
 
     Autograd alone does not: of every further pass it adds the gradients tensor by tensor.
     """
-    bench = Bench(method, make_data(shape=SHAPE), "epsilon", tmp_path)
-    assert operations_by_weight(None, bench) == Counter({"add": 2 * FURTHER_PASSES.get(method, 0)})
+    data = make_data()
+    few, many = (operations(method, data, tmp_path / f"{tensors}", tensors) for tensors in (4, 64))
+    assert added_by(few, many) == Counter({"add": 2 * FURTHER_PASSES.get(method, 0)})
+    larger = make_data((0, 2), forget_batch_size=12, retain_batch_size=10)
+    assert operations(method, larger, tmp_path / "larger") == few
 
 
 @pytest.mark.parametrize(("method", "inner_steps"), [("erasediff", 2), ("safemax_robust", 2)])
 def test_an_inner_step_exchanges_all_gradients_between_ranks_at_once(
     make_data, tmp_path, monkeypatch, method, inner_steps
 ):
-    bench, sizes = Bench(method, make_data(shape=SHAPE), "epsilon", tmp_path), []
+    bench, sizes = Bench(method, make_data(), tmp_path), []
     unlearner = bench.start()
     assert unlearner.inner_steps == inner_steps
     _, alone = bench.gradients(unlearner, 0)
@@ -374,14 +297,15 @@ def test_a_method_that_goes_weight_by_weight_is_found(make_data, tmp_path):
             for weight in task.weights.values():
                 weight.grad += 1e-4 * weight.detach()
 
-    bench = Bench("finetune", make_data(shape=SHAPE), "epsilon", tmp_path)
-    found = operations_by_weight(Decayed(lambda batch, loss: 0 * loss), bench)
+    data, unlearner = make_data(), Decayed(lambda batch, loss: 0 * loss)
+    few, many = (operations("finetune", data, tmp_path, tensors, unlearner) for tensors in (4, 64))
+    found = added_by(few, many)
     assert found == {"mul": 2, "add_": 2}
 
 
-def test_a_method_that_goes_image_by_image_is_found(fit):
-    def per_image(batch, loss):
-        return sum(image.mean() for image in batch.x_0)
-
-    one, other = fit(Example(per_image), CPU), fit(Example(per_image), CPU, batches=(12, 10))
-    assert other.counts["mean"] == one.counts["mean"] + 2 * 4
+def test_a_method_that_goes_image_by_image_is_found(make_data, tmp_path):
+    per_image = Example(lambda batch, loss: sum(image.mean() for image in batch.x_0))
+    one, other = (
+        operations("finetune", make_data(retain_batch_size=size), tmp_path, unlearner=per_image) for size in (6, 10)
+    )
+    assert other["mean"] == one["mean"] + 2 * 4

@@ -1,1 +1,1 @@
-"""Scores of generated images, as torchmetrics whose states are sums (or lists), so that ranks just add up."""
+"""Scores of generated images, as torchmetrics whose states are sums or lists, reduced over ranks."""

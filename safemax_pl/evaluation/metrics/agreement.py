@@ -1,4 +1,4 @@
-"""Whether two classifiers see the same in the same images."""
+"""Agreement of two classifiers on the same images."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from safemax_pl.classifier.model import Verdict
 
 
 class Disagreement(Metric):
-    """Share of the images generated for each label to which two noise-aware classifiers give different classes, `[C]`.
+    """Share of the images generated for each label on which two noise-aware networks predict different classes.
 
-    "Noise" is one of the classes. NaN for labels without images.
+    "Noise" is one of the classes. `compute` returns `[C]`, double, in [0, 1], with NaN for labels without images.
 
     Args:
         num_classes: C.
@@ -24,7 +24,7 @@ class Disagreement(Metric):
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, verdict: Verdict, second: Verdict, labels: Tensor) -> None:
-        """Add what two classifiers say `[B, ...]` of images generated for `labels` `[B]`."""
+        """Add the outputs of both classifiers for images generated for `labels` `[B]`, long."""
         different = (verdict.noise_aware.argmax(dim=1) != second.noise_aware.argmax(dim=1)).double()
         self.different.index_add_(0, labels, different)
         self.counts.index_add_(0, labels, torch.ones_like(different))

@@ -1,4 +1,4 @@
-"""Count tensors that are not finite: an image of NaN would count as forgotten."""
+"""Count tensors that are not finite. Without this check a NaN image would count as forgotten."""
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ KINDS = (
 
 
 class Finite(Metric):
-    """Counts tensors with NaN or infinite values by kind; the host waits for the device in `compute` only.
+    """Count of tensors with NaN or infinite values, by kind. Only `compute` synchronises host and device.
 
-    `compute` returns the `KINDS` of which there were some.
+    `compute` returns the kinds, of `KINDS`, with a count above 0.
     """
 
     full_state_update = False
@@ -25,7 +25,7 @@ class Finite(Metric):
         self.add_state("wrong", torch.zeros(len(KINDS), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, kind: str, values: Tensor) -> None:
-        """Look at values of any shape; `kind` is one of `KINDS`."""
+        """Check a tensor of any shape; `kind` is one of `KINDS`."""
         self.wrong[KINDS.index(kind)] += ~values.isfinite().all()
 
     def compute(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a classifier sees in the images generated for forget labels, and for retain labels."""
+"""Predictions of a classifier for images generated for forget and retain labels."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,17 @@ from safemax_pl.classifier.model import Verdict
 
 
 class Forgetting(Metric):
-    """How far images generated for forget labels are from their class.
+    """Forgetting scores of images generated for forget labels.
 
-    `compute` returns `ua`, `ua_noise_aware`, `noise_rate`, `forget_probability` (shares and probabilities in [0, 1])
-    and `entropy` (nats), each `[C]` with NaN for classes without images, and NaN everywhere without any.
+    `compute` returns a dict of `[C]`, double, with NaN for classes without images:
+
+    - `ua`, `ua_noise_aware`: unlearning accuracy, the share not predicted as the label, by either network;
+    - `noise_rate`: share predicted as noise by the noise-aware network;
+    - `forget_probability`: mean probability of the label, by the plain network;
+    - `entropy`: mean entropy of the plain network's probabilities, in nats.
 
     Args:
-        num_classes: C; the noise-aware classifier's class C is "noise".
+        num_classes: C; class C of the noise-aware network is "noise".
     """
 
     full_state_update = False
@@ -27,7 +31,7 @@ class Forgetting(Metric):
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, verdict: Verdict, labels: Tensor) -> None:
-        """Add the verdicts `[B, ...]` on images generated for `labels` `[B]`."""
+        """Add the classifier's outputs for images generated for `labels` `[B]`, long."""
         plain = verdict.plain.double().softmax(dim=1)
         aware = verdict.noise_aware.argmax(dim=1)
         rows = torch.stack(
@@ -49,7 +53,13 @@ class Forgetting(Metric):
 
 
 class RetainAccuracy(Metric):
-    """Share of the images generated for each retain label that the C-way classifier assigns to it, `[C]`."""
+    """Share of the images generated for each retain label that the plain network predicts as that label.
+
+    `compute` returns `[C]`, double, in [0, 1], with NaN for labels without images.
+
+    Args:
+        num_classes: C.
+    """
 
     full_state_update = False
 
@@ -59,7 +69,7 @@ class RetainAccuracy(Metric):
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, verdict: Verdict, labels: Tensor) -> None:
-        """Add the verdicts `[B, ...]` on images generated for `labels` `[B]`."""
+        """Add the classifier's outputs for images generated for `labels` `[B]`, long."""
         correct = (verdict.plain.argmax(dim=1) == labels).double()
         self.correct.index_add_(0, labels, correct)
         self.counts.index_add_(0, labels, torch.ones_like(correct))

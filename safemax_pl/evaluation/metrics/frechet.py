@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussian fits of features (FID, https://arxiv.org/abs/1706.08500, eq. 6)."""
+"""Fréchet distance between Gaussian fits of features (FID, https://arxiv.org/abs/1706.08500, Eq. 6)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class FeatureStatistics(NamedTuple):
-    """`mean` `[F]` and unbiased `covariance` `[F, F]` of `n` feature vectors, double."""
+    """Mean `[F]` and unbiased covariance `[F, F]`, double, of `n` feature vectors."""
 
     mean: Tensor
     covariance: Tensor
@@ -16,13 +16,13 @@ class FeatureStatistics(NamedTuple):
 
 
 def class_weights(labels: Tensor) -> Tensor:
-    """Weights `[N]`, double, of sum 1, with which every class that occurs in `labels` `[N]` weighs the same."""
+    """Return weights `[N]`, double, of sum 1 that give every class in `labels` `[N]` the same total."""
     per_class = torch.bincount(labels)
     return 1 / (per_class[labels].double() * (per_class > 0).sum())
 
 
 def class_balanced_statistics(features: Tensor, labels: Tensor) -> FeatureStatistics:
-    """Statistics in which every class that occurs weighs the same, however many images it has.
+    """Compute feature statistics with the same weight for every class, however many images it has.
 
     Args:
         features: `[N, F]`.
@@ -36,12 +36,13 @@ def class_balanced_statistics(features: Tensor, labels: Tensor) -> FeatureStatis
 
 
 class FrechetDistance(Metric):
-    """‖μ − μ_r‖² + tr(Σ + Σ_r − 2 (Σ Σ_r)^½) against fixed reference statistics; needs at least two images.
+    """‖μ − μ_r‖² + tr(Σ + Σ_r − 2 (Σ Σ_r)^½) against fixed reference statistics.
 
-    torchmetrics' FID would have to see the reference images anew in every run, and cannot weigh classes.
+    `compute` returns a double scalar ≥ 0. It needs at least two images. torchmetrics' FID would process the reference
+    images in every run, and cannot weight classes.
 
     Args:
-        reference: of the real images.
+        reference: statistics of the real images.
     """
 
     full_state_update = False
@@ -70,7 +71,7 @@ class FrechetDistance(Metric):
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
-    """The distance between two Gaussians, a scalar ≥ 0; symmetric square roots keep it real."""
+    """Compute the distance between two Gaussians, a scalar ≥ 0; symmetric square roots keep it real."""
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()

@@ -1,4 +1,4 @@
-"""Inception Score: are images recognised, and of many classes (https://arxiv.org/abs/1606.03498, section 4)?"""
+"""Inception Score: confidence and diversity of predicted classes (https://arxiv.org/abs/1606.03498, section 4)."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,9 @@ from torchmetrics import Metric
 
 
 class InceptionScore(Metric):
-    """exp E_x KL(p(y|x) ‖ p(y)) of the generated images, in [1, C], over all images at once.
+    """exp E_x KL(p(y|x) ‖ p(y)) over all generated images at once: a double scalar in [1, C].
 
-    torchmetrics shuffles at random and averages ten parts, which biases it low: the score grows with the number of
-    images.
+    torchmetrics averages ten random parts. The score grows with the number of images, so that average is biased low.
 
     Args:
         num_classes: C.

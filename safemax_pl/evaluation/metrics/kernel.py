@@ -1,4 +1,4 @@
-"""Kernel distance of features (KID, https://arxiv.org/abs/1801.01401), over all pairs instead of random subsets."""
+"""Kernel distance of features (KID, https://arxiv.org/abs/1801.01401) over all pairs, not random subsets."""
 
 import torch
 from torch import Tensor
@@ -7,28 +7,31 @@ from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl.evaluation.metrics.frechet import class_weights
 
-ENTRIES = 2**25  # of one block of a matrix of pairs: 256 MiB of doubles
+MAX_ENTRIES = 2**25  # of one block of a pairwise matrix: 256 MiB of doubles
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """k(x, y) = (x·y / F + 1)³ (section 4.1) of double features `[N, F]` and `[M, F]`, `[N, M]`."""
+    """Compute k(x, y) = (x·y / F + 1)³ (section 4.1) of double features `[N, F]` and `[M, F]`: `[N, M]`."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def mean_kernel(features: Tensor, labels: Tensor) -> Tensor:
-    """Unbiased mean kernel of two samples of the mixture in which every class weighs the same, a double scalar.
+    """Estimate, without bias, the mean kernel of two independent draws from the class-balanced mixture.
 
-    The mean of 1 / (n_c n_d) Σ_i Σ_j k(x_i, y_j) over all pairs of classes, where c = d leaves out i = j: for one
-    class the usual 1 / (n (n − 1)) Σ_{i≠j}. That would be too small for several, as sets with a fixed number of images
-    per class have fewer pairs within a class than independent draws. NaN where a class has a single sample.
+    It is the mean over all pairs of classes (c, d) of 1 / (n_c n_d) Σ_i Σ_j k(x_i, x_j); for c = d the sum leaves out
+    i = j, with the factor 1 / (n_c (n_c − 1)). The usual 1 / (n (n − 1)) Σ_{i≠j} over all images would be too small: a
+    fixed number of images per class has fewer pairs within a class than independent draws.
 
     Args:
         features: `[N, F]`.
         labels: `[N]`, long.
+
+    Returns:
+        A double scalar, NaN if a class has a single image.
     """
     x, weights = features.double(), class_weights(labels)
-    within = weights.square() / (torch.bincount(labels)[labels] - 1)  # what pairs of one class weigh in addition
-    total = -(weights.square() + within) @ (x.square().sum(dim=1) / x.shape[1] + 1) ** 3  # i = j
+    within = weights.square() / (torch.bincount(labels)[labels] - 1)  # additional weight of pairs within a class
+    total = -(weights.square() + within) @ (x.square().sum(dim=1) / x.shape[1] + 1) ** 3  # removes i = j
     size = rows_at_once(len(x))
     for rows in torch.arange(len(x), device=x.device).split(size):
         kernel = polynomial_kernel(x[rows], x)
@@ -38,14 +41,15 @@ def mean_kernel(features: Tensor, labels: Tensor) -> Tensor:
 
 
 class KernelDistance(Metric):
-    """Unbiased squared maximum mean discrepancy (eq. 4) against fixed reference features; it may be just below 0.
+    """Unbiased squared maximum mean discrepancy (Eq. 4) against fixed reference features.
 
-    torchmetrics' KID draws random subsets of equal size, and knows no classes. Needs two images of every class.
+    `compute` returns a double scalar that may be slightly negative. It needs two images of every class. torchmetrics'
+    KID draws random subsets of equal size, and cannot weight classes.
 
     Args:
         features: `[N, F]` of the real images.
-        weights: their `class_weights`.
-        within: their `mean_kernel`.
+        weights: `class_weights` of the real images, `[N]`.
+        within: `mean_kernel` of the real images, a scalar.
     """
 
     full_state_update = False
@@ -74,5 +78,5 @@ class KernelDistance(Metric):
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of a matrix of pairs with so many columns are computed at once."""
-    return max(1, ENTRIES // max(columns, 1))
+    """Return the number of rows of a block with `columns` columns and at most `MAX_ENTRIES` entries."""
+    return max(1, MAX_ENTRIES // max(columns, 1))

@@ -1,4 +1,4 @@
-"""Improved precision and recall: fidelity and coverage of generated images (https://arxiv.org/abs/1904.06991)."""
+"""Improved precision and recall of generated images (https://arxiv.org/abs/1904.06991)."""
 
 import torch
 from torch import Tensor
@@ -7,38 +7,41 @@ from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl.evaluation.metrics.kernel import rows_at_once
 
-NEIGHBOURS = 3  # k; the paper's choice (section 3.1)
-SAME = 1e-5  # distances below this share of the features' norm are 0: rounding, as between batches of another size
+NEIGHBOURS = 3  # k, as in the paper (section 3.1)
+SAME = 1e-5  # distances below this share of the features' norm are rounding errors, set to 0
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances `[N, M]` of double features; 0 between those that differ by rounding only."""
+    """Compute Euclidean distances `[N, M]` of double features `[N, F]` and `[M, F]`, with rounding errors set to 0."""
     found = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")  # the exact mode is ten times slower
     scale = (x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)).sqrt()
     return found.masked_fill_(found < SAME * scale, 0)
 
 
 def radii(features: Tensor) -> Tensor:
-    """Distance of every sample `[N, F]` to its k-th nearest other one, double `[N]`; NaN for k samples or fewer."""
+    """Compute the distance of every sample `[N, F]` to its k-th nearest neighbour: `[N]`, double, NaN if N ≤ k."""
     x = features.double()
     if len(x) <= NEIGHBOURS:
         return torch.full_like(x[:, 0], torch.nan)
-    nearest = NEIGHBOURS + 1  # one more, as the first is the sample itself
+    nearest = NEIGHBOURS + 1  # the first is the sample itself
     blocks = x.split(rows_at_once(len(x)))
     return torch.cat([distances(rows, x).topk(nearest, largest=False).values[:, -1] for rows in blocks])
 
 
 class PrecisionRecall(Metric):
-    """Shares in [0, 1] of samples inside the other set's manifold, the union of balls that reach to k-th neighbours.
+    """Shares of images inside the other set's manifold (Eq. 1 to 3), the union of balls of k-th neighbour radius.
 
-    `compute` returns `precision` (generated images inside the manifold of the real ones) and `recall` (real images
-    inside the manifold of the generated ones, every class with the same weight), eq. 1 to 3; NaN for k generated
-    images or fewer. Both depend on the sizes of both sets: compare only what has the same.
+    `compute` returns double scalars in [0, 1], NaN for k generated images or fewer:
+
+    - `precision`: share of generated images inside the manifold of the real ones;
+    - `recall`: class-balanced share of real images inside the manifold of the generated ones.
+
+    Both depend on the sizes of both sets. Compare only values of the same sizes.
 
     Args:
         features: `[N, F]` of the real images.
-        weights: their `class_weights`.
-        reach: their `radii`.
+        weights: `class_weights` of the real images, `[N]`.
+        reach: `radii` of the real images, `[N]`.
     """
 
     full_state_update = False

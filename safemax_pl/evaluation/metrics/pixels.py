@@ -1,4 +1,4 @@
-"""Scores on pixels: is it white noise, and how far has a retained image moved?"""
+"""Scores on pixels: noise statistics, drift from the original model, and the images themselves."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from safemax_pl.data.sampling_plan import Rows
 class NoiseStatistics(Metric):
     """Standard deviation, saturation and neighbour correlation of images, pooled over pixels.
 
-    `compute` returns `noise_std` (of the clamped image, in [0, 1]), `noise_saturation` (share of |x| ≥ 1 before
-    quantisation) and `noise_correlation` (of horizontally and vertically adjacent pixels; 0 for white noise).
+    `compute` returns double scalars:
+
+    - `noise_std`: standard deviation of the clamped images, in [0, 1];
+    - `noise_saturation`: share of pixels with |x| ≥ 1 before quantisation, in [0, 1];
+    - `noise_correlation`: of horizontally and vertically adjacent pixels, in [−1, 1]; 0 for white noise.
     """
 
     full_state_update = False
@@ -23,7 +26,7 @@ class NoiseStatistics(Metric):
         self.add_state("pairs", torch.zeros(6, dtype=torch.double), dist_reduce_fx="sum")  # n, Σx, Σy, Σxy, Σx², Σy²
 
     def update(self, images: Tensor) -> None:
-        """Add images `[B, C, H, W]`, floats, not clamped."""
+        """Add float images `[B, C, H, W]`, not clamped."""
         x = images.double().clamp(-1, 1)
         self.pixels += torch.stack(
             [x.new_tensor(x.numel()), x.sum(), x.square().sum(), (images.abs() >= 1).sum().double()]
@@ -45,10 +48,12 @@ class NoiseStatistics(Metric):
 
 
 class Drift(Metric):
-    """Mean absolute distance per pixel, in [0, 2], between the original's and this model's image of the same row.
+    """Mean absolute difference per pixel between this model's and the original model's images of the same rows.
+
+    `compute` returns a double scalar in [0, 2].
 
     Args:
-        original: uint8 `[N, C, H, W]`, the original's images of the whole plan.
+        original: uint8 `[N, C, H, W]`, images of the original model for the whole plan.
     """
 
     full_state_update = False
@@ -61,7 +66,7 @@ class Drift(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, positions: Tensor) -> None:
-        """Add uint8 images `[B, C, H, W]` at `positions` `[B]` of the plan."""
+        """Add uint8 images `[B, C, H, W]` at positions `[B]`, long, of the plan."""
         distance = (images.double() - self.original[positions].double()).abs() / 127.5
         self.total += distance.sum()
         self.count += distance.numel()
@@ -71,7 +76,10 @@ class Drift(Metric):
 
 
 class Gallery(Metric):
-    """Keeps the images of a plan, gathered from all ranks, in the order of the plan: uint8 `[N, C, H, W]`."""
+    """Collects the images of a plan from all ranks.
+
+    `compute` returns uint8 `[N, C, H, W]` in the order of the plan.
+    """
 
     full_state_update = False
 
@@ -81,7 +89,7 @@ class Gallery(Metric):
         self.add_state("positions", [], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, rows: Rows) -> None:
-        """Add uint8 images `[B, C, H, W]`."""
+        """Add uint8 images `[B, C, H, W]` of the rows of a plan."""
         self.images.append(images)
         self.positions.append(rows.position)
 

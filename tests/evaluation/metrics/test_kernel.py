@@ -115,7 +115,7 @@ def test_the_distance_depends_neither_on_batches_nor_on_the_order():
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     x, labels, reference = draw(50, seed=1), torch.arange(50) % 3, draw(70)
     whole = kid(x, reference, labels)
-    monkeypatch.setattr(kernel, "ENTRIES", 130)
+    monkeypatch.setattr(kernel, "MAX_ENTRIES", 130)
     assert kid(x, reference, labels) == pytest.approx(whole, rel=1e-10)
 
 

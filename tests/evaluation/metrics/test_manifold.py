@@ -97,7 +97,7 @@ def test_the_shares_depend_neither_on_batches_nor_on_the_order_nor_on_blocks(mon
     order = torch.randperm(101, generator=torch.Generator().manual_seed(0))
     whole = scores(made, real)
     assert scores(made, real, batch=1) == scores(made[order], real, batch=7) == whole
-    monkeypatch.setattr(kernel, "ENTRIES", 130)
+    monkeypatch.setattr(kernel, "MAX_ENTRIES", 130)
     assert scores(made, real) == pytest.approx(whole)
 
 

@@ -102,82 +102,39 @@ every_metric = pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 
 
 @every_metric
-def test_batches_of_any_size_and_order_give_the_same_result(make):
-    whole = after(make, ALL)
+def test_updates_add_up_in_any_batches_and_reset_forgets_them(make):
+    whole = result(after(make, ALL))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1)).tolist()
-    split = after(make, order[:1], order[1:12], order[12:])
-    torch.testing.assert_close(result(split), result(whole))
+    metric, other = after(make, order[:1], order[1:12]), after(make, ALL[:12])
+    metric.compute()
+    update(metric, order[12:])
+    torch.testing.assert_close(result(metric), whole)
+    metric._computed = None  # not from torchmetrics' cache
+    torch.testing.assert_close(result(metric), whole)
+    torch.testing.assert_close(result(other), result(after(make, ALL[:12])), rtol=0, atol=0)  # they share no state
+    metric.reset()
+    update(metric, ALL)
+    torch.testing.assert_close(result(metric), whole, rtol=0, atol=0)
 
 
 @every_metric
-def test_ranks_that_share_the_rows_give_the_result_of_one(make):
+def test_ranks_that_share_the_rows_give_the_result_of_one_and_go_on_with_their_own(make):
     whole, first, second = after(make, ALL), after(make, ALL[::2][:5], ALL[::2][5:]), after(make, ALL[1::2])
     remote = iter(states(second).values())
     first.dist_sync_fn = lambda tensor, group=None: [tensor, next(remote)]
     first.distributed_available_fn = lambda: True
+    before = {name: state.clone() for name, state in states(first).items()}
     torch.testing.assert_close(result(first), result(whole))
     assert next(remote, None) is None
-
-
-@every_metric
-def test_after_syncing_the_ranks_a_metric_goes_on_with_its_own_rows(make):
-    first, second = after(make, ALL[::2]), after(make, ALL[1::2])
-    remote = iter(states(second).values())
-    first.dist_sync_fn = lambda tensor, group=None: [tensor, next(remote)]
-    first.distributed_available_fn = lambda: True
-    before = {name: state.clone() for name, state in states(first).items()}
-    first.compute()
     for name, state in states(first).items():
         torch.testing.assert_close(state, before[name], rtol=0, atol=0)
 
 
 @every_metric
-def test_reset_forgets_every_update(make):
-    metric = after(make, ALL[: N // 2])
-    metric.compute()
-    metric.reset()
-    update(metric, ALL)
-    torch.testing.assert_close(result(metric), result(after(make, ALL)), rtol=0, atol=0)
-
-
-@every_metric
-def test_two_instances_share_no_state(make):
+def test_states_are_double_move_with_the_metric_and_are_in_no_checkpoint(make):
     metric = after(make, ALL)
-    other = after(make, ALL[: N // 2])
-    update(metric, ALL[:4])
-    torch.testing.assert_close(result(other), result(after(make, ALL[: N // 2])), rtol=0, atol=0)
-
-
-@every_metric
-def test_computing_twice_gives_the_same(make):
-    metric = after(make, ALL)
-    first = result(metric).clone()
-    metric._computed = None  # not from torchmetrics' cache
-    torch.testing.assert_close(result(metric), first, rtol=0, atol=0)
-
-
-@every_metric
-def test_an_update_after_computing_counts(make):
-    metric = after(make, ALL[:12])
-    metric.compute()
-    update(metric, ALL[12:])
-    torch.testing.assert_close(result(metric), result(after(make, ALL)))
-
-
-@every_metric
-def test_sums_are_double(make):
-    floating = {name: state.dtype for name, state in states(after(make, ALL)).items() if state.is_floating_point()}
-    assert set(floating.values()) <= {torch.double}
-    assert floating or make is Gallery
-
-
-@every_metric
-def test_states_and_references_move_with_the_metric(make):
-    metric = after(make, ALL).to("meta")
-    tensors = [*states(metric).values(), *metric.buffers()]
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-
-
-@every_metric
-def test_nothing_of_a_metric_is_in_a_checkpoint(make):
-    assert after(make, ALL).state_dict() == {}
+    floating = {state.dtype for state in states(metric).values() if state.is_floating_point()}
+    assert floating == (set() if make is Gallery else {torch.double})
+    assert metric.state_dict() == {}
+    metric.to("meta")
+    assert {tensor.device.type for tensor in [*states(metric).values(), *metric.buffers()]} == {"meta"}

@@ -1,0 +1,210 @@
+"""Attack an unlearned model, the original and a retrained one: the body of `python -m safemax_pl.attack`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from rich.text import Text
+from safetensors.torch import save_file
+
+from safemax_pl.attacks import figures, runner
+from safemax_pl.attacks.base import MEASURE, Attack, Bench
+from safemax_pl.classifier.accuracy import sentence
+from safemax_pl.common import distributed, untrusted
+from safemax_pl.common.console import plain_console
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.escaping import printable
+from safemax_pl.common.figures import drawing
+from safemax_pl.common.files import atomic, digest, write_csv, write_json
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import CONFIGS, override
+from safemax_pl.config.overrides import parse
+from safemax_pl.config.prerequisites import is_base_model
+from safemax_pl.config.saved import read_config
+from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion.saved_model import pretrained
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.runs.provenance import provenance
+from safemax_pl.runs.run import read_metrics
+from safemax_pl.runs.subject import load_subject, subject_config
+
+NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
+
+
+def attack(target: str, overrides: list[str]) -> Path:
+    """Run attacks on `target`; returns the folder whose `metrics.json` holds the results."""
+    own, rest, nodes = split_overrides(overrides)
+    names = list(nodes)
+    subject = load_subject(target, rest, {"attacks": nodes})
+    if subject.original is None or not subject.data.forget_labels:
+        raise UserError(
+            f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
+        )
+    untrusted.inside(subject.folder, subject.folder / "attacks")
+    for name in names:
+        if not OmegaConf.select(subject.cfg, f"attacks.{name}._target_"):
+            raise UserError(f"attacks.{name} is no attack: change single settings, see configs/attack/{name}.yaml")
+    show_progress = subject.cfg.trainer.enable_progress_bar
+    without_bars = override(subject.cfg, ["trainer.enable_progress_bar=false"])  # one bar for an attack
+    evaluator = make_evaluator(without_bars, subject.data)
+    trainer = evaluator.make_trainer()
+    bench = Bench(evaluator, subject.original, trainer.strategy.root_device)
+    models = {"unlearned": subject.model, "original": subject.original}
+    if "retrain" in own:
+        models["retrain"] = load_retrain(str(own["retrain"].value()), subject.data)
+    attacks: dict[str, Attack] = {name: build(subject.cfg.attacks[name]) for name in names}
+    for one in attacks.values():
+        for model in models.values():
+            one.check(model, bench)
+    distributed.start(trainer)
+    for name, one in attacks.items():
+        block, results = run_attack(name, one, models, bench, subject.folder, show_progress and distributed.is_first())
+        if distributed.is_first():
+            remember(subject.folder / "metrics.json", name, block)
+            picture = subject.folder / block["folder"] / "figure.png"
+            with drawing(picture):
+                figures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
+            print_block(block)
+    if distributed.is_first():
+        print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
+    return subject.folder
+
+
+def split_overrides(overrides: list[str]) -> tuple[dict[str, Override], list[str], dict[str, Any]]:
+    """Return the overrides of `attack` and `retrain` by key, all others, and the chosen attacks' settings by name."""
+    own = {item.key_or_group: item for item in parse(overrides) if item.key_or_group in ("attack", "retrain")}
+    names = chosen(own["attack"].value() if "attack" in own else None)
+    nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
+    return own, [item for item in overrides if item.partition("=")[0] not in own], nodes
+
+
+def attack_config(target: str, overrides: list[str]) -> DictConfig:
+    """Return the configuration of attacks on `target`, as --cfg job shows it."""
+    _, rest, nodes = split_overrides(overrides)
+    return subject_config(target, rest, {"attacks": nodes})
+
+
+def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
+    """The model that never knew the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder.
+
+    What such a folder has been trained on can't be checked.
+    """
+    config = Path(target) / "config.yaml"
+    if config.exists():
+        with untrusted.damaged(config):
+            cfg: Any = OmegaConf.to_container(read_config(config))  # what is read here is never an interpolation
+            forgotten = cfg["data"]["forget_classes"]
+            forgotten = [forgotten] if isinstance(forgotten, int | str) else list(forgotten or [])
+            without = data.labels_of(forgotten) if cfg["unlearner"].get("from_scratch") is True else []
+        if known := sorted(set(data.forget_labels) - set(without)):
+            raise UserError(
+                f"retrain={target} has seen images of {known}: give a run of unlearner=retrain with "
+                f"data.forget_classes={data.forget_labels}"
+            )
+    if not is_base_model(target):
+        raise UserError(
+            f"no model at retrain={target} (expected unet/config.json): give a run of unlearner=retrain with "
+            f"data.forget_classes={data.forget_labels}, or a diffusers folder"
+        )
+    return pretrained(data, target)
+
+
+def chosen(value: Any) -> list[str]:
+    """The attacks that `attack=` names: "all", a name, or several as a list or with commas."""
+    if value == "all":
+        return NAMES
+    several = value.list if isinstance(value, ChoiceSweep) else value
+    names = [str(name) for name in (several if isinstance(several, list) else [several]) if name]
+    if not names:
+        raise UserError(f"which attack? give attack=all, or some of {', '.join(NAMES)} as attack=[a,b]")
+    for name in names:
+        if name not in NAMES:
+            raise unknown("attack", name, [*NAMES, "all"])
+    return names
+
+
+def run_attack(
+    name: str, attack: Attack, models: dict[str, Model], bench: Bench, folder: Path, show_progress: bool
+) -> tuple[dict[str, Any], runner.Results]:
+    """Run one attack on all models and write its files; returns the block for `metrics.json` and all points."""
+    start = time.perf_counter()
+    protocol = runner.protocol(attack, bench)
+    results = runner.run(attack, models, bench, show_progress)
+    curves = {model: {one: [(p.x, p.y) for p in points] for one, points in by.items()} for model, by in results.items()}
+    classes = len(bench.data.forget_labels)
+    numbers = {model: attack.headline_value(by, classes) for model, by in curves.items()}
+    numbers |= runner.noise_headlines(attack, bench)
+    weights = {model: network.weights_digest for model, network in models.items()}
+    out = untrusted.inside(folder, folder / "attacks" / f"{name}-{digest(protocol, weights)}")
+    if distributed.is_first():
+        write_files(out, attack, results)
+    headline = {"name": attack.headline, "better": attack.better, "limit": attack.limit, "values": numbers}
+    block = {
+        "title": attack.title,
+        "headline": headline,
+        "axis": attack.axis,
+        "measure": MEASURE,
+        "curves": curves,
+        "protocol": protocol,
+        "weights": weights,
+        "classifiers": bench.evaluator.accuracies,
+        "seconds": time.perf_counter() - start,
+        "provenance": provenance(),
+        "folder": str(out.relative_to(folder)),
+    }
+    return block, results
+
+
+def write_files(out: Path, attack: Attack, results: runner.Results) -> None:
+    """Write curve.csv (every score of every point) and images.safetensors (of `Attack.shown`)."""
+    rows = [
+        {"model": model, "series": series, "x": point.x, "y": point.y}
+        | point.scores.values
+        | {f"{MEASURE} of {name}": value for name, value in point.scores.per_class[MEASURE].items()}
+        for model, by in results.items()
+        for series, points in by.items()
+        for point in points
+    ]
+    write_csv(out / "curve.csv", rows)
+    shown = {model: attack.shown([p for points in by.values() for p in points]) for model, by in results.items()}
+    with atomic(out / "images.safetensors") as part:
+        save_file({model: point.images.contiguous() for model, point in shown.items()}, part)
+
+
+def remember(path: Path, name: str, block: dict[str, Any]) -> None:
+    """Put an attack's block into a `metrics.json`, which is made if there is none; other keys stay.
+
+    It takes the place of the attack's block before, which also stays in the result.json of its own folder.
+    """
+    write_json(path.parent / block["folder"] / "result.json", block)
+    lock = Path(f"{path}.lock")
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise UserError(f"{lock} is no regular file: delete it")
+    with FileLock(lock):  # others may be attacking the run as well
+        metrics = read_metrics(path.parent) or {}
+        before = metrics.get("attacks")
+        metrics["attacks"] = (before if isinstance(before, dict) else {}) | {name: block}
+        write_json(path, metrics)
+
+
+def print_block(block: dict[str, Any]) -> None:
+    """Print the headline number of every model and control."""
+    headline, console = block["headline"], plain_console()
+    title, number = printable(block["title"]), printable(headline["name"])
+    line = Text.assemble((title, "bold"), f"   {number}, {headline['better']} is better")
+    console.print(line, soft_wrap=True)
+    table = Table()
+    for model in headline["values"]:
+        table.add_column(
+            printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
+        )
+    limit = headline["limit"]
+    table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
+    console.print(table)
+    console.print(printable(sentence(block["classifiers"]).capitalize()), soft_wrap=True)
+    console.print(f"{block['seconds']:.1f} s   {printable(block['folder'])}/figure.png", soft_wrap=True)

@@ -1,0 +1,189 @@
+"""Command line of the eight commands: folders, key=value settings, --help, --cfg and -m.
+
+This module imports nothing slow: --help, an unknown experiment and a mistyped key are answered within a second.
+"""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from safemax_pl.common.errors import UserError, clear_errors
+from safemax_pl.common.escaping import printable
+from safemax_pl.common.signals import interrupt_on_stop_signals
+from safemax_pl.config import compose as composition
+from safemax_pl.config.compose import check_install, compose, name_method
+from safemax_pl.config.overrides import check_single, parse, values_of
+
+TAKE_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
+SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=")  # start of key=value; write a folder of that form as ./a=b
+
+
+def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:
+    """Run `task(configuration, overrides)` as a command of Hydra, with -m for several runs.
+
+    Invalid input prints one line on stderr and exits with 1. In a multirun, a failed run does not stop the others.
+
+    Args:
+        config_name: file in configs/, without suffix.
+        help_text: printed by --help, followed by the choices of every group.
+        task: body of the command; imports slow modules itself.
+    """
+    overrides, flags = split_arguments(sys.argv[1:])
+    with clear_errors():
+        check_install()
+        if {"-h", "--help"} & set(flags):
+            print(f"{help_text.strip()}\n\n{_list_choices()}", flush=True)
+            return
+    failed: list[str] = []
+    quiet()
+    with clear_errors():
+        check_command_line(config_name, overrides, several=bool({"-m", "--multirun"} & set(flags)))
+    sys.argv[1:] = [*overrides, *flags]
+    main = hydra.main(version_base="1.3", config_path=str(composition.CONFIGS), config_name=config_name)
+    main(partial(_one_run, task, failed))()
+    if failed:
+        print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cfg: DictConfig) -> None:
+    _import_lightning()
+    from safemax_pl.common import distributed
+
+    hydra_cfg = HydraConfig.get()
+    overrides = list(hydra_cfg.overrides.task)
+    with clear_errors(), distributed.together():
+        name_method(cfg, hydra_cfg.runtime.choices)
+        try:
+            task(cfg, overrides)
+        except UserError as error:
+            here = str(hydra_cfg.launcher._target_).endswith(
+                ".BasicLauncher"
+            )  # other launchers run it in a separate job
+            if hydra_cfg.mode != RunMode.MULTIRUN or not here:
+                raise
+            failed.append(" ".join(overrides))
+            print(f"error: {printable(error)}", file=sys.stderr)
+
+
+def command_on_folders(
+    help_text: str,
+    folders: range,
+    task: Callable[[list[str], list[str]], Any],
+    configuration: Callable[[list[str], list[str]], DictConfig],
+) -> None:
+    """Run `task(folders, overrides)` as a command that takes folders and settings.
+
+    Args:
+        help_text: printed by --help, and for a command line without arguments if a folder is required.
+        folders: legal numbers of folders.
+        task: body of the command; imports slow modules itself.
+        configuration: composes the configuration, for --cfg job.
+    """
+    settings, flags = split_arguments(sys.argv[1:])
+    given = [item for item in settings if not SETTING.match(item)]
+    overrides = [item for item in settings if SETTING.match(item)]
+    if {"-h", "--help"} & set(flags) or (not sys.argv[1:] and folders.start):
+        with clear_errors():
+            print(help_text.strip(), flush=True)
+        return
+    quiet()
+    with clear_errors():
+        check_install()
+        show = _shows_configuration(flags)
+        if len(given) not in folders:
+            legal = f"{folders.start}" if len(folders) == 1 else f"at least {folders.start}"
+            raise UserError(f"got {len(given)} folders ({' '.join(given) or 'none'}), expected {legal}; see --help")
+        parse(overrides)
+    if show:
+        with clear_errors():
+            print(OmegaConf.to_yaml(configuration(given, overrides)), end="")
+        return
+    _import_lightning()
+    from safemax_pl.common import distributed
+
+    with clear_errors(), distributed.together():
+        task(given, overrides)
+
+
+def _shows_configuration(flags: list[str]) -> bool:
+    """Whether the flags are --cfg job; raise `UserError` for other flags."""
+    if not flags:
+        return False
+    if flags[0] not in ("--cfg", "-c") or flags[1:] != ["job"]:
+        raise UserError(f"{' '.join(flags)}: legal flags are --help and --cfg job; give settings as key=value")
+    return True
+
+
+def composed(config_name: str, folders: list[str], overrides: list[str]) -> DictConfig:
+    """Compose configs/<config_name>.yaml for --cfg job; the folders are not used."""
+    return compose(config_name, overrides)
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return (overrides, flags with their values); Hydra rejects mixed ones, as in `experiment=x -m seed=0,1`."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
+        (flags if argument.startswith("-") or before in TAKE_VALUE else overrides).append(argument)
+    return overrides, flags
+
+
+def quiet() -> None:
+    """Silence library output that users cannot act on, and install the signal handlers."""
+    interrupt_on_stop_signals()
+    logging.raiseExceptions = False  # on a full disk every line of W&B's log file would print a traceback
+    warnings.filterwarnings(
+        "ignore", ".*Checkpoint directory .* exists and is not empty.*"
+    )  # it is the run's folder, on purpose
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a single process is legal on a cluster too
+
+
+def _import_lightning() -> None:
+    """Import Lightning and silence its info messages; the import, which takes seconds, sets the log levels."""
+    import lightning.pytorch  # noqa: F401
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _list_choices() -> str:
+    configs, lines = composition.CONFIGS, ["Choices:"]
+    for group in sorted(folder.name for folder in configs.iterdir() if folder.is_dir()):
+        lines.append(f"  {group + '=':12}" + " ".join(sorted(file.stem for file in (configs / group).glob("*.yaml"))))
+    return "\n".join(lines)
+
+
+def check_command_line(config_name: str, overrides: list[str], several: bool = True) -> None:
+    """Compose the configurations of all runs of a command line, including every value of a sweep.
+
+    Args:
+        config_name: file in configs/, without suffix.
+        overrides: key=value arguments.
+        several: whether sweeps such as seed=0,1 are legal, as with -m.
+
+    Raises:
+        UserError: for the first illegal configuration.
+    """
+    parsed = parse(overrides)
+    alternatives = [values_of(override) for override in parsed if not str(override.input_line).startswith("hydra")]
+    if not several:
+        for override in parsed:
+            check_single(override, "; for a run of each add -m")
+    first = [values[0] for values in alternatives]
+    compose(config_name, [*first, *(item for item in overrides if item.startswith("hydra"))])
+    for place, values in enumerate(alternatives):
+        for value in values[1:]:
+            compose(config_name, [*first[:place], value, *first[place + 1 :]])
