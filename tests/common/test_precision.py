@@ -16,6 +16,7 @@ from safemax_pl.data.sources import Split
 from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.metrics.frechet import FrechetDistance
+from safemax_pl.evaluation.real_features import RealFeatures
 from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
@@ -46,7 +47,7 @@ def test_a_bf16_fit_makes_the_references_of_a_float32_fit(tmp_path):
 
 def test_the_references_are_there_before_the_first_step(tmp_path, monkeypatch):
     made = list[str]()
-    for owner, name in ((Evaluator, "reference"), (UnlearningModule, "training_step")):
+    for owner, name in ((RealFeatures, "reference"), (UnlearningModule, "training_step")):
         function = getattr(owner, name)
 
         def spy(*args, name=name, function=function):
@@ -71,7 +72,7 @@ def sampled(evaluator: Evaluator) -> None:
 
 
 def real_images(evaluator: Evaluator) -> None:
-    evaluator.reference()
+    evaluator.real_features.reference()
 
 
 def noise(evaluator: Evaluator) -> None:

@@ -170,7 +170,7 @@ def test_new_files_make_the_commit_dirty(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "old")
-    monkeypatch.setattr("safemax_pl.runs.run.PROJECT", tmp_path)
+    monkeypatch.setattr("safemax_pl.runs.provenance.PROJECT", tmp_path)
     clean = provenance()["commit"]
     (tmp_path / "safemax_pl" / "new.py").write_text("")
     assert provenance()["commit"] == f"{clean}-dirty"
