@@ -22,7 +22,7 @@ bench: .venv/ready           ## all benchmarks: runs/benchmarks/tables.md; 15 mi
 	.venv/bin/python -m benchmarks
 
 docs: .venv/ready            ## build the documentation into site/; a broken link or a page outside the navigation is an error
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 format: .venv/ready
 	.venv/bin/ruff format .

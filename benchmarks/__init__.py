@@ -1,3 +1,3 @@
-"""What safemax_pl costs: each script compares sides in one process and says what the hardware would allow."""
+"""Benchmarks: each script times several sides in one process, and states the limit of the hardware."""
 
-import safemax_pl  # noqa: F401  before torch: it decides how OpenMP's threads wait
+import safemax_pl  # noqa: F401  before torch: it sets how OpenMP's threads wait

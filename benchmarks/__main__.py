@@ -1,7 +1,7 @@
-"""All benchmarks one after the other, then all tables: on the terminal, and as runs/benchmarks/tables.md for the docs.
+"""Run all benchmarks, and print and write their tables: runs/benchmarks/tables.md.
 
-`make bench`, or `python -m benchmarks`; `python -m benchmarks scripts=[overhead,sampling]` runs some. Ends with 1 if a
-script has failed, after the others have run. Takes a quarter of an hour on two idle cores.
+`make bench`, or `python -m benchmarks`; `python -m benchmarks scripts=[overhead,sampling]` runs some. If a script
+fails, the others still run, and the exit code is 1. Takes a quarter of an hour on two idle cores.
 """
 
 import json
@@ -33,7 +33,7 @@ SCRIPTS = (
 
 
 def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
-    """Run the scripts, each in a process of its own, with their default settings."""
+    """Run the scripts with their defaults, each in a process of its own."""
     for name in scripts:
         if name not in SCRIPTS:
             raise unknown("script", name, SCRIPTS)
@@ -60,7 +60,7 @@ def main(scripts: tuple[str, ...] = SCRIPTS, folder: str = FOLDER) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of one script, below what they were taken on; a spread is a median and its quartiles."""
+    """Return the tables of one script below its hardware, versions and date."""
     made_on = f"{result['hardware']}, torch {result['torch']}, commit {result['commit']}, {result['date']}"
     repeated = f", n = {result['repeats']}, median [quartiles]" if result["repeats"] else ""
     lines = [f"## {result['name']}", "", f"{made_on}{repeated}.", ""]

@@ -1,10 +1,12 @@
 """How many batches per second do our counter-based draws give, and how many a DataLoader?
 
-Both draw from the same random 3x32x32 images, with replacement, mirrored at random: ours a forget and a retain batch
-from tensors on the device, torch's DataLoader, with 0 and with 2 workers, as many images one by one, and one index with
-torch's own generator as many at once from such tensors. First the images alone, then with timesteps and Gaussian noise,
-then the noise alone, against torch.randn. Prints batches per second, the ratio of times to ours, and the floor: the
-bytes that must be read and written, at the bandwidth measured on as many. Takes half a minute on two cores.
+All sides draw from the same random 3x32x32 images, with replacement, mirrored at random:
+  ours: a forget and a retain batch from tensors on the device;
+  DataLoader: as many images one by one, with 0 and with 2 workers;
+  torch.randint: as many images with one index and torch's generator, from tensors on the device.
+Cases: images; images, timesteps and Gaussian noise; noise, against torch.randn. Prints batches per second, the ratio of
+times to ours, and the floor: the bytes that must be read and written, at the measured bandwidth of as many bytes. Takes
+half a minute on two cores.
 """
 
 from functools import partial
@@ -26,7 +28,7 @@ from safemax_pl.diffusion.process import Diffusion
 
 
 class Images(Dataset):
-    """The training images of a data module, one by one, as one would write it for a DataLoader."""
+    """Data set of a DataLoader: the training images of a data module, one by one."""
 
     def __init__(self, data: ForgetRetainDataModule):
         self.train = data.source.train
@@ -40,7 +42,7 @@ class Images(Dataset):
 
 
 class Drawn:
-    """Batches as a fit draws them: a function of the step, on the device."""
+    """Batches of a fit: a function of the step, on the device."""
 
     def __init__(self, data: ForgetRetainDataModule, diffusion: Diffusion | None, device: torch.device):
         self.data, self.diffusion, self.device, self.step = data, diffusion, device, 0
@@ -55,7 +57,7 @@ class Drawn:
 
 
 class Loaded:
-    """Batches of as many images from a DataLoader, noised with torch's own generator."""
+    """Batches of a DataLoader, noised with torch's generator."""
 
     def __init__(
         self, images: Images, batch: int, batches: int, workers: int, diffusion: Diffusion | None, device: torch.device
@@ -78,7 +80,7 @@ class Loaded:
 
 
 class Indexed:
-    """Batches of as many images by one index into all of them on the device, with torch's own generator."""
+    """Batches by one index into all images on the device, with torch's generator."""
 
     def __init__(self, data: ForgetRetainDataModule, batch: int, diffusion: Diffusion | None, device: torch.device):
         train = data.source.train
@@ -94,7 +96,7 @@ class Indexed:
 
 
 def noised(x_0: Tensor, diffusion: Diffusion | None) -> None:
-    """Timesteps and noise of torch's own generator, if there is a process."""
+    """Draw timesteps and noise with torch's generator, if there is a diffusion process."""
     if diffusion is not None:
         t = torch.randint(diffusion.num_timesteps, (len(x_0),), device=x_0.device)
         diffusion.add_noise(x_0, t, torch.randn_like(x_0))

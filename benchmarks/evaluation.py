@@ -1,10 +1,10 @@
 """Where does the time of an evaluation go?
 
 Scores weights/digits/without_3 against the original as `python -m safemax_pl.evaluate` does, with the plan and sampler
-of experiment=digits_methods and an empty cache, and clocks the parts; then once more, with the cache that is left.
-Time in a part that another one calls counts for the inner one alone. Classifying includes the features, which the same
-pass computes. Prints the seconds and the share of every part, the ratio to sampling alone, and the floor: FLOPs of the
-network's passes at the rate of the fastest matrix product. Takes a minute and a half on two cores.
+of experiment=digits_methods, and times the parts: first with an empty cache, then with the cache of the first time. If
+one part calls another, the time counts for the inner one. Classifying and features are one pass. Prints the seconds and
+the share of every part, the ratio to sampling, and the floor: FLOPs of the network's passes at the rate of the fastest
+matrix product. Takes a minute and a half on two cores.
 """
 
 import io
@@ -46,11 +46,11 @@ CACHED = "all, with the original's scores and the real features in the cache"
 
 
 class Clock:
-    """Seconds of every part, without those of parts that it calls."""
+    """Measures the seconds of every part, without those of the parts that it calls."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.inner = [0.0]  # of the parts that each open part has called
+        self.inner = [0.0]  # of the parts called by each open part
 
     def clocked(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ class Clock:
 
 
 def evaluate_once(overrides: list[str], cache: str) -> dict[str, float]:
-    """Seconds of every part of one evaluation, the rest and all of it; `cache` is the folder of what is kept."""
+    """Return the seconds of every part of one evaluation, of the rest and of all; `cache` is data.cache_dir."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
@@ -82,7 +82,7 @@ def evaluate_once(overrides: list[str], cache: str) -> dict[str, float]:
 
 
 def main(steps: int = 25, forget: int = 100, retain: int = 450, repeats: int = 3, folder: str = FOLDER) -> Path:
-    """Clock evaluations of `forget` and `retain` images, sampled by DDIM in `steps` steps."""
+    """Time evaluations of `forget` and `retain` images, sampled by DDIM in `steps` steps."""
     device = default_device()
     overrides = ["data=digits", "data.forget_classes=[3]", f"sampler.steps={steps}", "evaluation.guidance=[0]"]
     overrides += [f"evaluation.plans.standard={{forget_per_class: {forget}, retain_total: {retain}}}"]

@@ -1,11 +1,13 @@
 """How do time, memory and FLOPs of a SAFEMax step grow with the batch, the images, the classes and the network?
 
-Varies one thing at a time on random grey images and small networks (two resolutions, attention at the lower one), the
-values of each in turn. Prints the slope of every quantity in a log-log plot with its standard error (1: in proportion,
-0: constant), its change from the smallest to the largest value, and what must be constant: calls of torch's operators
-per step (views too, without those that others call), and on the CPU the time of a step outside of them (Python,
-autograd and the optimiser's loop; of profiled steps). Draws growth.png. The floor is the FLOPs at the rate of the
-fastest matrix product; its share is of the largest value. Takes a minute on two cores.
+Varies one setting at a time on random grey images and small networks (two resolutions, attention at the lower one).
+Prints for every setting:
+  the slope of each quantity in a log-log plot, with its standard error (1: proportional, 0: constant);
+  the ratio of times at the largest and the smallest value;
+  two constants: outermost calls of torch's operators per step, views included, and, on the CPU, the seconds of a
+    profiled step outside of operators (Python, autograd and the optimiser's loop);
+  the share of the floor at the largest value: FLOPs at the rate of the fastest matrix product.
+Draws growth.png. Takes a minute on two cores.
 """
 
 from functools import partial
@@ -37,7 +39,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
 NAMES = {"batch": "images of each kind", "size": "pixels of a side", "forget": "forget classes"}
 NAMES |= {"retain": "retain classes", "width": "channels, and half the lower resolution's"}
 QUANTITIES = {"seconds": "time", "flops": "FLOPs", "peak_bytes": "peak memory"}
-if default_device().type == "cpu":  # elsewhere it would contain the device's work, which the host does not wait for
+if default_device().type == "cpu":  # on a GPU, the host does not wait for the operators
     QUANTITIES["outside"] = "time outside of operators"
 
 
@@ -80,7 +82,7 @@ def main(
 
 
 def measured(setting: dict[str, int], profiled: int) -> dict[str, Any]:
-    """A step to be timed, and all that is not timed."""
+    """Return a step to be timed, and everything else about it."""
     device, size, width = default_device(), setting["size"], setting["width"]
     classes = setting["forget"] + setting["retain"]
     data = random_data((1, size, size), classes, range(setting["forget"]), setting["batch"], device, per_class=20)
@@ -92,14 +94,14 @@ def measured(setting: dict[str, int], profiled: int) -> dict[str, Any]:
     training = Training.of(data, device, "model=unet_digits", *network)
     unlearner: Unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
     step = partial(training.step, unlearner)
-    step()  # the optimiser makes its state
+    step()  # creates the optimiser's state
     account = training.account(unlearner)
     calls, outside = zip(*(look_inside(step) for _ in range(profiled)), strict=True)
     return {"step": step, "calls": calls[-1], "outside": outside, **account._asdict()}
 
 
 def look_inside(step: Any) -> tuple[int, float]:
-    """How many operators a step calls, without those that others call, and the host's seconds outside of them."""
+    """Return the number of outermost operators of a step, and the host's seconds outside of them."""
     with profile(use_kineto=False) as profiler:
         elapsed = stopwatch(step)
     assert profiler.function_events is not None
@@ -109,7 +111,7 @@ def look_inside(step: Any) -> tuple[int, float]:
 
 
 def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[dict[str, Any]]], repeats: int) -> None:
-    """One panel for each sweep: every quantity as a multiple of its value at the smallest."""
+    """Draw one panel for each sweep: every quantity, relative to its value at the smallest setting."""
     figure, axes = plt.subplots(2, 3, figsize=(3 * charts.WIDTH, 2 * charts.HEIGHT), layout="constrained")
     for axis, (sweep, values) in zip(axes.flat, sweeps.items(), strict=False):
         for place, (key, name) in enumerate(QUANTITIES.items()):
@@ -122,7 +124,7 @@ def draw(path: Path, sweeps: dict[str, tuple[int, ...]], points: dict[str, list[
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
         low, high = axis.get_ylim()
-        axis.set_ylim(min(low, 0.5), max(high, 2))  # what is constant looks so
+        axis.set_ylim(min(low, 0.5), max(high, 2))  # so that a constant looks constant
         axis.set_xticks(values, map(str, values))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25)

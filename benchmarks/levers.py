@@ -1,9 +1,9 @@
-"""What does each lever of the fast path give, on this machine?
+"""Which optimisations of a training step pay, on this machine?
 
-Times a step of SAFEMax, or the part of it that a lever touches, with and without the lever in turn, on the digits' UNet
-and on unet_cifar (random images). Prints the time without over the time with, so above 1 the lever pays. Those that pay
-nowhere are no settings of this project; docs/performance.md says which are. `compiled=true` adds torch.compile, which
-a fit has only with compile=true, and whose first step takes minutes. Takes about a minute and a half on two cores.
+Times a step of SAFEMax, or the part that an optimisation ("lever") changes, with and without it in turn, on the digits'
+UNet and on unet_cifar (random images). Prints the time without / the time with: above 1 the lever pays.
+docs/performance.md says which levers are settings. `compiled=true` adds torch.compile, whose first step takes minutes.
+Takes a minute and a half on two cores.
 
 Networks are overrides of configs/fit.yaml with the images of each kind: `networks={model=unet_digits: 32}`.
 """
@@ -35,7 +35,7 @@ NETWORKS = {"model=unet_digits": 32, "model=unet_cifar": 1}
 
 
 def changed(training: Training, change: Callable[[torch.nn.Module], Any]) -> Training:
-    """The same with other networks: `change` works on student and teacher in place."""
+    """Return a copy whose student and teacher `change` has modified in place."""
     student, teacher = copy.deepcopy(training.student), copy.deepcopy(training.teacher)
     change(student)
     change(teacher.network)
@@ -48,7 +48,7 @@ def channels_last(network: torch.nn.Module) -> None:
 
 
 def bf16_norms(training: Training, step: Callable[[Training], Any], repeats: int) -> Comparison:
-    """A step under autocast with the networks' `GroupNorm`, switched on for any device, against torch's."""
+    """Compare a step under autocast with our `GroupNorm`, on any device, and with torch's."""
     half = replace(training, bf16=True)
 
     sides = {WITHOUT: changed(half, use_torch_norms), WITH: half}
@@ -57,7 +57,7 @@ def bf16_norms(training: Training, step: Callable[[Training], Any], repeats: int
 
 
 def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
-    """One update of all weights: torch's default (foreach on CUDA, a loop on the CPU) against two implementations."""
+    """Compare one update by torch's default Adam (foreach on CUDA, a loop on the CPU) and by two implementations."""
     parameters = list(training.student.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -73,7 +73,7 @@ def optimizers(training: Training, repeats: int) -> dict[str, Comparison]:
 
 
 def one_thread(step: Callable[[], Any]) -> None:
-    """A call on one thread; then torch has as many as before."""
+    """Run a call on one thread, and restore the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     step()
@@ -81,7 +81,7 @@ def one_thread(step: Callable[[], Any]) -> None:
 
 
 def passes(training: Training, repeats: int) -> Comparison:
-    """Forget and retain images through the student at once, as SAFEMax does, against one after the other."""
+    """Compare one pass of forget and retain images together, as in SAFEMax, and two passes."""
     batch = [training.data.chunk("retain", i, training.data.batch_sizes["retain"], training.device) for i in (0, 1)]
     both = [torch.cat(part) for part in zip(*(some[:2] for some in batch), strict=True)]
 
@@ -94,7 +94,7 @@ def passes(training: Training, repeats: int) -> Comparison:
 
 
 def classifier(repeats: int) -> tuple[Comparison, dict[str, float]]:
-    """The classifier of the digits on 1 000 images in bfloat16, and what that does to its features and verdicts."""
+    """Compare the digits' classifier on 1 000 images in float32 and bfloat16: times, and errors of its outputs."""
     device, data = default_device(), digits_data()
     classifier = Classifier.load(PROJECT / "weights/digits/classifier", data).to(device)
     images = from_uint8(data.source.train.images[:1000]).to(device)
@@ -112,7 +112,7 @@ def classifier(repeats: int) -> tuple[Comparison, dict[str, float]]:
 
 
 def levers(training: Training, repeats: int, compiled: bool) -> dict[str, Comparison]:
-    """All of one network."""
+    """Time all levers on one network."""
     unlearner = build(compose("fit", ["unlearner=safemax"]).unlearner)
     plain = partial(training.step, unlearner)
     sides = {

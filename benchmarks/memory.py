@@ -1,4 +1,4 @@
-"""How much memory tensors take while something runs, on any device, and on tensors without values too."""
+"""Count the memory of tensors on any device, and of tensors without values."""
 
 import weakref
 from typing import Any
@@ -9,12 +9,12 @@ from torch.utils._pytree import tree_map_only
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once, real ones or without values.
+    """Counts the bytes of all tensors that are alive at the same time.
 
-    torch's own MemTracker finds the same, but only where a network is passed once, and it takes many times as long.
+    torch's MemTracker finds the same, but only if a network is passed once, and it is many times slower.
 
     Args:
-        held: tensors that are there before; whoever keeps the list keeps those that a step would free.
+        held: tensors that exist before. Do not keep this list: it would keep tensors alive that a step frees.
     """
 
     def __init__(self, held: list[Tensor]):
@@ -43,7 +43,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def tensors_of(thing: Any) -> list[Tensor]:
-    """All tensors that an object holds, those of a network and those in its lists and attributes."""
+    """Return all tensors of an object: of networks, containers and attributes."""
     if isinstance(thing, Tensor):
         return [thing] if thing.grad is None else [thing, thing.grad]
     if isinstance(thing, nn.Module):

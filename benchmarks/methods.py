@@ -1,14 +1,14 @@
-"""What does a step of every method cost, and what does it need before its fit?
+"""What do a step and the preparation of every method cost?
 
 Takes one step of every method in turn, on the network of the paper (unet_cifar, 36 M parameters, random weights) and
-random 3x32x32 images. Prints per method, also as multiples of SalUn's and Selective Amnesia's (SA):
-  seconds of a step, the ratios within the same repeat;
-  images per second, and the share of the floor that is reached: FLOPs at the rate of the fastest matrix product, or the
-    bytes of Adam's update at the measured bandwidth, whichever takes longer;
-  forward units: FLOPs of a step over those of one pass of the network over the whole batch;
+random 3x32x32 images. Prints for every method, also relative to SalUn and Selective Amnesia (SA):
+  seconds of a step, with ratios within the same repeat;
+  images per second, and the share of the floor: the larger of FLOPs at the rate of the fastest matrix product, and
+    bytes of Adam's update at the measured bandwidth;
+  forward units: FLOPs of a step / FLOPs of one pass of the network over the batch;
   peak memory of a step with 128 + 128 images, on tensors without values (see `Training.account_without_values`);
-  FLOPs before the fit for a data set of CIFAR-10's size, on such tensors too, and how many steps of 128 + 128 that is.
-Takes about two minutes on two cores.
+  FLOPs of the preparation for a data set of CIFAR-10's size, on such tensors, also in steps of 128 + 128 images.
+Takes two minutes on two cores.
 """
 
 from dataclasses import replace
@@ -23,25 +23,36 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.command import command
 from benchmarks.setting import Account, Training, random_data
 from benchmarks.tables import FOLDER, publish
-from benchmarks.timing import compare, default_device, flops, matmul_flops, memory_bandwidth, ratio, spread, step_floor
+from benchmarks.timing import (
+    Comparison,
+    Side,
+    compare,
+    default_device,
+    flops,
+    matmul_flops,
+    memory_bandwidth,
+    ratio,
+    spread,
+    step_floor,
+)
 from safemax_pl.common.errors import unknown
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.unlearners.preparation import Preparation, State
 
-# whose steps cost what another method's do: retain_only and retrain are finetune's, and the rest is plain
+# their steps cost what the step of another method costs; retain_only and retrain: finetune
 VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "safemax_paper")
 UNLEARNERS = sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml"))
 METHODS = tuple(method for method in UNLEARNERS if method not in VARIANTS)
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
-ALTERNATING = {"sfr_on"}  # methods with two kinds of steps in turn
+ALTERNATING = {"sfr_on"}  # two kinds of steps in turn
 
 
 class CountedPriors(Preparation):
-    """Preparation that returns zeros of the right shapes and counts the FLOPs of the first part on the meta device.
+    """Preparation that returns zeros of the right shapes, and counts FLOPs by the first part, without values.
 
     Args:
-        sampler_steps: of generated images, of which `OnePass` takes one.
+        sampler_steps: of generated images; `OnePass` takes one of them.
     """
 
     def __init__(self, sampler_steps: int):
@@ -66,9 +77,9 @@ def main(
     bf16: bool = False,
     folder: str = FOLDER,
 ) -> Path:
-    """Time steps with `batch` forget and `batch` retain images, count them with `counted_batch` each.
+    """Time steps with `batch` forget and `batch` retain images, and count steps with `counted_batch` of each.
 
-    `network` are overrides of configs/fit.yaml. SalUn and Selective Amnesia, the references, are always there.
+    `network` are overrides of configs/fit.yaml. SalUn and Selective Amnesia, the references, are always included.
     """
     for method in methods:
         if method not in UNLEARNERS:
@@ -76,49 +87,74 @@ def main(
     device, shape = default_device(), (3, 32, 32)
     training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
-    sides, preparation, accounts = dict[str, Any](), dict[str, float](), dict[str, Account]()
-    for method in (*REFERENCES, *(method for method in methods if method not in REFERENCES)):
-        cfg = compose("fit", [f"unlearner={method}"])
-        unlearner, counted = build(cfg.unlearner), CountedPriors(cfg.sampler.steps)
-        unlearner.prepare(training.task(), training.data, counted)
-        kinds = 2 if method in ALTERNATING else 1
-        sides[method] = partial(take_steps, training, unlearner, kinds)
-        preparation[method], accounts[method] = counted.flops, counting.account_without_values(unlearner, kinds)
+    sides, preparation, accounts = dict[str, Side](), dict[str, float](), dict[str, Account]()
+    for method in dict.fromkeys((*REFERENCES, *methods)):
+        sides[method], preparation[method], accounts[method] = prepared(method, training, counting)
     timed = compare(sides, repeats)
     for method in ALTERNATING & set(sides):
         timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]
     ceiling, unit = matmul_flops(device, training.dtype), training.pass_flops(2 * counted_batch)
     parameters = sum(weight.numel() for weight in training.student.parameters())
     bandwidth = memory_bandwidth(device, 4 * parameters)
-    step_flops = {method: account.flops for method, account in accounts.items()}
+    floors = {
+        method: step_floor(account.flops * batch / counted_batch, parameters, ceiling, bandwidth)
+        for method, account in accounts.items()
+    }
+    title = f"A step of every method, {' '.join(network)}, {batch} + {batch} images, {repeats} repeats"
+    more = counted_tables(accounts, preparation, unit, f"{counted_batch} + {counted_batch}", per_class)
+    facts = {"matmul_flops": ceiling, "memory_bandwidth": bandwidth, "forward_unit_flops": unit}
+    rows = timed_rows(timed, floors, 2 * batch)
+    return publish("methods", title, rows, {" ".join(network): timed.seconds}, folder, more, **facts)
+
+
+def prepared(method: str, training: Training, counting: Training) -> tuple[Side, float, Account]:
+    """Prepare a method; return its steps (one of each kind), the FLOPs of its preparation, and the cost of a step."""
+    cfg = compose("fit", [f"unlearner={method}"])
+    unlearner, counted = build(cfg.unlearner), CountedPriors(cfg.sampler.steps)
+    unlearner.prepare(training.task(), training.data, counted)
+    kinds = 2 if method in ALTERNATING else 1
+    steps = partial(take_steps, training, unlearner, kinds)
+    return steps, counted.flops, counting.account_without_values(unlearner, kinds)
+
+
+def counted_tables(
+    accounts: dict[str, Account], preparation: dict[str, float], unit: float, images: str, per_class: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of steps and of preparations by title.
+
+    Args:
+        accounts: method -> cost of a step.
+        preparation: method -> FLOPs before the fit.
+        unit: FLOPs of one pass over the batch.
+        images: of a step, such as "128 + 128".
+        per_class: images of the data set.
+    """
+    of_steps = {
+        "forward units": {method: account.flops / unit for method, account in accounts.items()},
+        "peak, GiB": {method: account.peak_bytes / 2**30 for method, account in accounts.items()},
+    }
+    before = as_shares({"TFLOPs": {method: count / 1e12 for method, count in preparation.items() if count}})
+    for row in before:
+        row[f"steps of {images}"] = preparation[row["method"]] / accounts[row["method"]].flops
+    return {
+        f"FLOPs and peak memory of a step, {images} images, counted": as_shares(of_steps),
+        f"Before the fit, {per_class} images per class, counted": before,
+    }
+
+
+def timed_rows(timed: Comparison, floors: dict[str, float], images: int) -> list[dict[str, Any]]:
+    """Return a row for every method: seconds of a step with `images` images, ratios, and share of the floor."""
     rows = []
     for method, seconds in timed.medians.items():
         row: dict[str, Any] = {"method": method, "step, s": spread(timed.seconds[method])}
         row |= {f"/ {name}'s": ratio(timed.seconds[method], timed.seconds[key]) for key, name in REFERENCES.items()}
-        row |= {"images/s": 2 * batch / seconds}
-        row["floor, s"] = step_floor(step_flops[method] * batch / counted_batch, parameters, ceiling, bandwidth)
-        rows.append(row | {"share of floor": row["floor, s"] / seconds})
-    more = {
-        f"FLOPs and peak memory of a step, {counted_batch} + {counted_batch} images, counted": as_shares(
-            {
-                "forward units": {method: count / unit for method, count in step_flops.items()},
-                "peak, GiB": {method: account.peak_bytes / 2**30 for method, account in accounts.items()},
-            }
-        ),
-        f"Before the fit, {per_class} images per class, counted": [
-            row
-            | {f"steps of {counted_batch} + {counted_batch}": preparation[row["method"]] / step_flops[row["method"]]}
-            for row in as_shares({"TFLOPs": {method: count / 1e12 for method, count in preparation.items() if count}})
-        ],
-    }
-    title = f"A step of every method, {' '.join(network)}, {batch} + {batch} images, {repeats} repeats"
-    seconds_of = {" ".join(network): timed.seconds}
-    facts = {"matmul_flops": ceiling, "memory_bandwidth": bandwidth, "forward_unit_flops": unit}
-    return publish("methods", title, rows, seconds_of, folder, more, **facts)
+        row |= {"images/s": images / seconds, "floor, s": floors[method]}
+        rows.append(row | {"share of floor": floors[method] / seconds})
+    return rows
 
 
 def as_shares(figures: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A row per method: every figure, and what share it is of the references'."""
+    """Return a row for every method: each figure, and its ratio to the references'."""
     rows = []
     for method in next(iter(figures.values())):
         row: dict[str, Any] = {"method": method}

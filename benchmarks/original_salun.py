@@ -1,17 +1,17 @@
 """What does a step of SalUn cost in its authors' code? Goal on a GPU: five times their images/s in half their memory.
 
-Needs a copy of github.com/OPTML-Group/Unlearn-Saliency, which never becomes a part of this repository:
+Needs a copy of github.com/OPTML-Group/Unlearn-Saliency, which must not be committed here:
 
     git clone https://github.com/OPTML-Group/Unlearn-Saliency external/Unlearn-Saliency
     python -m benchmarks.original_salun checkout=external/Unlearn-Saliency
 
-Runs the loop of their command (`--mode saliency_unlearn --method rl`, configs/cifar10_saliency_unlearn.yml) as it is:
-network, losses, optimiser, mask. Only what it reads from disk is random tensors, and no snapshot is due, at which it
-would sample images. Between two of its steps, our methods take one each on unet_cifar with as many images. Prints the
-images per second and, for the counted batch too, FLOPs and peak memory of a step, counted on tensors without values
-(see `Training.account_without_values`). Theirs has the checkpoint it started from and an int64 mask, which a GPU's host
-would hold. The floor is the FLOPs of a step at the rate of the fastest matrix product, or the bytes of Adam's update at
-the measured bandwidth, whichever takes longer. Takes about three minutes on two idle cores.
+Runs the unchanged loop of their command (`--mode saliency_unlearn --method rl`, configs/cifar10_saliency_unlearn.yml):
+network, losses, optimiser and mask. The files that it reads are replaced by random tensors, and it takes no snapshots.
+Between two of its steps, our methods take one each on unet_cifar with as many images. Prints images per second, and
+FLOPs and peak memory of a step, counted on tensors without values (see `Training.account_without_values`), also for the
+counted batch. Their memory includes the initial checkpoint and an int64 mask, which are on the host of a GPU. The floor
+is the larger of FLOPs at the rate of the fastest matrix product, and bytes of Adam's update at the measured bandwidth.
+Takes three minutes on two idle cores.
 """
 
 import hashlib
@@ -58,10 +58,16 @@ REPOSITORY = "https://github.com/OPTML-Group/Unlearn-Saliency"
 
 
 class Original:
-    """The authors' loop, of a copy of their repository; `UserError` when there is none.
+    """The authors' training loop.
+
+    Args:
+        checkout: a copy of their repository.
 
     Attributes:
-        version: the copy's commit, or without git the hash of the file with the loop.
+        version: commit of the copy, or without git the hash of the file with the loop.
+
+    Raises:
+        UserError: if the copy lacks the loop.
     """
 
     def __init__(self, checkout: Path):
@@ -77,24 +83,24 @@ class Original:
             self.version = "commit " + subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
         else:
             self.version = f"SHA-256 of DDPM/runners/diffusion.py: {hashlib.sha256(code.read_bytes()).hexdigest()}"
-        # their torchvision reads images and writes snapshots, neither of which happens here
+        # they use torchvision for reading images and writing snapshots, which does not happen here
         names = ("", ".transforms", ".transforms.functional", ".utils", ".datasets")
         absent = {f"torchvision{name}": MagicMock() for name in names}
         with patch.dict(sys.modules, absent), patch.object(sys, "path", [str(folder), *sys.path]):
-            sys.modules.pop("datasets", None)  # Hugging Face's; a folder of theirs has the same name
+            sys.modules.pop("datasets", None)  # Hugging Face's; they have a folder of this name
             self.runners: Any = importlib.import_module("runners.diffusion")
             settings = OmegaConf.to_container(OmegaConf.load(folder / "configs/cifar10_saliency_unlearn.yml"))
             self.settings: Any = importlib.import_module("functions").dict2namespace(settings)
 
     def run(self, batch: int, steps: int, before_step: Callable[[], None]) -> None:
-        """`steps` steps of their command, with as many forget and retain images each."""
+        """Run `steps` steps of their command, with `batch` forget and `batch` retain images each."""
         never, data = 10**9, self.settings.data
         vars(self.settings.training).update(batch_size=batch, n_iters=steps, snapshot_freq=never, log_freq=never)
         arguments = {"method": "rl", "alpha": 1e-3, "label_to_forget": 0, "ckpt_folder": "", "mask_path": "mask"}
         weights = nn.DataParallel(self.runners.Conditional_Model(self.settings)).state_dict()
         copies = [{name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(3)]
-        checkpoint = [weights, *copies]  # with Adam's moments and the average, as their training saves it
-        mask = {name: torch.randint(2, weight.shape) for name, weight in weights.items()}  # int64, as they make it
+        checkpoint = [weights, *copies]  # with Adam's moments and the average, as in their files
+        mask = {name: torch.randint(2, weight.shape) for name, weight in weights.items()}  # int64, as theirs
 
         def batches(labels: tuple[int, int], before: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
             while True:
@@ -111,7 +117,7 @@ class Original:
             self.runners.Diffusion(Namespace(**arguments), self.settings).saliency_unlearn()
 
     def account(self, batch: int) -> tuple[float, int]:
-        """FLOPs of a step and the peak of two, counted as `Training.account_without_values` counts ours."""
+        """Count the FLOPs of a step and the peak memory of two, as `Training.account_without_values` does."""
         flops: list[int] = []
         with FakeTensorMode(), flop_counter() as counted, PeakMemory([]) as tracker:
             self.run(batch, 2, lambda: flops.append(counted.get_total_flops()))
@@ -119,7 +125,7 @@ class Original:
 
 
 def compare_with(original: Original, training: Training, unlearners: dict[str, Unlearner], repeats: int) -> Comparison:
-    """Seconds of steps of the original and, between them, of ours; the first of each is not counted."""
+    """Time steps of the original and, between them, of ours; the first one of each is dropped."""
     seconds: dict[str, list[float]] = {side: [] for side in ("original", *unlearners)}
     started = time.perf_counter()
 
@@ -132,7 +138,7 @@ def compare_with(original: Original, training: Training, unlearners: dict[str, U
         started = time.perf_counter()
 
     original.run(training.data.batch_sizes["forget"], repeats + 2, between_steps)
-    return Comparison({side: taken[2:] for side, taken in seconds.items()})  # the original's first one is its start
+    return Comparison({side: taken[2:] for side, taken in seconds.items()})  # the original's first time is its start
 
 
 def main(
@@ -144,7 +150,7 @@ def main(
     bf16: bool = False,
     folder: str = FOLDER,
 ) -> Path:
-    """Time steps with each of `batches` as forget and as many retain images, and count those of `counted_batch` too.
+    """Time steps with n forget and n retain images for each n of `batches`; count those of `counted_batch` too.
 
     `network` are overrides of configs/fit.yaml for ours; `bf16` is the precision of our steps, theirs are float32.
     """
@@ -166,25 +172,28 @@ def main(
         timed = compare_with(original, training, ours, repeats) if batch in batches else None
         if timed is not None:
             seconds[f"{batch} + {batch}"] = timed.seconds
-        for side, (flops, peak) in accounts.items():
-            row: dict[str, Any] = {"images": f"{batch} + {batch}", "side": side}
-            if timed is not None:
-                row["step, s"] = spread(timed.seconds[side])
-                row["images/s, × original's"] = ratio(timed.seconds["original"], timed.seconds[side])
-                row["GFLOP/s"] = flops / 1e9 / timed.medians[side]
-                floor = step_floor(flops, sizes[side], ceilings[side], bandwidth)
-                row["share of floor"] = floor / timed.medians[side]
-            row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
-            rows.append(row | {"peak, × original's": peak / accounts["original"][1]})
+        floors = {side: step_floor(cost[0], sizes[side], ceilings[side], bandwidth) for side, cost in accounts.items()}
+        rows += [{"images": f"{batch} + {batch}"} | row for row in rows_of(accounts, timed, floors)]
     millions = {side: f"{size / 1e6:.1f} M parameters" for side, size in sizes.items()}
     title = f"A step of the authors' SalUn ({millions['original']}) and of ours ({millions['SalUn']})"
-    facts: dict[str, Any] = {
-        "original": original.version,
-        "bf16": bf16,
-        "matmul_flops": ceilings,
-        "memory_bandwidth": bandwidth,
-    }
+    facts: dict[str, Any] = {"original": original.version, "bf16": bf16, "matmul_flops": ceilings}
+    facts["memory_bandwidth"] = bandwidth
     return publish("original_salun", title, rows, seconds, folder, **facts)
+
+
+def rows_of(accounts: dict[str, Any], timed: Comparison | None, floors: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a row for every side: FLOPs, peak memory and, if its steps were timed, rates."""
+    rows = []
+    for side, (flops, peak) in accounts.items():
+        row: dict[str, Any] = {"side": side}
+        if timed is not None:
+            row["step, s"] = spread(timed.seconds[side])
+            row["images/s, × original's"] = ratio(timed.seconds["original"], timed.seconds[side])
+            row["GFLOP/s"] = flops / 1e9 / timed.medians[side]
+            row["share of floor"] = floors[side] / timed.medians[side]
+        row |= {"GFLOPs": flops / 1e9, "peak, GiB": peak / 2**30}
+        rows.append(row | {"peak, × original's": peak / accounts["original"][1]})
+    return rows
 
 
 if __name__ == "__main__":

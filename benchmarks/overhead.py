@@ -1,10 +1,10 @@
 """What does the framework add to a training step? Target: at most 3 %.
 
-Times `fit` (Lightning's loop, callbacks, csv logger, no progress bar) on experiment=digits_methods against the same
-SAFEMax mathematics in a plain PyTorch loop, in blocks of four steps in turn in one process. Both start from the same
-weights and draw the same numbers, so their losses must be the same in every step: this is checked. Prints for each
-batch size the milliseconds of a step, the overhead, and the floor: the FLOPs of a step at the rate of the fastest
-matrix product on this machine. Takes about a minute and a half on two cores.
+Times `fit` (Lightning's loop, callbacks, csv logger, no progress bar) on experiment=digits_methods and the same SAFEMax
+mathematics in a plain PyTorch loop, in blocks of four steps in turn in one process. Both start from the same weights
+and draw the same numbers. The table states by how much their losses differ. Prints for each batch size the milliseconds
+of a step, the overhead, and the floor: FLOPs of a step at the rate of the fastest matrix product. Takes a minute and a
+half on two cores.
 """
 
 import copy
@@ -31,7 +31,7 @@ from safemax_pl.training.module import UnlearningModule
 
 
 class BareLoop:
-    """SAFEMax with its default settings on a model that predicts ε, as one would write it in a script."""
+    """SAFEMax with default settings on a model that predicts ε, as in a script without a framework."""
 
     def __init__(self, module: UnlearningModule, data: ForgetRetainDataModule):
         self.data, self.device, self.step, self.losses = data, module.device, 0, list[Tensor]()
@@ -45,7 +45,7 @@ class BareLoop:
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            # fit counts the FLOPs of its first steps, and under the counter torch rounds some operations otherwise
+            # fit counts the FLOPs of its first steps; under the counter, torch rounds some operations differently
             with FlopCounterMode(display=False) if self.step < COUNTED_STEPS else nullcontext():
                 self.take_step()
             self.step += 1
@@ -76,7 +76,7 @@ class BareLoop:
 
 
 class Alternate(Callback):
-    """After every block of a fit's steps, as many of the bare loop; the first block only warms up."""
+    """After every block of steps of a fit, run and time as many steps of the bare loop."""
 
     def __init__(self, block: int):
         self.block, self.losses = block, list[Tensor]()
@@ -102,7 +102,7 @@ class Alternate(Callback):
 
 
 def main(batches: tuple[int, ...] = (32, 128), blocks: int = 20, block: int = 4, folder: str = FOLDER) -> Path:
-    """Time `blocks` blocks of `block` steps, after one to warm up; `batches` of forget and as many retain images."""
+    """Time `blocks` blocks of `block` steps after a warm-up block, for n forget and n retain images, n of `batches`."""
     ceiling, rows, seconds = matmul_flops(default_device()), [], {}
     for batch in batches:
         timer, steps = Alternate(block), (blocks + 1) * block

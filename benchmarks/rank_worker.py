@@ -1,4 +1,4 @@
-"""What `benchmarks.ranks` runs: the times of one command, on one rank or on several."""
+"""Worker of `benchmarks.ranks`: time training, exchange, sampling and checkpoints on one rank or several."""
 
 import tempfile
 import time
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback
+from torch import Tensor
 
 from benchmarks.command import command
 from safemax_pl.common import distributed
@@ -16,6 +17,7 @@ from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.evaluation.generation import ModelImages
 from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.training.checkpoints import WholeCheckpoints
 from safemax_pl.training.module import UnlearningModule
@@ -27,7 +29,7 @@ SAMPLINGS = 3  # timed
 
 
 class StepTimes(Callback):
-    """When every training step has ended, on the clock of this rank."""
+    """Records the end of every training step, on the clock of this rank."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -56,25 +58,10 @@ def measure(network: str, batch: int, devices: int, steps: int, out: str) -> Non
     trainer = build(cfg.trainer, callbacks=[times], **limits, **quiet)
     trainer.fit(module, datamodule=data)
     found: dict[str, Any] = {"step": [b - a for a, b in zip(times.ends[WARM - 1 :], times.ends[WARM:], strict=False)]}
-
     gradient = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
-    found |= {"parameters": len(gradient), "exchanged_bytes": gradient.nbytes, "exchange": []}
-    for _ in range(EXCHANGES if devices > 1 else 0):
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(gradient)
-        found["exchange"].append(time.perf_counter() - start)
-
-    mine = torch.arange(distributed.number(), SAMPLED, devices)
-    images = evaluator.images_of(student.eval(), 0.0)
-    images(Rows(mine[:2] % 10, mine[:2], mine[:2]))
-    found["sampling"] = []
-    for _ in range(SAMPLINGS):
-        start = time.perf_counter()
-        images(Rows(mine % 10, mine, mine))
-        distributed.total(torch.zeros(1))  # all have their images
-        found["sampling"].append(SAMPLED / (time.perf_counter() - start))
-
+    found |= {"parameters": len(gradient), "exchanged_bytes": gradient.nbytes}
+    found["exchange"] = exchanges(gradient) if devices > 1 else []
+    found["sampling"] = samplings(evaluator.images_of(student.eval(), 0.0), devices)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(distributed.broadcast(folder)) / "last.ckpt"
         start = time.perf_counter()
@@ -84,6 +71,29 @@ def measure(network: str, batch: int, devices: int, steps: int, out: str) -> Non
             found["checkpoint_bytes"] = path.stat().st_size
             write_json(Path(out), found)
         distributed.total(torch.zeros(1))
+
+
+def exchanges(gradient: Tensor) -> list[float]:
+    """Return the seconds of all-reduces."""
+    seconds = []
+    for _ in range(EXCHANGES):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradient)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def samplings(images: ModelImages, devices: int) -> list[float]:
+    """Return the images per second of all ranks together."""
+    mine, rates = torch.arange(distributed.number(), SAMPLED, devices), []
+    images(Rows(mine[:2] % 10, mine[:2], mine[:2]))
+    for _ in range(SAMPLINGS):
+        start = time.perf_counter()
+        images(Rows(mine % 10, mine, mine))
+        distributed.total(torch.zeros(1))  # waits for all ranks
+        rates.append(SAMPLED / (time.perf_counter() - start))
+    return rates
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
   python -m benchmarks.ranks [rounds=1] [steps=8] [cases=[[unet_digits,64]]]      about 2 minutes on two cores
 
-SAFEMax on the digits, which are 8x8, with either network. One thread a rank, so that two ranks have twice the cores of
-one. Every round starts a process for one rank, one for half the batch, and a command for two. Prints the speed-up of
-two ranks, and what `benchmarks.scaling` predicts for the step: that of half the batch on one rank, and the exchange of
-all gradients after it, nothing overlapped.
+SAFEMax on the digits (8x8) with two networks. Each rank has one thread, so two ranks have twice the cores of one. Every
+round starts a process for one rank, one for half the batch, and a command for two ranks. Prints the speed-up of two
+ranks, and the predicted step: that of half the batch on one rank plus the exchange of gradients, without overlap.
 """
 
 import json
@@ -26,19 +25,19 @@ CASES = (("unet_digits", 128), ("unet_cifar", 32))  # much computing, much excha
 
 
 def started(folder: Path, **options: Any) -> dict[str, Any]:
-    """What `measure` finds in a process of its own, and the processes that it starts."""
+    """Run `measure` in a process of its own, which starts its ranks; return what it found."""
     out = folder / "found.json"
     out.unlink(missing_ok=True)
     arguments = [f"{name}={value}" for name, value in options.items()]
     line = [sys.executable, "-m", "benchmarks.rank_worker", *arguments, f"out={out}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if code := subprocess.run(line, cwd=PROJECT, env=environment, check=False, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(code)  # it has said why
+        sys.exit(code)  # the process has printed the error
     return json.loads(out.read_text())
 
 
 def main(rounds: int = 1, steps: int = 8, cases: tuple[tuple[str, int], ...] = CASES, folder: str = FOLDER) -> Path:
-    """Take `steps` steps per round of each (network, images a step)."""
+    """Take `steps` steps per round of each case (network, images a step)."""
     rows, seconds, raw = list[dict[str, Any]](), dict[str, dict[str, list[float]]](), dict[str, Any]()
     for network, batch in cases:
         case, settings = f"{network} on 8x8, {batch}", {"one": (1, batch), "half": (1, batch // 2), "two": (2, batch)}
@@ -55,12 +54,12 @@ def main(rounds: int = 1, steps: int = 8, cases: tuple[tuple[str, int], ...] = C
 
 
 def pooled(runs: dict[str, list[dict[str, Any]]], quantity: str) -> dict[str, list[float]]:
-    """The values of all rounds of every side."""
+    """Return the values of all rounds by side."""
     return {side: [value for found in rounds for value in found[quantity]] for side, rounds in runs.items()}
 
 
 def row(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The figures of a case: `runs` are what `measure` has found in every round on one rank, with half, and on two."""
+    """Return the row of a case from the results of `measure`: a list of rounds for "one", "half" and "two"."""
     steps = {side: spread(values) for side, values in pooled(runs, "step").items()}
     exchange = spread(pooled(runs, "exchange")["two"]).median
     predicted = steps["half"].median + exchange

@@ -1,4 +1,4 @@
-"""What several benchmarks work on: random data, a student that any method can train, fits that leave nothing behind."""
+"""Shared set-up of benchmarks: random data, training steps of any method, and fits in temporary folders."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ def random_data(
     device: torch.device,
     per_class: int = 50,
 ) -> ForgetRetainDataModule:
-    """Random pixels in equal classes as a data module, which draws `batch` forget and `batch` retain images."""
+    """Return a data module of random pixels in equal classes; it draws `batch` forget and `batch` retain images."""
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = sources.Split(images, labels, torch.full_like(labels, -1))
@@ -48,23 +48,23 @@ def random_data(
     with patch.object(sources, "load", lambda *_: source):
         data.setup("fit")
     data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)  # type: ignore[assignment]
-    data.transfer_batch_to_device(0, device, 0)  # the first batch brings the images to the device
+    data.transfer_batch_to_device(0, device, 0)  # moves the images to the device
     return data
 
 
 def digits_data() -> ForgetRetainDataModule:
-    """The digits, set up."""
+    """Return the digits, set up."""
     data: ForgetRetainDataModule = build(compose("fit", ["data=digits"]).data)
     data.setup("fit")
     return data
 
 
 class Account(NamedTuple):
-    """What a step costs on any hardware.
+    """Hardware-independent cost of a step.
 
     Attributes:
         flops: of networks, forward and backward.
-        peak_bytes: of all tensors at once: weights, optimiser, activations; not what a kernel needs inside itself.
+        peak_bytes: of all tensors at once: weights, optimiser, activations; without workspaces of kernels.
     """
 
     flops: float
@@ -73,7 +73,7 @@ class Account(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """A student that any method can train for a step, as `UnlearningModule` does; its weights hardly move."""
+    """Training steps of any method, as in `UnlearningModule`, at a rate that hardly changes the weights."""
 
     student: Model
     teacher: Frozen
@@ -84,7 +84,7 @@ class Training:
 
     @classmethod
     def of(cls, data: ForgetRetainDataModule, device: torch.device, *overrides: str, bf16: bool = False) -> "Training":
-        """The network that overrides of configs/fit.yaml name, such as `model=unet_cifar`, and its copy as teacher."""
+        """Build the network of overrides of configs/fit.yaml, such as `model=unet_cifar`, and its copy as teacher."""
         torch.manual_seed(0)
         student = build(compose("fit", list(overrides)).model, data=data).to(device).train()
         optimizer = torch.optim.Adam(student.parameters(), lr=1e-7, fused=True)
@@ -92,11 +92,11 @@ class Training:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the matrix products are computed in."""
+        """Type of the matrix products."""
         return torch.bfloat16 if self.bf16 else torch.float32
 
     def pass_flops(self, images: int) -> float:
-        """FLOPs of one pass of the network."""
+        """Count the FLOPs of one pass of the network."""
         one = self.data.chunk("retain", 0, 1, self.device)
         with torch.no_grad():
             return images * flops(lambda: self.student(one.x_0, one.labels, one.labels))
@@ -118,7 +118,7 @@ class Training:
         )
 
     def step(self, unlearner: Unlearner, number: int = 0) -> None:
-        """Step `number` of a method: draws, losses, gradients, clipping, optimiser."""
+        """Take step `number` of a method: draws, losses, gradients, clipping, optimiser."""
         task, needs = self.task(number), {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
         batches = [self.data.draw(part, number, self.device) if needed else None for part, needed in needs.items()]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -130,14 +130,14 @@ class Training:
         self.optimizer.step()
 
     def account(self, unlearner: Unlearner, steps: int = 1) -> Account:
-        """What a step costs, by taking `steps` of them: FLOPs are their mean, as some methods alternate two kinds."""
+        """Count the cost of `steps` steps; FLOPs are the mean, because some methods alternate two kinds."""
         parts = self.student, self.teacher.network, [*self.optimizer.state.values()], unlearner
         with PeakMemory(tensors_of(parts)) as memory:
             counted = [flops(partial(self.step, unlearner, number)) for number in range(steps)]
         return Account(sum(counted) / steps, memory.peak)
 
     def account_without_values(self, unlearner: Unlearner, steps: int = 1) -> Account:
-        """The same on tensors that have a shape and no values: nothing is computed, so any batch size is possible."""
+        """Count the same on tensors that have a shape and no values, which allows any batch size."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(mode):
             student, teacher, unlearner = copy.deepcopy((self.student, self.teacher.network, unlearner))
@@ -145,18 +145,18 @@ class Training:
             optimizer = torch.optim.Adam(student.parameters())
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # it makes its state
+            optimizer.step()  # creates its state
             fake = replace(self, student=student, teacher=Frozen(teacher), optimizer=optimizer)
             return fake.account(unlearner, steps)
 
 
 class OnePass(Sampler):
-    """The network's part of one step of a sampler, which needs no values: for the FLOPs of generated images."""
+    """Sampler that passes the network once: for the FLOPs of generated images."""
 
     def sample(
         self, diffusion: Any, denoiser: Any, labels: Tensor, seeds: Tensor, shape: Any, start: Any = None
     ) -> Tensor:
-        """`[B, C, H, W]`, of which nothing but the shape is right."""
+        """Return `[B, C, H, W]`; only the shape is right."""
         with torch.no_grad():
             return denoiser(torch.zeros(len(labels), *shape, device=labels.device), torch.zeros_like(labels), labels)
 
@@ -169,12 +169,12 @@ def use_torch_norms(network: torch.nn.Module) -> None:
 
 
 def accelerator() -> str:
-    """The override that puts a fit or an evaluation on `default_device`, whatever its experiment says."""
+    """Return the override that puts a fit or an evaluation on `default_device`."""
     return f"trainer.accelerator={'gpu' if default_device().type == 'cuda' else 'cpu'}"
 
 
 def silent_fit(overrides: list[str], callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """The metrics of a fit whose folder is removed and which prints nothing; `overrides` of configs/fit.yaml."""
+    """Return the metrics of a fit that prints nothing and whose folder is removed; `overrides` of configs/fit.yaml."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         quiet = ["logger=csv", "trainer.enable_progress_bar=false", f"runs_dir={folder}"]
         run = fit(compose("fit", [*overrides, *quiet]), "benchmark", callbacks, "python -m benchmarks")

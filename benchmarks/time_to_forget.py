@@ -1,14 +1,14 @@
 """How long does every method take until the class is forgotten and the others are unharmed?
 
-Fits every method, with its own default settings, until the quick plan, scored every few steps, says ua_noise_aware ≥
-0.99 and fid_retain/classifier at most 0.5 above the original's. The rest is experiment=digits_methods, but for 16 + 16
-images a step instead of 32 + 32, 10 sampler steps instead of 25 (also of images that a method generates before its
-fit), no second classifier, and one thread (its gain: `python -m benchmarks.levers`). Prints steps, seconds and forward
-units (FLOPs over those of one pass of the network over a batch), those before the fit apart; scoring is not counted. Of
-a method that does not get there all steps are printed, and how many of its runs did. The fits run one after the other;
-there is a spread only over more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The
-floor is the FLOPs at the rate of the fastest matrix product. Takes three minutes on two cores, more the first time,
-until the cache holds what is computed before a fit.
+Fits every method with its defaults until ua_noise_aware ≥ 0.99 and fid_retain/classifier ≤ the original's + 0.5 on the
+quick plan, which is scored every few steps. Other settings: experiment=digits_methods with 16 + 16 images a step
+instead of 32 + 32, 10 sampler steps instead of 25 (also for replay), no second classifier, and one thread (its gain:
+`python -m benchmarks.levers`).
+
+Prints steps, seconds and forward units (FLOPs / FLOPs of one pass of the network over a batch), those of the
+preparation apart, without scoring. A run that does not reach the bounds counts with all steps. Fits run one after the
+other; a spread needs more digits or seeds: `python -m benchmarks.time_to_forget digits=[3,8] seeds=[0,1,2]`. The floor
+is the FLOPs at the rate of the fastest matrix product. Takes three minutes on two cores, more with an empty cache.
 """
 
 from itertools import product
@@ -39,7 +39,7 @@ def main(
     every: int = 10,
     folder: str = FOLDER,
 ) -> Path:
-    """Fit for at most `steps` steps of `batch` forget and `batch` retain images, and score after `every` so many."""
+    """Fit for at most `steps` steps of `batch` forget and `batch` retain images, and score every `every` steps."""
     torch.set_num_threads(1)
     device, runs = default_device(), dict[str, list[dict[str, Any]]]()
     ceiling, unit = matmul_flops(device), Training.of(digits_data(), device, "data=digits").pass_flops(2 * batch)
@@ -50,13 +50,30 @@ def main(
         (method, digit, seed): [*common, f"unlearner={method}", f"data.forget_classes=[{digit}]", f"seed={seed}"]
         for seed, digit, method in product(seeds, digits, methods)
     }
-    for overrides in settings.values():  # all of them are legal before the first is run
+    for overrides in settings.values():  # checks all before the first one runs
         build(compose("fit", overrides).data).setup("fit")
     for (method, _, _), overrides in settings.items():
         runs.setdefault(method, []).append(silent_fit(overrides))
-    rows, seconds = list[dict[str, Any]](), dict[str, list[float]]()
+    seconds = {method: [run["cost"]["unlearn_seconds"] for run in found] for method, found in runs.items()}
+    title = f"Until {bounds}; digits {list(digits)}, seeds {list(seeds)}, {batch} + {batch} images, "
+    title += f"at most {steps} steps, scored every {every}"
+    rows = table(runs, seconds, ceiling, unit)
+    return publish("time_to_forget", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling, unit_flops=unit)
+
+
+def table(
+    runs: dict[str, list[dict[str, Any]]], seconds: dict[str, list[float]], ceiling: float, unit: float
+) -> list[dict[str, Any]]:
+    """Return a row for every method.
+
+    Args:
+        runs: method -> metrics of its runs.
+        seconds: method -> seconds of its fits.
+        ceiling: FLOP/s of the fastest matrix product.
+        unit: FLOPs of one pass over a batch.
+    """
+    rows = []
     for method, found in runs.items():
-        seconds[method] = [run["cost"]["unlearn_seconds"] for run in found]
         row: dict[str, Any] = {"method": method, "runs that got there": f"{sum(map(got_there, found))} of {len(found)}"}
         row["steps"] = spread([run["training"]["steps"] for run in found])
         row["fit, s"] = spread(seconds[method])
@@ -71,9 +88,7 @@ def main(
         row["ua_noise_aware"] = spread([models["unlearned"]["ua_noise_aware"] for models in scores])
         row["Δ fid_retain/classifier"] = spread([delta(models, "fid_retain/classifier") for models in scores])
         rows.append(row)
-    title = f"Until {bounds}; digits {list(digits)}, seeds {list(seeds)}, {batch} + {batch} images, "
-    title += f"at most {steps} steps, scored every {every}"
-    return publish("time_to_forget", title, rows, {"digits": seconds}, folder, matmul_flops=ceiling, unit_flops=unit)
+    return rows
 
 
 def got_there(run: dict[str, Any]) -> bool:
@@ -81,7 +96,7 @@ def got_there(run: dict[str, Any]) -> bool:
 
 
 def delta(models: dict[str, dict[str, float]], metric: str) -> float:
-    """Of the unlearned model to the original."""
+    """Return the difference of the unlearned model to the original."""
     return models["unlearned"][metric] - models["original"][metric]
 
 

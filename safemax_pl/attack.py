@@ -1,16 +1,17 @@
-"""Attack an unlearned model: is the class gone, or hidden?
+"""Attack an unlearned model, to measure whether a forget class is erased or only hidden.
 
 Usage:
   python -m safemax_pl.attack runs/digits_forget1 attack=relearning            one attack
   python -m safemax_pl.attack runs/digits_forget1 attack=[null_leak,late_start]
-  python -m safemax_pl.attack runs/digits_forget1 attack=all retrain=runs/X    next to a model that never knew the class
-  python -m safemax_pl.attack FOLDER attack=all data=digits data.forget_classes=[3]     a model that others saved
+  python -m safemax_pl.attack runs/digits_forget1 attack=all retrain=runs/X     compared with retraining
+  python -m safemax_pl.attack FOLDER attack=all data=digits data.forget_classes=[3]     a diffusers folder
   python -m safemax_pl.attack runs/digits_forget1 attack=relearning attacks.relearning.budget.rate=1e-3
+  python -m safemax_pl.attack runs/digits_forget1 attack=relearning --cfg job  print the configuration and exit
 
-Every attack is described in configs/attack/<name>.yaml; its settings are the attacker's budget, equal for all models.
-The original, the model of `retrain` and pure noise get the same. Results go to <run>/attacks/<name>-<protocol>/
-(curve.csv, figure.png, images.safetensors, result.json) and into the block "attacks" of the run's metrics.json. The
-same command again resumes: finished curves are kept in the cache.
+configs/attack/<name>.yaml holds the settings of an attack: its budget, which is equal for all models. The original, the
+model of `retrain` and pure noise are attacked for comparison. Results are written to <run>/attacks/<name>-<protocol>/
+(curve.csv, figure.png, images.safetensors, result.json) and to "attacks" in the run's metrics.json. The same command
+again resumes from the finished curves in the cache.
 """
 
 from omegaconf import DictConfig
@@ -22,12 +23,14 @@ NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
+    """Attack the folder. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.attacks.attack import attack
 
     attack(folders[0], overrides)
 
 
 def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
+    """Return the configuration for --cfg job."""
     from safemax_pl.attacks.attack import attack_config
 
     return attack_config(folders[0], overrides)

@@ -1,13 +1,17 @@
-"""Evaluate a classifier: does it tell noise that it has never seen from real images?
+"""Measure how well a classifier separates held-out kinds of noise from real images.
 
 Usage:
   python -m safemax_pl.evaluate_classifier weights/digits/classifier data=digits
   python -m safemax_pl.evaluate_classifier runs/cifar10_classifier/classifier data=cifar10 data.path=FOLDER images=5000
+  python -m safemax_pl.evaluate_classifier weights/digits/classifier data=digits --cfg job    print the configuration
 
-Writes into a folder of runs_dir: operating_curve.png (detection of every kind of held-out noise against false alarms on
-the real test images), blend_curve.png (what is said of real images as they turn into noise), the numbers of both and
-the control table (what plain `ua` would report for the same noise, for every class) as CSV, and classifier.json. Every
-setting is in configs/evaluate_classifier.yaml.
+Output, in a folder of runs_dir:
+  operating_curve.png, detection.csv     detection rate of held-out noise against false alarms on test images
+  blend_curve.png, blend.csv             predictions for blends of real images and noise
+  control.csv                            `ua` and `ua_noise_aware` of pure noise, per class
+  classifier.json                        accuracies, false alarms and provenance
+
+configs/evaluate_classifier.yaml documents every setting.
 """
 
 from functools import partial
@@ -16,6 +20,7 @@ from safemax_pl.config.command_line import command_on_folders, composed
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
+    """Run the evaluation. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
     evaluate_classifier(folders[0], overrides)

@@ -1,19 +1,19 @@
 """Unlearn classes of a diffusion model, or train a base model, and score the result.
 
 Usage:
-  python -m safemax_pl.fit experiment=digits_forget1              the demo: forget one digit, in two minutes
+  python -m safemax_pl.fit experiment=digits_forget1              demo: unlearn one digit, in two minutes
   python -m safemax_pl.fit experiment=digits_forget1 data.forget_classes=[3,5] unlearner=safemax_paper
   python -m safemax_pl.fit experiment=cifar100_forget10 data.path=FOLDER_WITH_PARQUET
   python -m safemax_pl.fit experiment=digits_forget1 parameters=lora optimizer.lr=2e-3      low-rank adapters only
-  python -m safemax_pl.fit experiment=digits_forget1 'stop_when={ua_noise_aware: 0.99}'     as few steps as that takes
-  python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs, one after the other
+  python -m safemax_pl.fit experiment=digits_forget1 'stop_when={ua_noise_aware: 0.99}'     stop at this threshold
+  python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1,2        several runs in sequence
   python -m safemax_pl.fit experiment=digits_forget1 -m seed=0,1 hydra/launcher=submitit_slurm
-                                              the same as SLURM jobs (hydra-submitit-launcher); submitit_local: here
-  python -m safemax_pl.fit experiment=digits_forget1 --cfg job            show the configuration and stop
+                                              as SLURM jobs (hydra-submitit-launcher); submitit_local: on this machine
+  python -m safemax_pl.fit experiment=digits_forget1 --cfg job            print the configuration and exit
 
-A run is a folder runs/<name>: config.yaml, metrics.csv, metrics.json, samples.png, curves.png, unet/ and scheduler/
-(diffusers format) and last.ckpt. The same command again resumes an interrupted run and shows a finished one.
-Every setting and its meaning is in configs/fit.yaml; change it with key=value.
+A run is a folder runs/<name> with config.yaml, metrics.csv, metrics.json, samples.png, curves.png, unet/ and scheduler/
+(diffusers format) and last.ckpt. The same command again resumes an interrupted run, or prints the scores of a finished
+one. configs/fit.yaml documents every setting; change settings with key=value.
 """
 
 from omegaconf import DictConfig
@@ -22,7 +22,7 @@ from safemax_pl.config.command_line import command
 
 
 def run(cfg: DictConfig, overrides: list[str]) -> None:
-    """Import what takes seconds now that the command line is known to be legal, and run."""
+    """Run the fit. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.config.locations import run_name
     from safemax_pl.training.fit import fit
 

@@ -1,12 +1,14 @@
-"""Train the classifier that classifiers generated images: C classes, and C classes and noise.
+"""Train the classifier for generated images: one network of C classes, one of C classes and noise.
 
 Usage:
   python -m safemax_pl.fit_classifier experiment=digits_classifier
-  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      the second classifier, of another kind
+  python -m safemax_pl.fit_classifier experiment=digits_second_classifier      another architecture
   python -m safemax_pl.fit_classifier experiment=cifar10_classifier data.path=FOLDER_WITH_PARQUET
+  python -m safemax_pl.fit_classifier experiment=digits_classifier --cfg job          print the configuration and exit
 
-The run's folder gets classifier/ (model.safetensors and config.json with its scores) and last.ckpt. The same command
-again resumes an interrupted run and shows a finished one. Every setting is in configs/fit_classifier.yaml.
+The run's folder holds classifier/ (model.safetensors, and config.json with the scores) and last.ckpt. The same command
+again resumes an interrupted run, or prints the scores of a finished one. configs/fit_classifier.yaml documents every
+setting.
 """
 
 from omegaconf import DictConfig
@@ -15,7 +17,7 @@ from safemax_pl.config.command_line import command
 
 
 def run(cfg: DictConfig, overrides: list[str]) -> None:
-    """Import what takes seconds now that the command line is known to be legal, and run."""
+    """Run the fit. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.config.locations import run_name
     from safemax_pl.training.fit_classifier import fit_classifier
 

@@ -104,3 +104,18 @@ def test_a_study_keeps_a_readme_results_and_at_most_one_picture():
     for study in (PROJECT / "experiments").glob("20*"):
         kinds = [path.suffix for path in study.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         assert kinds.count(".md") == 1 and kinds.count(".png") <= 1 and ".csv" in kinds and ".html" not in kinds, study
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names)
+def test_files_that_are_named_exist(path):
+    """Paths between backticks, but those with placeholders and those that docs/adding tells the reader to write."""
+    for named in re.findall(r"`((?:safemax_pl|tests|configs|benchmarks|slurm|docs)/[\w./]+)`", path.read_text()):
+        written = any(mark in named for mark in ("blank_image", "embedding_noise", "darkness", "fashion"))
+        assert written or (PROJECT / named).exists(), named
+
+
+def test_tests_that_are_named_exist():
+    tests = "\n".join(file.read_text() for file in (PROJECT / "tests").rglob("test_*.py"))
+    for path in TEXTS:
+        for named in re.findall(r"`(test_\w+)`", path.read_text()):
+            assert f"def {named}(" in tests, (path, named)

@@ -33,8 +33,13 @@ FIT = [
 # arm -> what differs from the default
 ARMS = {
     "default": [],
-    "inner_steps": ["unlearner.inner_steps=2"],
-    "clean_null": ["unlearner.clean_null=true", "unlearner.label_dropout=0.3"],
+    "inner_steps": ["unlearner=safemax_robust"],
+    "clean_null": [
+        "unlearner=safemax_robust",
+        "unlearner.inner_steps=0",
+        "unlearner.clean_null=true",
+        "unlearner.label_dropout=0.3",
+    ],
     "null_often": ["unlearner.label_dropout=0.3"],  # what of clean_null is just its rate
     "longer": ["trainer.max_steps=93", "trainer.val_check_interval=93"],  # 1.3 times the FLOPs of inner_steps
 }

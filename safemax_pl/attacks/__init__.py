@@ -1,1 +1,1 @@
-"""Attacks on an unlearned model, one file each: is the class gone, or hidden? Run by safemax_pl.attack."""
+"""Attacks that try to make an unlearned model generate a forgotten class; one file each, run by safemax_pl.attack."""

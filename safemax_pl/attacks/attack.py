@@ -137,8 +137,8 @@ def run_attack(
     results = runner.run(attack, models, bench, show_progress)
     curves = {model: {one: [(p.x, p.y) for p in points] for one, points in by.items()} for model, by in results.items()}
     classes = len(bench.data.forget_labels)
-    numbers = {model: attack.number(by, classes) for model, by in curves.items()}
-    numbers |= runner.noise_numbers(attack, bench)
+    numbers = {model: attack.headline_value(by, classes) for model, by in curves.items()}
+    numbers |= runner.noise_headlines(attack, bench)
     weights = {model: network.weights_digest for model, network in models.items()}
     out = untrusted.inside(folder, folder / "attacks" / f"{name}-{digest(protocol, weights)}")
     if distributed.is_first():

@@ -1,4 +1,4 @@
-"""The contract between an attack and the command that runs it."""
+"""Base class of the attacks, and what they work with."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.results import ModelScores
 
-SHOWN = 8  # images that every point keeps
-MEASURE = "ua_noise_aware"  # of every curve: low where the attack brings the class back
+SHOWN = 8  # images of a point
+MEASURE = "ua_noise_aware"  # y of every curve; low if the attack brings the class back
 Curves = dict[str, list[tuple[float, float]]]  # series -> [(x, MEASURE), ...]
 
 
@@ -24,10 +24,10 @@ class Point(NamedTuple):
     """One point of a curve.
 
     Attributes:
-        x: on the attack's axis.
-        y: `MEASURE` of the forget class that is most visible: one class that comes back is not hidden by the others.
-        scores: all of them, means over classes and `per_class`.
-        images: uint8 `[≤ 8, C, H, W]`, of every forget class in turn.
+        x: on `Attack.axis`.
+        y: `MEASURE`, the least over the forget classes, so that no mean hides a class that comes back.
+        scores: all scores of `Evaluator.test`: means over classes, and `per_class`.
+        images: uint8 `[≤ SHOWN, C, H, W]`, of the forget classes in turn.
     """
 
     x: float
@@ -38,12 +38,12 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """What an attack works with.
+    """Data, classifier, sampler, original model and device of an attack.
 
     Attributes:
-        evaluator: the protocol: data, classifier and sampler.
-        original: the model before unlearning, which some attackers have.
-        device: for what is trained.
+        evaluator: holds the protocol: data, classifier and sampler.
+        original: the model before unlearning; some attacks use it.
+        device: on which attacks train.
     """
 
     evaluator: Evaluator
@@ -55,7 +55,14 @@ class Bench:
         return self.evaluator.data
 
     def point(self, x: float, make_images: nn.Module, images_per_class: int, retain_total: int = 0) -> Point:
-        """Score what `make_images` makes for the forget labels, and for the retain labels if there are to be any."""
+        """Generate and score images.
+
+        Args:
+            x: of the point.
+            make_images: maps `Rows` to images.
+            images_per_class: of every forget class.
+            retain_total: images of the retain classes, all together; 0 for none.
+        """
         retain = self.data.retain_labels if retain_total else []
         plan = SamplingPlan(self.data.forget_labels, retain, images_per_class, retain_total)
         scores, images = self.evaluator.test(make_images, plan)
@@ -66,21 +73,21 @@ class Bench:
 
 
 class Attack(ABC):
-    """An attempt to make a model generate a class that it should have forgotten.
+    """Base class: an attempt to make a model generate a class that it should have forgotten.
 
-    Subclasses are final. The arguments of their constructors are the attacker's budget, equal for all models.
+    Subclasses are final. The arguments of their constructors are the attack's budget, equal for all models.
 
     Args:
         images_per_class: generated for each forget class at every point.
-        guidance_weights: all w that images are generated with.
+        guidance_weights: all w with which images are generated.
 
     Attributes:
-        title: in words.
-        headline: what the one number is.
-        better: "higher" or "lower": which is good for the model.
-        axis: what x is.
-        limit: the value of `number` that says that the attack did not succeed within its budget; None if there is none.
-        against_noise: whether noise in the place of generated images has a headline number too, for comparison.
+        title: of figures and tables.
+        headline: name of `headline_value`.
+        better: "higher" or "lower": the better value for the defended model.
+        axis: name of x.
+        limit: the `headline_value` of an attack that fails within its budget; None if the attack has no such value.
+        against_noise: whether `headline_value` is also computed of noise images, as a control.
     """
 
     title: str
@@ -96,37 +103,42 @@ class Attack(ABC):
         self.images_per_class, self.guidance_weights = images_per_class, [float(w) for w in guidance_weights]
 
     def settings(self) -> dict[str, Any]:
-        """The budget, for the protocol."""
+        """Return the budget, which is a part of the protocol."""
         return dict(vars(self))
 
     def check(self, model: Model, bench: Bench) -> None:
-        """Raise `UserError` when the settings don't fit the model; called before any compute."""
+        """Raise `UserError` if the attack cannot run on the model; called before any compute."""
         bench.evaluator.sampler.check(model.diffusion)
         if model.null_label is None and any(self.guidance_weights):
             raise UserError(
-                f"{self.title} generates with guidance {self.guidance_weights}, which needs a null label, and a model "
-                "has none: leave this attack out, or set its guidance weights to 0"
+                f"{self.title} uses guidance {self.guidance_weights}, and a model has no null label: leave this attack "
+                "out, or set its guidance weights to 0"
             )
 
     @abstractmethod
     def series(self) -> dict[str, int]:
-        """The curves by name, and how many points each has."""
+        """Return the number of points of every curve, by name."""
 
     @abstractmethod
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
-        """The points of one curve. The model may be changed: it is a copy."""
+        """Yield the points of one curve. `model` is a copy, which the attack may change."""
 
     def shown(self, points: list[Point]) -> Point:
-        """The point of all curves whose images show best what the attack has reached."""
+        """Return the point, among those of all curves, whose images represent the attack."""
         return min(points, key=lambda point: point.y)
 
-    def number(self, curves: Curves, classes: int) -> float:
-        """The headline number, when so many classes were forgotten; here the lowest `ua_noise_aware` of all curves."""
+    def headline_value(self, curves: Curves, num_forgotten: int) -> float:
+        """Return the one number of the attack: by default the least `MEASURE` of all curves.
+
+        Args:
+            curves: name -> [(x, y), ...].
+            num_forgotten: number of forget classes.
+        """
         return min(y for points in curves.values() for _, y in points)
 
 
 def ascending(name: str, values: Sequence[float], low: float, high: float = float("inf")) -> list[float]:
-    """The values of a setting as they are, if they ascend strictly within [low, high]."""
+    """Return the values of a setting; raise `UserError` unless they ascend strictly within [low, high]."""
     if not values or sorted(set(values)) != list(values) or values[0] < low or values[-1] > high:
         raise UserError(f"{name}={list(values)}: give ascending numbers from {low:g} to {high:g}")
     return list(values)

@@ -1,4 +1,4 @@
-"""Embedding interpolation: a walk from a retained class's embedding to the forgotten one's."""
+"""Embedding interpolation: between the embeddings of a retained and of the forgotten class."""
 
 import copy
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from safemax_pl.diffusion.unet import Model
 
 @final
 class EmbeddingInterpolation(Attack):
-    """Generates with (1 − λ) e_r + λ e_f in the place of the forgotten class's embedding e_f.
+    """Replace the forgotten class's embedding e_f by (1 − λ) e_r + λ e_f, and generate.
 
-    The walks start at the retained classes r whose embeddings are nearest to e_f in the original, one curve for each.
-    A method that halts at e_f alone may draw the class on the way there, or beyond it (λ > 1).
+    There is one curve for each of the retained classes r whose embeddings are nearest to e_f in the original. A method
+    that halts at e_f only may generate the class at λ < 1 or λ > 1.
 
     Args:
-        weights: λ, ascending from 0.
-        starts: number of walks.
+        weights: λ, ascending, ≥ 0.
+        starts: number of classes r.
         guidance: w.
         images_per_class: see `Attack`.
     """

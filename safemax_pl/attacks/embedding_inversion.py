@@ -1,4 +1,4 @@
-"""Embedding inversion: the weights stay, a new class embedding is fitted (textual inversion, https://arxiv.org/abs/2208.01618)."""
+"""Embedding inversion: fit a new class embedding (textual inversion, https://arxiv.org/abs/2208.01618)."""
 
 from typing import final
 
@@ -12,12 +12,13 @@ from safemax_pl.diffusion.unet import Model
 
 @final
 class EmbeddingInversion(TrainingAttack):
-    """Fits each forgotten class's embedding to k of its images, starting from the mean of the other classes'.
+    """Fit each forgotten class's embedding to k images of the class; all other weights are frozen.
 
-    A method that only cut the way from the label to the class is undone by it.
+    The embedding starts from the mean over the retained classes. The attack succeeds if a method only cut the path from
+    the label to the class.
 
     Args:
-        images: k of each curve; null stands for all training images of the class.
+        images: k of each curve; null for all training images of the class.
         budget, guidance, images_per_class: see `TrainingAttack`.
     """
 
@@ -31,9 +32,9 @@ class EmbeddingInversion(TrainingAttack):
     def series(self) -> dict[str, int]:
         return dict.fromkeys(self.images, len(self.budget.score_at))
 
-    def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
+    def prepare(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
         embeddings = model.class_embeddings
         with torch.no_grad():
             embeddings[bench.data.forget_labels] = embeddings[bench.data.retain_labels].mean(dim=0)
         images, labels = forget_images(bench.data, self.images[series], self.budget.seed)
-        return [embeddings], draw_from(images, labels, bench.device)  # other rows get no gradient, so Adam leaves them
+        return [embeddings], draw_from(images, labels, bench.device)  # other rows have no gradient

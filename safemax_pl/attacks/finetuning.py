@@ -1,4 +1,4 @@
-"""What the attackers that train have in common: a budget, a denoising loss, and looks at the model along the way."""
+"""Base class of the attacks that train: a budget, the denoising loss, and scores after some steps."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,19 +16,21 @@ from safemax_pl.data.batch import LabelledImages, from_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
 
-# keys [B] -> the images of one step, their labels, and the keys
-Draw = Callable[[Tensor], LabelledImages]
-MAX_RATE = 1e3  # of Adam, whose steps are about as long: beyond any weight
+Draw = Callable[[Tensor], LabelledImages]  # keys [B] -> batch
+MAX_RATE = 1e3  # a step of Adam is about as long as its rate; no weight is larger
 
 
 class Budget:
-    """What an attacker may spend on training.
+    """Budget of an attack that trains.
 
     Args:
-        score_at: numbers of steps after which the model is scored, ascending from 0; the last is the budget.
-        rate: of Adam.
+        score_at: steps after which the model is scored, ascending from 0; the last one ends the training.
+        rate: learning rate of Adam.
         batch_size: images per step.
-        seed: of the attacker's choices and batches.
+        seed: of the choice of images and of the batches.
+
+    Raises:
+        UserError: for a value outside its range.
     """
 
     def __init__(self, score_at: list[int], rate: float, batch_size: int, seed: int):
@@ -37,22 +39,22 @@ class Budget:
             raise UserError(f"budget.score_at={self.score_at}: give at least two numbers of steps, the first 0")
         if not 0 < rate <= MAX_RATE or batch_size < 1:
             raise UserError(
-                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MAX_RATE:g}] and at least "
-                "1 image"
+                f"budget.rate={rate}, budget.batch_size={batch_size}: give a rate in (0, {MAX_RATE:g}] and a batch "
+                "size ≥ 1"
             )
         self.rate, self.batch_size, self.seed = rate, batch_size, seed
 
 
 class TrainingAttack(Attack):
-    """Trains weights on E ‖ε − ε_θ(x_t, t, c)‖² with Adam, and scores the model after some numbers of steps.
+    """Base class: minimise E ‖ε − ε_θ(x_t, t, c)‖² with Adam, and score the model after some steps.
 
-    Every rank takes the same steps on the same batches; before images are generated all get the weights of rank 0.
+    Every rank takes the same steps on the same batches. All ranks get the weights of rank 0 before they generate.
 
     Args:
         budget: of the training.
         guidance: w of the generated images.
         images_per_class: see `Attack`.
-        retain_total: retain images that are scored beside them, to show the price of the attack; 0 for none.
+        retain_total: retain images that are scored too, which shows the damage of the attack; 0 for none.
     """
 
     axis = "attacker's steps"
@@ -66,17 +68,17 @@ class TrainingAttack(Attack):
         return super().settings() | {"budget": vars(self.budget)}
 
     @abstractmethod
-    def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
-        """What moves, and the images that it learns from."""
+    def prepare(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
+        """Prepare the model in place; return the trained parameters, and the draw of training batches."""
 
     def labels(self, model: Model, batch: LabelledImages) -> Tensor:
-        """The labels `[B]` that the batch is learned with."""
+        """Return the labels `[B]` that the model is given in training."""
         return batch.labels
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         budget, last = self.budget, self.budget.score_at[-1]
         model.to(bench.device).eval().requires_grad_(False)  # dropout stays off
-        parameters, draw = self.attacker(series, model, bench)
+        parameters, draw = self.prepare(series, model, bench)
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(parameters, lr=budget.rate)
@@ -85,7 +87,7 @@ class TrainingAttack(Attack):
                 distributed.same(model)
                 images = bench.evaluator.images_of(model, self.guidance_weights[0])
                 yield bench.point(step, images, self.images_per_class, self.retain_total)
-                model.to(bench.device)  # scoring may have moved it
+                model.to(bench.device)  # scoring may have moved the model
             if step < last:
                 rows = torch.arange(budget.batch_size, device=bench.device)
                 batch = draw(rng.combine(Stream.ATTACK, budget.seed, step, rows, device=bench.device))
@@ -98,7 +100,7 @@ class TrainingAttack(Attack):
 
 
 def draw_from(images: Tensor, labels: Tensor, device: torch.device) -> Draw:
-    """Draw, with replacement, from uint8 images `[N, C, H, W]` with labels `[N]`."""
+    """Return a draw with replacement from uint8 images `[N, C, H, W]` with labels `[N]`."""
     images, labels = images.to(device), labels.to(device)
 
     def draw(keys: Tensor) -> LabelledImages:
@@ -109,9 +111,12 @@ def draw_from(images: Tensor, labels: Tensor, device: torch.device) -> Draw:
 
 
 def forget_images(data: ForgetRetainDataModule, per_class: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """The attacker's forget images, uint8 `[N, C, H, W]`, and labels `[N]`: `per_class` of each class, None for all.
+    """Choose forget images for an attack: uint8 `[N, C, H, W]`, and labels `[N]`.
 
-    A smaller choice is a part of every larger one of the same seed.
+    Args:
+        data: with the forget classes.
+        per_class: images of each class; None for all.
+        seed: of the choice; a smaller choice is a subset of every larger one with the same seed.
     """
     rows, train = data.rows("train", "forget"), data.source.train
     rows = rows[rng.uniform(rng.combine(Stream.ATTACK, seed, rows), Stream.ROW).argsort()]
@@ -120,7 +125,7 @@ def forget_images(data: ForgetRetainDataModule, per_class: int | None, seed: int
 
 
 def choices_of_images(setting: str, images: list[int | None]) -> dict[str, int | None]:
-    """Names of curves -> images per class, None for all."""
+    """Return images per class (None for all) by the name of the curve."""
     if not images or len(set(images)) < len(images) or any(k is not None and k < 1 for k in images):
-        raise UserError(f"{setting}={list(images)}: give different numbers from 1, or null for all images")
+        raise UserError(f"{setting}={list(images)}: give different numbers ≥ 1, or null for all images")
     return {"all images" if k is None else f"{k} image{'s' * (k > 1)}": k for k in images}

@@ -1,4 +1,4 @@
-"""Late start: real images of the forgotten class, noised a little, are denoised (SDEdit, https://arxiv.org/abs/2108.01073)."""
+"""Late start: denoise real images of the forgotten class from t_0 (SDEdit, https://arxiv.org/abs/2108.01073)."""
 
 from collections.abc import Iterator
 from typing import final
@@ -18,15 +18,14 @@ from safemax_pl.evaluation.generation import ModelImages
 
 @final
 class LateStart(Attack):
-    """Noises test images of the forgotten class to t = t_0 · T and finishes them with its label.
+    """Noise test images of the forgotten class to t_0, and sample from there with the label of the class.
 
-    A model that halts leaves them noisy. Near t_0 = 0 the image itself is left, whatever the model does: compare with
-    the original.
+    A model that halts leaves them noisy. Near t_0 = 0 the image survives in any model: compare with the original.
 
     Args:
-        starts: t_0 as shares of T, ascending; x of the curve is the latest timestep ≤ t_0 that the sampler visits.
+        starts: t_0 / T, ascending, in [0, 1]; x of the curve is the latest timestep ≤ t_0 of the sampler.
         guidance: w.
-        images_per_class: see `Attack`; test images are reused in turn.
+        images_per_class: see `Attack`; test images repeat if there are fewer.
     """
 
     title = "Late start"
@@ -41,12 +40,15 @@ class LateStart(Attack):
         super().check(model, bench)
         present = set(bench.data.source.test.labels.tolist())
         if missing := [bench.data.class_names[label] for label in bench.data.forget_labels if label not in present]:
-            raise UserError(f"late_start needs test images of the forgotten classes, there are none of {missing}")
+            raise UserError(
+                f"attack=late_start needs test images of the forgotten classes, and there are none of {missing}: leave "
+                "this attack out"
+            )
         visited = [late.t_0 for late in self._late(model, bench)]
         if len(set(visited)) < len(visited):
             raise UserError(
-                f"attacks.late_start.starts={self.starts}: the sampler's {bench.evaluator.sampler.steps} steps "
-                f"start them at t = {visited}, some of them the same: give fewer, or more sampler.steps"
+                f"attacks.late_start.starts={self.starts}: with {bench.evaluator.sampler.steps} sampler steps they are "
+                f"t = {visited}, some of them the same: give fewer starts, or more sampler.steps"
             )
 
     def series(self) -> dict[str, int]:
@@ -60,13 +62,13 @@ class LateStart(Attack):
         generated = bench.evaluator.images_of(model, self.guidance_weights[0])
         return [LateImages(generated, start, bench) for start in self.starts]
 
-    def number(self, curves: Curves, classes: int) -> float:
+    def headline_value(self, curves: Curves, num_forgotten: int) -> float:
         (points,) = curves.values()
         return sum(y for _, y in points) / len(points)
 
 
 class LateImages(nn.Module):
-    """Images finished from real ones: row i starts from test image i of its class, in turn."""
+    """Images sampled from noised real ones: row i starts from test image i of its class, modulo their number."""
 
     counts: Tensor
     first: Tensor
@@ -78,7 +80,7 @@ class LateImages(nn.Module):
         labels = bench.data.source.test.labels
         counts = torch.bincount(labels, minlength=bench.data.num_classes)
         self.register_buffer("counts", counts)
-        self.register_buffer("first", counts.cumsum(0) - counts)  # of each class, in `by_class`
+        self.register_buffer("first", counts.cumsum(0) - counts)  # place of each class in `by_class`
         self.register_buffer("by_class", labels.argsort(stable=True))
         diffusion = generated.model.diffusion
         timesteps = generated.sampler.timesteps(diffusion.num_timesteps)

@@ -1,4 +1,4 @@
-"""The null label: does the unconditional branch still generate the forgotten class?"""
+"""Null-label leak: does the unconditional branch still generate the forgotten class?"""
 
 from collections.abc import Iterator
 from typing import final
@@ -10,14 +10,14 @@ from safemax_pl.diffusion.unet import Model
 
 @final
 class NullLeak(Attack):
-    """Weakens the condition: from w = −1, where only the null label speaks, to w = 0, where only the class does.
+    """Generate with (1 + w) ε_c − w ε_∅ from w = −1 (unconditional) to w = 0 (conditional).
 
-    In between (1 + w) ε_c − w ε_∅ interpolates. At w = −1 the images are unconditional; the share of them that the
-    classifier assigns to the F forgotten classes is the leak, about F / C for an original that draws C classes alike.
+    The leak is the share of unconditional images that the classifier assigns to a forgotten class. It is about F / C
+    for F forgotten classes and an original that generates C classes equally often.
 
     Args:
         guidance_weights: w of the curve, ascending from −1.
-        images_per_class: see `Attack`; at w = −1 so many unconditional images for each forgotten class.
+        images_per_class: see `Attack`; at w = −1 the number of unconditional images per forgotten class.
     """
 
     title = "Null-label leak"
@@ -36,11 +36,11 @@ class NullLeak(Attack):
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         for guidance in self.guidance_weights:
             point = bench.point(guidance, bench.evaluator.images_of(model, guidance), self.images_per_class)
-            yield point._replace(y=point.scores.values[MEASURE])  # unconditional images show any class: the mean counts
+            yield point._replace(y=point.scores.values[MEASURE])  # unconditional images have no class: the mean counts
 
     def shown(self, points: list[Point]) -> Point:
         return points[0]
 
-    def number(self, curves: Curves, classes: int) -> float:
+    def headline_value(self, curves: Curves, num_forgotten: int) -> float:
         ((_, unconditional), *_) = next(iter(curves.values()))
-        return classes * (1 - unconditional)
+        return num_forgotten * (1 - unconditional)

@@ -1,4 +1,4 @@
-"""Relearning: how many steps on how many forget images bring the class back?"""
+"""Relearning: fine-tune on forget images; how many steps and images bring the class back?"""
 
 from typing import final
 
@@ -14,13 +14,13 @@ THRESHOLD = 0.5  # ua_noise_aware below this: the class is back
 
 @final
 class Relearning(TrainingAttack):
-    """Fine-tunes all weights on k images of each forgotten class, and on nothing else.
+    """Fine-tune all weights on k images of each forgotten class.
 
-    Compare with Retrain, which never knew the class: a model that relearns faster has kept something of it.
+    Compare with Retrain, which never saw the class: a model that relearns faster has kept part of it.
 
     Args:
-        images: the k of the curves; null stands for all training images of the class.
-        headline_images: the k of the headline number, one of `images`.
+        images: k of each curve; null for all training images of the class.
+        headline_images: k of the headline value, one of `images`.
         budget, guidance, images_per_class, retain_total: see `TrainingAttack`.
     """
 
@@ -40,8 +40,8 @@ class Relearning(TrainingAttack):
         headlines = [name for name, k in self.images.items() if k == headline_images]
         if not headlines:
             raise UserError(
-                f"attacks.relearning.images={list(images)}, headline_images={headline_images}: give one of the former "
-                "for the headline"
+                f"attacks.relearning.headline_images={headline_images}: give one of attacks.relearning.images="
+                f"{list(images)}"
             )
         self.headline_series = headlines[0]
 
@@ -56,12 +56,12 @@ class Relearning(TrainingAttack):
     def series(self) -> dict[str, int]:
         return dict.fromkeys(self.images, len(self.budget.score_at))
 
-    def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
+    def prepare(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
         images, labels = forget_images(bench.data, self.images[series], self.budget.seed)
         return list(model.parameters()), draw_from(images, labels, bench.device)
 
-    def number(self, curves: Curves, classes: int) -> float:
-        """Where the curve first falls below the threshold, interpolated; the budget if it never does."""
+    def headline_value(self, curves: Curves, num_forgotten: int) -> float:
+        """Return the step at which the curve first falls below the threshold, interpolated; else the budget."""
         points = curves[self.headline_series]
         for (x, y), (before, above) in zip(points, [points[0], *points], strict=False):
             if y < THRESHOLD:

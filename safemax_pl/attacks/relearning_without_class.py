@@ -1,4 +1,4 @@
-"""Relearning without ever showing the class: fine-tuning on other classes alone (DiMRA, https://arxiv.org/abs/2512.03564)."""
+"""Relearning without the class: fine-tune on other classes only (DiMRA, https://arxiv.org/abs/2512.03564)."""
 
 import copy
 from typing import final
@@ -20,13 +20,13 @@ RETAIN_SET, SAMPLES = "retain set", "original's samples"
 
 @final
 class RelearningWithoutClass(TrainingAttack):
-    """Fine-tunes all weights on the retain set, or on images that the original model generates for retain labels.
+    """Fine-tune all weights on the retain set, or on images of the original with retain labels.
 
-    Either way the forgotten class is never shown. What comes back was not erased but covered.
+    The forgotten class is in neither. If it comes back, it was hidden and not erased.
 
     Args:
         samples_per_class: images of the original for each retain class.
-        label_dropout: probability of the null label, as in a base model's training.
+        label_dropout: probability of the null label, as in the training of a base model.
         budget, guidance, images_per_class, retain_total: see `TrainingAttack`.
     """
 
@@ -45,15 +45,15 @@ class RelearningWithoutClass(TrainingAttack):
         super().__init__(budget, guidance, images_per_class, retain_total)
         if samples_per_class < 1 or not 0 <= label_dropout <= 1:
             raise UserError(
-                f"samples_per_class={samples_per_class}, label_dropout={label_dropout}: give at least 1, and a "
-                "probability from 0 to 1"
+                f"attacks.relearning_without_class.samples_per_class={samples_per_class}, label_dropout="
+                f"{label_dropout}: give at least 1 sample, and a probability in [0, 1]"
             )
         self.samples_per_class, self.label_dropout = samples_per_class, label_dropout
 
     def series(self) -> dict[str, int]:
         return dict.fromkeys((RETAIN_SET, SAMPLES), len(self.budget.score_at))
 
-    def attacker(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
+    def prepare(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
         if series == RETAIN_SET:
             rows, train = bench.data.rows("train", "retain"), bench.data.source.train
             images, labels = train.images[rows], train.labels[rows]
@@ -62,7 +62,7 @@ class RelearningWithoutClass(TrainingAttack):
         return list(model.parameters()), draw_from(images, labels, bench.device)
 
     def _samples(self, bench: Bench) -> tuple[Tensor, Tensor]:
-        """Images of the original, w = 0, whose seeds no plan uses; every rank generates the same."""
+        """Generate images of the original at w = 0, with seeds of no plan, the same on every rank."""
         generate = bench.evaluator.images_of(copy.deepcopy(bench.original).to(bench.device), 0.0)
         labels = torch.tensor(bench.data.retain_labels, device=bench.device).repeat_interleave(self.samples_per_class)
         row = torch.arange(len(labels), device=bench.device)

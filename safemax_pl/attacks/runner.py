@@ -1,4 +1,4 @@
-"""Runs an attack on several models, and keeps every finished curve."""
+"""Run an attack on several models, and cache every finished curve."""
 
 import copy
 import json
@@ -17,27 +17,27 @@ from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.results import ModelScores
 
-ATTACKS_VERSION = 2  # raise it when the code of an attack changes a number
+ATTACKS_VERSION = 2  # increase it if the code of an attack changes a number
 Results = dict[str, dict[str, list[Point]]]  # model -> series -> points
 
 
 def protocol(attack: Attack, bench: Bench) -> dict[str, Any]:
-    """Everything that decides the numbers, apart from the attacked weights: the budget and how images are scored."""
+    """Return all that the numbers depend on, except the attacked weights: the budget, and how images are scored."""
     ours = bench.evaluator.protocol(bench.evaluator.final)
-    for key in ("plan", "guidance", "reference", "features"):  # of the scores on retained classes and of the plan
+    for key in ("plan", "guidance", "reference", "features"):  # these concern retained classes and plans
         ours.pop(key, None)
     settings = {"name": type(attack).__name__, "version": ATTACKS_VERSION, **attack.settings()}
     return {"attack": settings, "original": bench.original.weights_digest, **ours}
 
 
 def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: bool = True) -> Results:
-    """The curves of every model, from the cache where they have been made before under the same protocol.
+    """Return the curves of every model. A curve with the same weights and protocol is read from the cache.
 
     Args:
-        attack: what is done.
-        models: name -> model; left as they are.
-        bench: what the attack works with.
-        show_progress: whether a bar with the time left is shown.
+        attack: to run.
+        models: name -> model; they are not changed.
+        bench: of the attack.
+        show_progress: whether to show a progress bar.
     """
     results: Results = {name: {} for name in models}
     same = digest(protocol(attack, bench))
@@ -62,15 +62,18 @@ def run(attack: Attack, models: dict[str, Model], bench: Bench, show_progress: b
     return results
 
 
-def noise_numbers(attack: Attack, bench: Bench) -> dict[str, float]:
-    """The headline number of pure noise, one draw for all points, by kind of noise; empty where there is none."""
+def noise_headlines(attack: Attack, bench: Bench) -> dict[str, float]:
+    """Return the headline value of noise images by kind of noise; empty unless `attack.against_noise`.
+
+    One draw serves for all points.
+    """
     if not attack.against_noise:
         return {}
     numbers = {}
     for kind in CONTROLS:
         point = bench.point(0, NoiseImages(kind, bench.data.image_shape), attack.images_per_class)
         curves = {series: [(0.0, point.y)] for series in attack.series()}
-        numbers[kind] = attack.number(curves, len(bench.data.forget_labels))
+        numbers[kind] = attack.headline_value(curves, len(bench.data.forget_labels))
     return numbers
 
 

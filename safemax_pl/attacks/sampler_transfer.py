@@ -1,4 +1,4 @@
-"""Other samplers, steps and guidance weights than those that the unlearning was scored with."""
+"""Sampler transfer: samplers, steps and guidance weights other than those of the scores."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from safemax_pl.evaluation.generation import ModelImages
 
 @final
 class SamplerTransfer(Attack):
-    """Generates the forgotten classes under every sampler, number of steps and guidance weight of a grid.
+    """Generate the forgotten classes with every sampler, number of steps and guidance weight of a grid.
 
     Args:
-        samplers: for each its arguments of `Sampler`, with an ascending list of `steps`.
+        samplers: arguments of `Sampler`, one mapping for each, with an ascending list of `steps`.
         guidance_weights: w of the grid.
         images_per_class: see `Attack`.
     """
@@ -41,7 +41,7 @@ class SamplerTransfer(Attack):
             settings["steps"] = ascending(f"{where}.steps", settings.get("steps", []), 1)
         names = [settings.get("name") for settings in self.samplers]
         if not names or None in names or len(set(names)) < len(names):
-            raise UserError(f"{where} has the names {names}: give at least one sampler, and each by its name, once")
+            raise UserError(f"{where} has the names {names}: give at least one sampler, each by its name, once")
 
     def check(self, model: Model, bench: Bench) -> None:
         super().check(model, bench)
@@ -53,7 +53,7 @@ class SamplerTransfer(Attack):
         return {name: len(samplers) for name, (samplers, _) in self._grid().items()}
 
     def _grid(self) -> dict[str, tuple[list[Sampler], float]]:
-        """Series -> samplers and w."""
+        """Return the samplers and w of every curve."""
         return {
             f"{settings['name']}, w={w:g}": ([Sampler(**(settings | {"steps": n})) for n in settings["steps"]], w)
             for settings in self.samplers

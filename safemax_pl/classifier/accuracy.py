@@ -14,7 +14,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import digest, write_json
 from safemax_pl.config.prerequisites import how_to_make
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
 SIGNIFICANCE = 0.05  # level of the test against chance
 NETWORKS = {"plain": ("accuracy", "chance"), "noise-aware": ("accuracy_noise_aware", "chance_noise_aware")}

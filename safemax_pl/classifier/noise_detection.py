@@ -13,7 +13,7 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import logits_of
 from safemax_pl.common import rng
 from safemax_pl.data.batch import from_uint8, to_uint8
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
 BLEND_WEIGHTS = [i / 20 for i in range(21)]  # share of noise in an image
 

@@ -18,7 +18,7 @@ from safemax_pl.common.divergence import StopsWhenDiverged
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
 from safemax_pl.data.sampling_plan import sharded_loader
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 
 CHUNK = 500  # images that are classified at once
 MAX_LOGIT = 1e4  # larger logits mean divergence; trained classifiers have tens

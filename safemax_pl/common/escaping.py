@@ -13,6 +13,8 @@ FORMULA = tuple("=+-@＝＋－＠")
 BLANK = " \u00a0\u200b\ufeff"  # spreadsheets skip these before a formula
 # Characters with a meaning inside a line of GitHub's Markdown; _ has none within a word
 MARKDOWN = re.compile(r"([\\`*|\[\]~])")
+# Unicode categories: control characters, surrogates (bytes that are no UTF-8), line and paragraph separators
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 DIRECTIONS = (
     "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reverse or isolate the text after them
 )
@@ -21,8 +23,13 @@ DIRECTIONS = (
 def printable(text: object) -> str:
     """Return the text as one line, with control and direction characters as escapes such as \\x1b."""
     line = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", str(text))
-    bad = [one for one in set(line) if unicodedata.category(one) in ("Cc", "Cs") or one in DIRECTIONS]
+    bad = [one for one in set(line) if unicodedata.category(one) in UNPRINTABLE or one in DIRECTIONS]
     return line.translate({ord(one): one.encode("unicode_escape").decode() for one in bad})
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text has no characters of the categories `UNPRINTABLE`."""
+    return not any(unicodedata.category(one) in UNPRINTABLE for one in text)
 
 
 def html(text: object) -> str:

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from safemax_pl.common.files import dotted, leaves
+
 # module of 0.4.0 -> module now
 MODULES = {
     "safemax_pl.architectures": "safemax_pl.classifier.architectures",
@@ -23,6 +27,28 @@ METRICS = {
     "prior_seconds": "preparation_seconds",
     "prior_flops": "preparation_flops",
 }
+
+
+SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
+SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
+DEFENCES = ("clean_null", "inner_steps", "inner_lr")  # arguments of SAFEMax before 0.5.0, of SAFEMaxRobust now
+
+
+def present_config(cfg: DictConfig) -> None:
+    """Rename targets in a saved configuration, and the class of SAFEMax with defences, in place; resolve nothing."""
+    for where, value in leaves(OmegaConf.to_container(cfg)):
+        if where[-1] == "_target_" and (now := present_target(value)) != value:
+            OmegaConf.update(cfg, dotted(where), now)
+    plain: Any = OmegaConf.to_container(cfg)
+    unlearner = plain.get("unlearner")
+    if not isinstance(unlearner, dict) or unlearner.get("_target_") != SAFEMAX or "clean_null" not in unlearner:
+        return
+    if unlearner["clean_null"] or unlearner.get("inner_steps"):
+        cfg.unlearner._target_ = SAFEMAX_ROBUST
+        return
+    with open_dict(cfg.unlearner):
+        for key in DEFENCES:
+            cfg.unlearner.pop(key, None)
 
 
 def present_target(target: Any) -> Any:

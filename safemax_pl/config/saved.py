@@ -16,7 +16,7 @@ from safemax_pl.common.files import PROJECT, dotted, leaves
 from safemax_pl.common.untrusted import MAX_DEPTH, MAX_TEXT, damaged, regular
 from safemax_pl.config import legal_values, resolvers
 from safemax_pl.config.interpolations import check_interpolations
-from safemax_pl.config.moved import present_target
+from safemax_pl.config.moved import present_config
 
 MAX_YAML = 256 * 2**10  # bytes; files of this project have up to 4 KiB
 MAX_NODES = 10_000  # values of a YAML file
@@ -60,9 +60,7 @@ def read_config(path: Path) -> DictConfig:
         _check_yaml(text)
         cfg = OmegaConf.load(io.StringIO(text))
         assert isinstance(cfg, DictConfig)
-        for where, value in leaves(OmegaConf.to_container(cfg)):
-            if where[-1] == "_target_" and (now := present_target(value)) != value:
-                OmegaConf.update(cfg, dotted(where), now)
+        present_config(cfg)
     resolvers.register()
     return cfg
 

@@ -1,1 +1,1 @@
-"""Labelled images: read, decoded once, split into a forget and a retain set, drawn in batches."""
+"""Labelled images: decoded once, split into a forget and a retain set, drawn in batches."""

@@ -1,4 +1,4 @@
-"""The one conversion between images in [-1, 1] and 8-bit images."""
+"""Training batches, and the conversion between images in [−1, 1] and 8-bit images."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """`[..., C, H, W]` floats, nominally in [-1, 1], to uint8: clamp, then round to the nearest of 256 levels."""
+    """Convert floats `[..., C, H, W]`, nominally in [−1, 1], to uint8: clamp, then round to the nearest level."""
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]; the inverse of `to_uint8` on its range."""
+    """Convert uint8 to float32 in [−1, 1]; inverse of `to_uint8` on its range."""
     return images.float() / 127.5 - 1
 
 
@@ -20,9 +20,9 @@ class LabelledImages(NamedTuple):
     """A training batch.
 
     Attributes:
-        x_0: `[B, C, H, W]` in [-1, 1].
+        x_0: `[B, C, H, W]` in [−1, 1].
         labels: `[B]`, long.
-        keys: `[B]`, long: one random stream per row, from which noise, timesteps and label dropout are drawn.
+        keys: `[B]`, long, one random stream per row, for noise, timesteps and label dropout.
     """
 
     x_0: Tensor

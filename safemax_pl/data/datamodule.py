@@ -1,7 +1,5 @@
-"""The data of class unlearning: training batches from the forget and the retain set."""
+"""The data module of class unlearning: training batches from the forget and the retain set."""
 
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from safemax_pl.common import rng
-from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.names import check_name
 from safemax_pl.common.rng import Stream
 from safemax_pl.data import sources
 from safemax_pl.data.batch import LabelledImages, from_uint8
-from safemax_pl.data.sources import some
+from safemax_pl.data.forget_classes import class_indices
+from safemax_pl.data.splits import held_out_mask
+from safemax_pl.data.summary import some
 
-PARTS = {"forget": 0, "retain": 1}  # as numbers, in the keys of random streams
-NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")  # names that Hydra and YAML read as whole numbers
-DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that may live on the accelerator; larger sets stay in host memory
+PARTS = {"forget": 0, "retain": 1}  # numbers of the parts in the keys of random streams
+DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that are moved to the accelerator; larger sets stay in host memory
 
 
 class Steps:
-    """One token per training step; the batch itself is a function of the step, so resuming needs no more state."""
+    """Data loader of one token per training step. The step determines the batch, so resuming needs no other state."""
 
     def __init__(self, max_steps: int):
         self.max_steps = max_steps
@@ -40,14 +39,14 @@ class Steps:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; having the method tells Lightning that resuming in mid-epoch is safe."""
+        """Do nothing. The method tells Lightning that resuming within an epoch is safe."""
 
 
 class ForgetRetainDataModule(LightningDataModule):
-    """Images split by class into a forget and a retain set, on the training and on the test split.
+    """Images split by class into a forget and a retain set, in the training and in the test split.
 
-    Batches are drawn on the device from a uint8 store, with replacement, by a hash of (seed, step, row): the same on
-    any number of devices and after any interruption.
+    Batches are drawn on the device from uint8 images, with replacement. A hash of (seed, step, row) selects every
+    image, so batches do not depend on the number of devices or on interruptions.
 
     Args:
         name: short name, used in messages and for the names of experiments.
@@ -55,20 +54,20 @@ class ForgetRetainDataModule(LightningDataModule):
             configs/data/imagefolder.yaml), or a Hugging Face hub id.
         image_size: height and width of the images, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        forget_classes: indices, class names or superclass names, or one of them; empty to forget nothing.
+        forget_classes: an index, class name or superclass name, or a list of them; empty or None to forget nothing.
         forget_batch_size: forget images per step, over all devices.
         retain_batch_size: retain images per step, over all devices.
-        flip: mirror half of the training images.
+        flip: mirror half of the training images horizontally.
         image_column, label_column, superclass_column: columns of a tabular source.
-        resize: scale and crop images of other sizes instead of refusing them.
-        calibration_fraction: part of every class of the training split that is held out for the classifier.
+        resize: scale and centre-crop images of other sizes instead of refusing them.
+        calibration_fraction: share of every class of the training split that is held out to calibrate the classifier.
         seed: of the batches.
-        cache_dir: where decoded images are kept.
+        cache_dir: folder of decoded images.
         exclude_calibration: draw no batches from the images held out for the classifier's calibration.
 
     Raises:
-        UserError: for a class that does not exist or has no training or test images, for all classes forgotten, and
-            for unreadable images.
+        UserError: for an unknown class, a class without training or test images, all classes forgotten, and unreadable
+            images. All but wrong image sizes and names are found on first use of `source`.
     """
 
     def __init__(
@@ -109,15 +108,15 @@ class ForgetRetainDataModule(LightningDataModule):
         )
         self._source: sources.Source | None = None
 
-    # -- what the data are -------------------------------------------------------------------------------------
+    # -- splits and classes ------------------------------------------------------------------------------------
 
     @property
     def source(self) -> sources.Source:
-        """Both splits and their names; decoded on first use."""
+        """Both splits and their names, decoded on first use."""
         if self._source is None:
             source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
             _check_counts(source, self.path)
-            self.forget_labels = _resolve(self.forget_classes, source, self.name)
+            self.forget_labels = class_indices(self.forget_classes, source, self.name)
             classes = range(len(source.class_names))
             self.retain_labels = [label for label in classes if label not in self.forget_labels]
             if not self.retain_labels:
@@ -136,19 +135,19 @@ class ForgetRetainDataModule(LightningDataModule):
         return len(self.class_names)
 
     def labels_of(self, classes: list[int | str]) -> list[int]:
-        """Indices, class names and superclass names to sorted class indices."""
-        return _resolve(classes, self.source, self.name)
+        """Convert indices, class names and superclass names into sorted class indices."""
+        return class_indices(classes, self.source, self.name)
 
     def rows(self, split: str, part: str) -> Tensor:
-        """Row numbers of `part` ("forget" or "retain") in `split` ("train" or "test"), ascending."""
+        """Return the row numbers, ascending, of `part` ("forget" or "retain") in `split` ("train" or "test")."""
         wanted = torch.tensor({"forget": self.forget_labels, "retain": self.retain_labels}[part], dtype=torch.long)
         return torch.isin(getattr(self.source, split).labels, wanted).nonzero()[:, 0]
 
     def calibration_mask(self) -> Tensor:
-        """A bool mask over the training split: the rows held out for the classifier's calibration.
+        """Return a bool mask over the training split: the rows held out to calibrate the classifier.
 
         Raises:
-            UserError: when a class has a single training image, which can't be trained and calibrated on.
+            UserError: for a class with a single training image.
         """
         labels = self.source.train.labels
         counts = labels.bincount(minlength=self.num_classes).tolist()
@@ -157,16 +156,16 @@ class ForgetRetainDataModule(LightningDataModule):
                 f"data.path {self.path} has a single training image of {some(few)}: give at least 2 of every "
                 "class, for training and calibration, and 3 where there is no test split"
             )
-        return sources.held_out_mask(labels, self.num_classes, self.calibration_fraction)
+        return held_out_mask(labels, self.num_classes, self.calibration_fraction)
 
-    # -- batches -------------------------------------------------------------------------------------------------
+    # -- Lightning hooks ---------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         _ = self.source
 
     def setup(self, stage: str) -> None:
         train = self.source.train
-        self._rows = {part: self.rows("train", part) for part in ("forget", "retain")}
+        self._rows = {part: self.rows("train", part) for part in PARTS}
         if self.exclude_calibration:
             held_out = self.calibration_mask()
             self._rows = {part: rows[~held_out[rows]] for part, rows in self._rows.items()}
@@ -183,13 +182,15 @@ class ForgetRetainDataModule(LightningDataModule):
         return Steps(self.trainer.max_steps)
 
     def check_batch_sizes(self, world_size: int) -> None:
-        """Raise `UserError` when a batch can't be shared equally by so many devices."""
+        """Raise `UserError` if the devices can't share a batch equally."""
         for part, size in self.batch_sizes.items():
             if size % world_size:
-                raise UserError(f"data.{part}_batch_size={size} does not divide by {world_size} devices")
+                raise UserError(
+                    f"data.{part}_batch_size={size} does not divide by {world_size} devices: give a multiple"
+                )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """A training token becomes `{"forget", "retain"}` batches drawn on the device; rows of a plan just move."""
+        """Replace a training token by `{"forget", "retain"}` batches drawn on the device; move rows of a plan."""
         if not isinstance(batch, int):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         assert self.trainer is not None
@@ -197,14 +198,26 @@ class ForgetRetainDataModule(LightningDataModule):
             self._images, self._labels = self._images.to(device), self._labels.to(device)
             self._rows = {part: rows.to(device) for part, rows in self._rows.items()}
         rank, world_size, step = self.trainer.global_rank, self.trainer.world_size, self.trainer.global_step
-        return {part: self.draw(part, step, device, rank, world_size) for part in ("forget", "retain")}
+        return {part: self.draw(part, step, device, rank, world_size) for part in PARTS}
+
+    # -- batches -----------------------------------------------------------------------------------------------
 
     def draw(
         self, part: str, step: int, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> LabelledImages | None:
-        """Every `world_size`-th row, from `rank` on, of the batch that `step` draws from `part`; None if that is empty.
+        """Draw the batch of a step, or a rank's share: every `world_size`-th row from row `rank` on.
 
-        Rows of both parts that have the same place, counted in turn through the smaller one, stay on the same rank.
+        Row i of the forget batch and row i of the retain batch are on the same rank, also if the rows of the smaller
+        batch are repeated.
+
+        Args:
+            part: "forget" or "retain".
+            step: of the fit.
+            device: of the batch.
+            rank, world_size: of the process and of the fit.
+
+        Returns:
+            The batch; None if the part has no images or batch size 0.
         """
         rows = self._rows[part]
         if not len(rows) or not self.batch_sizes[part]:
@@ -214,18 +227,18 @@ class ForgetRetainDataModule(LightningDataModule):
         return self.images_at(rows[rng.integers(keys, Stream.ROW, high=len(rows))], keys, device)
 
     def chunks(self, part: str, size: int) -> int:
-        """How many chunks of `size` images a part of the training split has."""
+        """Return the number of chunks of `size` images in a part of the training split."""
         return -(-len(self._rows[part]) // size)
 
     def chunk(self, part: str, i: int, size: int, device: torch.device) -> LabelledImages:
-        """Chunk i of a part: together the chunks hold every image once, in an order shuffled by the seed."""
+        """Return chunk i of a part. All chunks together hold every image once, in an order shuffled by the seed."""
         rows = self._rows[part]
         keys = rng.combine(self.seed, PARTS[part], -1, rows, device=rows.device)
         chosen = keys.argsort()[i * size : (i + 1) * size]
         return self.images_at(rows[chosen], keys[chosen], device)
 
     def images_at(self, rows: Tensor, keys: Tensor, device: torch.device) -> LabelledImages:
-        """The training images in `rows` `[B]` of the training split, with the random streams `keys` `[B]`."""
+        """Return the training images in `rows` `[B]`, with the random streams `keys` `[B]`."""
         x_0 = from_uint8(self._images[rows].to(device, non_blocking=True))
         keys, labels = keys.to(device), self._labels[rows].to(device)
         if self.flip:
@@ -234,7 +247,7 @@ class ForgetRetainDataModule(LightningDataModule):
 
 
 def _check_counts(source: sources.Source, path: str) -> None:
-    """Raise `UserError` for classes without training or without test images: no score of them would mean anything."""
+    """Raise `UserError` for classes without training or test images, which have no meaningful score."""
     for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
         counts = labels.bincount(minlength=len(source.class_names)).tolist()
         if none := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
@@ -242,42 +255,3 @@ def _check_counts(source: sources.Source, path: str) -> None:
                 f"data.path {path} has no {split} images of {some(none)}: give at least 3 images of every class, or "
                 "remove the class; of a table, from the names of its ClassLabel"
             )
-
-
-def _resolve(wanted: list[int | str], source: sources.Source, name: str | None) -> list[int]:
-    """Indices, class names and superclass names to sorted class indices; a name comes before a superclass."""
-    names, superclasses = (list(map(_composed, found)) for found in (source.class_names, source.superclass_names))
-    found: set[int] = set()
-    for item in wanted:
-        spelt = item
-        if isinstance(item, int) and not isinstance(item, bool):
-            alike = [other for other in names + superclasses if NUMBER.fullmatch(other) and int(other) == item]
-            exists = 0 <= item < len(names)
-            if not exists and not alike:
-                raise UserError(f"data.forget_classes: got class index {item}, {name} has 0 to {len(names) - 1}")
-            if exists and (others := [other for other in alike if other != names[item]]):
-                raise UserError(
-                    f"data.forget_classes: {item} is both an index (of {names[item]}) and the name of class "
-                    f"{others[0]}: give the name in quotes: "
-                    f"'data.forget_classes=[\"{others[0]}\"]' or 'data.forget_classes=[\"{names[item]}\"]'"
-                )
-            spelt = names[item] if exists else alike[0]
-        spelt = _composed(spelt) if isinstance(spelt, str) else spelt
-        if spelt in names:
-            found.add(names.index(str(spelt)))
-        elif spelt in superclasses:
-            split = source.train
-            found.update(split.labels[split.superclasses == superclasses.index(str(spelt))].tolist())
-        elif isinstance(item, str):
-            raise unknown(f"class of {name} in data.forget_classes", item, names + superclasses)
-        else:
-            raise UserError(
-                f"unknown class of {name} in data.forget_classes: got {item!r}, expected indices and names; quote "
-                "names that read like something else, such as true, null and 1e3: 'data.forget_classes=[\"true\"]'"
-            )
-    return sorted(found)
-
-
-def _composed(name: str) -> str:
-    """The name in Unicode's composed form: keyboards and file systems write é in two ways."""
-    return unicodedata.normalize("NFC", name)

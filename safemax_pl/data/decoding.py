@@ -1,12 +1,10 @@
-"""One image file to 8-bit pixels: formats, bit depth, transparency, orientation."""
+"""Decoding of image files to 8-bit pixels: formats, bit depth, transparency, orientation."""
 
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +13,9 @@ from rich.progress import track
 from torch import Tensor
 
 from safemax_pl.common.errors import UserError, first_line
+from safemax_pl.data.encoded import EncodedSplit
 
-# Pillow's readers of pictures. Not among them: EPS, which runs Ghostscript, and stubs without a decoder.
+# Formats that Pillow reads, without EPS, which runs Ghostscript, and formats without a decoder
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -29,38 +28,20 @@ FORMATS = {
     "AVIF": (".avif",),
     "SGI": (".sgi", ".rgb", ".bw"),
     "PCX": (".pcx",),
-    "TGA": (".tga",),  # the last, as its files begin with nothing that tells them
+    "TGA": (".tga",),  # last: TGA files have no signature
 }
 ENDINGS = {ending for endings in FORMATS.values() for ending in endings}
-SURVEYED = 1000  # images whose headers are read to say which settings fit
+MAX_HEADERS = 1000  # images whose headers are read to find settings that fit
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
-class EncodedSplit(NamedTuple):
-    """Labelled images before they are decoded.
+class WrongSize(Exception):
+    """Image of another size than the settings.
 
     Attributes:
-        labels: class indices.
-        superclasses: superclass indices, -1 where there is none.
-        images: starts an iterator of (name for messages, content or path), one for every label.
+        width, height: of the image, in pixels.
+        grey: whether it has no colours.
     """
-
-    labels: list[int]
-    superclasses: list[int]
-    images: Callable[[], Iterator[tuple[str, bytes | Path]]]
-
-
-class Encoded(NamedTuple):
-    """A source before it is decoded: its labelled splits, "train", "test" and "validation", and what is left out."""
-
-    splits: dict[str, EncodedSplit]
-    class_names: list[str]
-    superclass_names: list[str]
-    skipped: dict[str, list[str]]
-
-
-class WrongSize(Exception):
-    """An image of another size than the settings say."""
 
     def __init__(self, width: int, height: int, grey: bool):
         super().__init__(f"{width}x{height}")
@@ -70,13 +51,19 @@ class WrongSize(Exception):
 def decode_all(
     split: EncodedSplit, shape: tuple[int, int, int], resize: bool, seen: Counter[str], description: str
 ) -> Tensor:
-    """Decode the images of a split to uint8 `[N, C, H, W]`, with a progress bar; arguments and errors as of `decode`.
+    """Decode the images of a split to uint8 `[N, C, H, W]`, with a progress bar.
 
-    An image of another size is a `UserError` that names every setting to change.
+    Args:
+        split: encoded images.
+        shape, resize, seen: as in `decode`.
+        description: of the progress bar.
+
+    Raises:
+        UserError: as in `decode`, and for an image of another size; it names all settings that fit.
     """
     images = torch.empty((len(split.labels), *shape), dtype=torch.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow's limit, also where it only warns
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow only warns up to twice its limit
         for i, (name, encoded) in enumerate(track(split.images(), description=description, total=len(split.labels))):
             try:
                 images[i] = decode(encoded, name, shape, resize, seen)
@@ -86,8 +73,8 @@ def decode_all(
 
 
 def _wrong_size(name: str, wrong: WrongSize, split: EncodedSplit, shape: tuple[int, int, int]) -> UserError:
-    """Say which settings fit, after a look at the headers of the first images."""
-    headers = [size_of(encoded) for _, encoded in islice(split.images(), SURVEYED)]
+    """Name the settings that fit, from the headers of the first images."""
+    headers = [size_of(encoded) for _, encoded in islice(split.images(), MAX_HEADERS)]
     sizes = {header[:2] for header in headers if header} | {(wrong.width, wrong.height)}
     channels = 1 if all(header[2] for header in headers if header) else 3
     size = f"{shape[2]}x{shape[1]}"
@@ -106,42 +93,34 @@ def decode(
 ) -> Tensor:
     """Decode one image to uint8 `[C, H, W]`.
 
-    Orientation is what the EXIF tag says, as in `datasets` and every viewer. Transparent pixels are laid on white, as
-    pages and viewers show them: dropping alpha, as `Image.convert` does, uncovers colours that nobody has ever seen.
-    16-bit grey is scaled, 65535 to 255; Pillow's `convert` would clip it at 255. Of animations the first frame counts.
+    - Orientation follows the EXIF tag, as in `datasets` and image viewers.
+    - Transparent pixels are laid on white. `Image.convert` would drop alpha and uncover hidden colours.
+    - 16-bit grey is scaled, 65535 to 255. `Image.convert` would clip it at 255.
+    - Only the first frame of an animation is read.
 
     Args:
         encoded: the file's content, or its path.
-        name: for messages.
-        shape: (channels, height, width); grey becomes RGB and RGB becomes grey where that differs.
+        name: of the image, for messages.
+        shape: (channels, height, width). Grey is repeated to RGB, and RGB is converted to grey, to fit.
         resize: scale and centre-crop an image of another size.
-        seen: counts what was done to images beyond plain decoding.
+        seen: counts every change made to an image beyond plain decoding.
 
     Raises:
-        WrongSize: for another size, unless `resize`.
-        UserError: for a file that Pillow refuses, 32-bit and float pixels, whose range is not known.
+        WrongSize: for another size, without `resize`.
+        UserError: for a file that Pillow can't read, and for 32-bit and float pixels, whose range is unknown.
     """
     seen = Counter() if seen is None else seen
     channels, height, width = shape
     try:
         with _opened(encoded) as file:
-            file.load()
-            if getattr(file, "is_animated", False) and file.format != "MPO":  # MPO: a photo and its depth map
-                seen["animated or of several pages: the first is taken"] += 1
-            scaled = file.mode == "I" and file.format in ("PNG", "PPM")  # which Pillow brings to 16 bits
-            image = _eight_bits(_upright(file, seen), name, scaled, seen)
-            grey = _is_grey(file.mode)
-            if image.size != (width, height) and not resize:
-                raise WrongSize(*image.size, grey)
-            image = _on_white(image, seen).convert("L" if channels == 1 else "RGB")
+            image, grey = _converted(file, name, shape, resize, seen)
     except (UserError, WrongSize):
         raise
     except UnidentifiedImageError as error:
         raise UserError(
-            f"cannot decode the image {name}: it is not of a format that is read ({', '.join(FORMATS)}); "
-            "repair or remove it"
+            f"cannot decode the image {name}: its format is none of {', '.join(FORMATS)}; repair or remove it"
         ) from error
-    # Pillow's readers raise whatever damaged bytes lead to, from struct.error to MemoryError
+    # Damaged files make Pillow raise anything, from struct.error to MemoryError
     except Exception as error:
         raise UserError(f"cannot decode the image {name}: {first_line(error)}; repair or remove it") from error
     if grey and channels == 3:
@@ -154,12 +133,28 @@ def decode(
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(height, width, -1).permute(2, 0, 1)
 
 
+def _converted(
+    file: Image.Image, name: str, shape: tuple[int, int, int], resize: bool, seen: Counter[str]
+) -> tuple[Image.Image, bool]:
+    """Read the pixels as upright 8-bit "L" or "RGB" without transparency; also return whether the file is grey."""
+    channels, height, width = shape
+    file.load()
+    if getattr(file, "is_animated", False) and file.format != "MPO":  # MPO: a photo with its depth map
+        seen["animated or of several pages: the first is taken"] += 1
+    scaled = file.mode == "I" and file.format in ("PNG", "PPM")  # Pillow reads these with 16 bits
+    image = _eight_bits(_upright(file, seen), name, scaled, seen)
+    grey = _is_grey(file.mode)
+    if image.size != (width, height) and not resize:
+        raise WrongSize(*image.size, grey)
+    return _on_white(image, seen).convert("L" if channels == 1 else "RGB"), grey
+
+
 def size_of(encoded: bytes | Path) -> tuple[int, int, bool] | None:
-    """Width, height and whether it is grey, as the file's header says; None if that can't be read."""
+    """Read width, height and whether the image is grey from the header; None if it can't be read."""
     try:
         with _opened(encoded) as file:
             return *file.size, _is_grey(file.mode)
-    except Exception:  # only asked for an error message about another image
+    except Exception:  # the result only improves the error about another image
         return None
 
 

@@ -1,4 +1,4 @@
-"""Sampling plans: rows of (label, seed), the same for every model that is compared."""
+"""Sampling plans: rows of (label, seed), the same for all models that are compared."""
 
 from typing import NamedTuple
 
@@ -24,21 +24,21 @@ class Rows(NamedTuple):
 
 
 class SamplingPlan(Dataset):
-    """Images to generate: `forget_per_class` of each forget class, and `retain_total` spread over the retain classes.
+    """Plan of `forget_per_class` images of each forget class and `retain_total` images spread over the retain classes.
 
-    Rows of one label have the seeds 0, 1, ...: every model is scored on the same noise.
+    Rows of one label have the seeds 0, 1, ..., so that all models are scored on the same noise.
 
     Args:
         forget, retain: class indices.
-        forget_per_class: images of each forget class, at least 1 if there are forget classes.
-        retain_total: images of all retain classes together, at least one of each.
+        forget_per_class: images of each forget class.
+        retain_total: images of all retain classes together, divided equally and rounded down.
 
     Attributes:
         labels, seeds: `[N]`, long.
         is_forget: `[N]`, bool; whether the label is a forget class. Every score follows this.
 
     Raises:
-        UserError: if a class would get no image.
+        UserError: if a class would have no image.
     """
 
     def __init__(self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int):
@@ -46,7 +46,7 @@ class SamplingPlan(Dataset):
         if (retain and per_class < 1) or (forget and forget_per_class < 1):
             raise UserError(
                 f"a sampling plan needs an image of every class: got {forget_per_class} per forget class and "
-                f"{retain_total} for {len(retain)} retain classes"
+                f"{retain_total} for {len(retain)} retain classes: give larger numbers in evaluation.plans"
             )
         counts = [(label, forget_per_class) for label in forget] + [(label, per_class) for label in retain]
         labels = [torch.full((count,), label) for label, count in counts]
@@ -62,7 +62,7 @@ class SamplingPlan(Dataset):
 
 
 def sharded_loader(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Load the rows of one rank. Each row is on exactly one rank: nothing is padded, so nothing is counted twice.
+    """Return a loader of every `world_size`-th row from row `rank` on, without padding.
 
     Raises:
         UserError: if there are fewer rows than ranks.

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safemax_pl.common.errors import UserError, first_line
-from safemax_pl.data.decoding import Encoded, EncodedSplit
-from safemax_pl.data.folders import Skipped, check_class_name, role_of
+from safemax_pl.data.columns import Columns, check_columns, check_same_names, class_names_of, index_of
+from safemax_pl.data.encoded import Encoded, EncodedSplit, Skipped, check_class_name
+from safemax_pl.data.folders import role_of
 
-BATCH = 256  # rows that are read at once
-Columns = dict[str, str | None]  # "image", "label" and "superclass" -> name
+BATCH = 256  # rows read at once
 
 
 class Table(NamedTuple):
-    """A split of a table.
+    """One split of a table.
 
     Attributes:
         features: of `datasets`, by column.
-        read: names of columns -> the table in pieces, in order.
+        read: starts an iterator over the given columns, in Arrow pieces in the order of the rows.
     """
 
     features: dict[str, Any]
@@ -29,20 +29,35 @@ class Table(NamedTuple):
 
 
 def parquet(path: str, files: dict[str, list[Path]], columns: Columns, skipped: Skipped) -> Encoded:
-    """The images of parquet files, by split, as they are found in the folder `path`.
+    """Return the labelled images of parquet files.
 
-    They are read by pyarrow, as `load_dataset` takes their names for patterns and copies them into its cache first.
+    pyarrow reads the files: `load_dataset` would take special characters in their names for patterns, and copy the
+    files into its cache.
+
+    Args:
+        path: folder of the files, for errors.
+        files: by split.
+        columns: names of the columns.
+        skipped: gets everything left out.
 
     Raises:
-        UserError: for a column that is missing or of another type, labels out of range, and damaged files.
+        UserError: for a missing column or one of the wrong type, labels out of range, and damaged files.
     """
     with _readable(path):
         return _encoded(path, {split: _table(path, found, columns) for split, found in files.items()}, columns, skipped)
 
 
 def hub(path: str, columns: Columns) -> Encoded:
-    """The images of a data set on the Hugging Face hub; errors as of `parquet`."""
-    from datasets import load_dataset  # two seconds to import, and only needed when nothing is cached
+    """Download a data set of the Hugging Face hub and return its labelled images.
+
+    Args:
+        path: hub id.
+        columns: names of the columns.
+
+    Raises:
+        UserError: as in `parquet`, and if the data set can't be downloaded.
+    """
+    from datasets import load_dataset  # the import takes two seconds; cached data do not need it
 
     with _readable(path):
         tables: dict[str, Table] = {}
@@ -58,7 +73,7 @@ def hub(path: str, columns: Columns) -> Encoded:
 
 @contextmanager
 def _readable(path: str) -> Iterator[None]:
-    """Name the data in whatever pyarrow and `datasets` raise: dozens of unrelated types."""
+    """Convert errors of pyarrow and `datasets`, of many unrelated types, into a `UserError` that names the data."""
     try:
         yield
     except UserError:
@@ -92,7 +107,7 @@ def _table(path: str, files: list[Path], columns: Columns) -> Table:
     for file in files:
         with ParquetFile(file) as opened:
             features.append(Features.from_arrow_schema(opened.schema_arrow))
-        _same_columns(path, features[0], features[-1], columns, str(file))
+        check_same_names(path, features[0], features[-1], columns, str(file))
     return Table(features[0], read)
 
 
@@ -100,32 +115,22 @@ def _pieces(split: Any, names: list[str]) -> Iterator[Any]:
     return split.select_columns(names).with_format("arrow").iter(BATCH)
 
 
-def _same_columns(path: str, one: Any, other: Any, columns: Columns, where: str) -> None:
-    """Raise if the labels of two files, or splits, don't mean the same."""
-    for name in (columns["label"], columns.get("superclass")):
-        if name is not None and getattr(one.get(name), "names", None) != getattr(other.get(name), "names", None):
-            raise UserError(
-                f"the column {name} of {where} has other class names than the rest of {path}: write both with the "
-                "same ClassLabel"
-            )
-
-
 def _encoded(path: str, tables: dict[str, Table], columns: Columns, skipped: Skipped) -> Encoded:
     if "train" not in tables:
-        raise UserError(f"the data at {path} have no 'train' split, only {', '.join(tables)}")
+        raise UserError(f"the data at {path} have no 'train' split, only {', '.join(tables)}: give another data.path")
     features, label, superclass = tables["train"].features, columns["label"], columns.get("superclass")
-    _check_columns(path, features, columns)
+    check_columns(path, features, columns)
     for split in [split for split, table in tables.items() if label not in table.features]:
         del tables[split]
         skipped["splits without a label"].append(split)
     for split, table in tables.items():
-        _same_columns(path, features, table.features, columns, f"the {split} split")
+        check_same_names(path, features, table.features, columns, f"the {split} split")
     values = {
         split: [_column(table, name, path) if name is not None else [] for name in (label, superclass)]
         for split, table in tables.items()
     }
     class_names, superclass_names = (
-        _names(features[name], [value for both in values.values() for value in both[i]]) if name is not None else []
+        class_names_of(features[name], [value for both in values.values() for value in both[i]]) if name else []
         for i, name in enumerate((label, superclass))
     )
     for name in (*class_names, *superclass_names):
@@ -133,40 +138,21 @@ def _encoded(path: str, tables: dict[str, Table], columns: Columns, skipped: Ski
     splits = {}
     for split, table in tables.items():
         labels, coarse = (
-            [_index(value, known, row, split, path) for row, value in enumerate(column)]
+            [index_of(value, known, row, split, path) for row, value in enumerate(column)]
             for column, known in zip(values[split], (class_names, superclass_names), strict=True)
         )
         kept = [row for row, index in enumerate(labels) if index >= 0]
         skipped[f"rows of {split} without a label"] += [f"row {row}" for row, index in enumerate(labels) if index < 0]
         if not kept and split == "train":
-            raise UserError(f"no row of train at {path} has a label in the column {label}: all are empty or -1")
+            raise UserError(
+                f"no row of train at {path} has a label in the column {label}: all are empty or -1; give another "
+                "data.label_column or data.path"
+            )
         if kept:
             images = _images(path, split, table, str(columns["image"]), labels)
-            splits[split] = EncodedSplit(
-                [labels[row] for row in kept], [coarse[row] if coarse else -1 for row in kept], images
-            )
+            superclasses = [coarse[row] if coarse else -1 for row in kept]
+            splits[split] = EncodedSplit([labels[row] for row in kept], superclasses, images)
     return Encoded(splits, class_names, superclass_names, skipped)
-
-
-def _check_columns(path: str, features: Any, columns: Columns) -> None:
-    from datasets import ClassLabel, Image
-
-    for role, column in columns.items():
-        if column is None:
-            continue
-        if column not in features:
-            raise UserError(f"data column for {role}: got {column!r}, the data at {path} have {', '.join(features)}")
-        wanted = Image if role == "image" else ClassLabel
-        if not isinstance(features[column], wanted) and (role == "image" or not _is_text(features[column])):
-            remedy = "Image()" if role == "image" else "ClassLabel(names=[...])"
-            raise UserError(
-                f"data.{role}_column={column} at {path} must be of type {wanted.__name__}; it is {features[column]}: "
-                f"give another column, or write the data again after dataset.cast_column({column!r}, {remedy})"
-            )
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _column(table: Table, name: str, path: str) -> list[Any]:
@@ -174,29 +160,10 @@ def _column(table: Table, name: str, path: str) -> list[Any]:
         return [value for piece in table.read([name]) for value in piece.column(name).to_pylist()]
 
 
-def _names(feature: Any, values: list[Any]) -> list[str]:
-    """The class names behind a column: those of the ClassLabel, or of a column of text its values, sorted."""
-    if _is_text(feature):
-        return sorted({value for value in values if value is not None})
-    return list(feature.names)
-
-
-def _index(value: Any, names: list[str], row: int, split: str, path: str) -> int:
-    """The place of a label in `names`; -1, which `datasets` writes where there is none, for None and -1."""
-    if value is None or value == -1:
-        return -1
-    if isinstance(value, str):
-        return names.index(value)
-    if not 0 <= value < len(names):
-        raise UserError(
-            f"row {row} of {split} at {path} has the label {value}: legal are 0 to {len(names) - 1}, and -1 for none"
-        )
-    return int(value)
-
-
 def _images(
     path: str, split: str, table: Table, column: str, labels: list[int]
 ) -> Callable[[], Iterator[tuple[str, bytes | Path]]]:
+    """Return a factory of iterators over the labelled images of a column."""
     from datasets import Image
 
     may_name_files = not Path(path).is_dir()
@@ -216,9 +183,9 @@ def _images(
 
 
 def _content(cell: dict[str, Any], row: int, split: str, may_name_files: bool) -> tuple[str, bytes | Path]:
-    """The bytes of an image; of a hub's folder of images its file, which `datasets` has fetched.
+    """Return the name and the bytes of an image; for image folders of the hub, the file that `datasets` downloaded.
 
-    Files that a local table names are not read: they may be anybody's, and may change without the table.
+    Files named in a local table are not read: they may belong to someone else, and may change while the table does not.
     """
     file = cell.get("path")
     name = f"row {row} of {split}" + (f" ({file})" if file else "")

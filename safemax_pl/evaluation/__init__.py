@@ -1,1 +1,1 @@
-"""From images to numbers: the evaluator, the metrics and the scores of a run."""
+"""Evaluation: generation of images, metrics, and the scores of a run."""

@@ -1,4 +1,4 @@
-"""Images for the rows of a plan: from a model, or pure noise."""
+"""Generate images for the rows of a plan, from a model or as pure noise."""
 
 import torch
 from lightning import LightningModule
@@ -16,7 +16,14 @@ from safemax_pl.evaluation.metric_suite import MetricSuite
 
 
 class ModelImages(nn.Module):
-    """Images of a model under a sampler and a guidance weight w."""
+    """Module that generates images of a model.
+
+    Args:
+        model: the model.
+        sampler: the sampler.
+        guidance: guidance weight w.
+        shape: `(C, H, W)`.
+    """
 
     def __init__(self, model: Model, sampler: Sampler, guidance: float, shape: tuple[int, int, int]):
         super().__init__()
@@ -27,7 +34,7 @@ class ModelImages(nn.Module):
         """Return images `[B, C, H, W]`; `start` as in `Sampler.sample`.
 
         Raises:
-            UserError: for NaN or infinite pixels, which would count as forgetting.
+            UserError: for NaN or infinite pixels, which a score would count as forgetting.
         """
         request = Request(self.model.diffusion, self.denoiser, rows.labels, rows.seeds, self.shape, start)
         images = self.sampler.sample(*request)
@@ -40,7 +47,12 @@ class ModelImages(nn.Module):
 
 
 class NoiseImages(nn.Module):
-    """Pure noise for every row: a control without a model. `kind` is a key of `noise.CONTROLS`."""
+    """Module that generates pure noise for every row, as a control without a model.
+
+    Args:
+        kind: key of `noise.CONTROLS`.
+        shape: `(C, H, W)`.
+    """
 
     def __init__(self, kind: str, shape: tuple[int, int, int]):
         super().__init__()
@@ -52,11 +64,11 @@ class NoiseImages(nn.Module):
 
 
 class Generation(LightningModule):
-    """Generate the images of a plan and score them, by `Trainer.test`.
+    """Module for `Trainer.test` that generates the images of a plan and scores them.
 
     Attributes:
-        result: scores, after the test.
-        images: uint8 `[N, C, H, W]` in the order of the plan, after the test.
+        result: scores; set by the test.
+        images: uint8 `[N, C, H, W]` in the order of the plan; set by the test.
     """
 
     def __init__(self, make_images: nn.Module, metrics: MetricSuite, plan: SamplingPlan, batch_size: int):
@@ -70,11 +82,11 @@ class Generation(LightningModule):
         self.metrics.update(self.make_images(rows), rows)
 
     def on_test_epoch_end(self) -> None:
-        """Reduce over ranks here, while the states are on the device through which ranks talk."""
+        """Reduce over ranks here, while the states are on the device of the process group."""
         self.images = self.metrics.gallery.compute().cpu()
         if len(self.images) != len(self.plan):
             raise UserError(
-                f"{len(self.images)} of the {len(self.plan)} images of the plan were generated, so there is no score: "
-                "leave out settings of the trainer that skip batches, such as limit_test_batches"
+                f"{len(self.images)} of the {len(self.plan)} images of the plan were generated, so no score is "
+                "computed: remove settings of the trainer that skip batches, such as limit_test_batches"
             )
         self.result = self.metrics.compute()

@@ -1,4 +1,4 @@
-"""torch-fidelity's InceptionV3, the network of the literature's FID (https://arxiv.org/abs/1706.08500)."""
+"""InceptionV3 of torch-fidelity, the network of FID in the literature (https://arxiv.org/abs/1706.08500)."""
 
 import importlib
 from pathlib import Path
@@ -10,21 +10,21 @@ from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.common.files import file_digest
 
 FEATURES, LOGITS = 2048, 1008
-CHUNK = 64  # images at once: at 299×299 each needs tens of megabytes
+CHUNK = 64  # images per batch; each needs tens of megabytes at 299×299
 INSTALL = "pip install 'safemax_pl[fid]' installs it"
 
 
 class Inception(nn.Module):
-    """The network that was ported from TensorFlow, with TensorFlow's resizing to 299×299; in eval mode, frozen.
+    """Inception network ported from TensorFlow, with TensorFlow's resizing to 299×299; frozen, in eval mode.
 
     Args:
         weights: a file with torch-fidelity's state dict, for machines without network; or "download".
 
     Attributes:
-        digest: of the file.
+        digest: hash of the file.
 
     Raises:
-        UserError: when torch-fidelity is not installed, or the weights are missing, unreadable or another network's.
+        UserError: if torch-fidelity is not installed, or the weights are missing, unreadable or of another network.
     """
 
     def __init__(self, weights: str):
@@ -43,11 +43,13 @@ class Inception(nn.Module):
                 f"{Path(torch_fidelity.URL_INCEPTION_V3).name}, download, or null"
             )
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run what is pickled
+            torch.load(
+                path, map_location="cpu", weights_only=True
+            )  # checks that the file holds no code, which torch-fidelity would run
             self.network = torch_fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", [str(FEATURES), "logits_unbiased"], str(path)
             )
-        except Exception as error:  # on a file that is something else, unpickling fails in any way
+        except Exception as error:  # unpickling another file may raise any error
             raise UserError(
                 f"evaluation.inception={weights} does not hold the weights of torch-fidelity's InceptionV3 "
                 f"({one_line(error, 200)}): give {Path(torch_fidelity.URL_INCEPTION_V3).name}"
@@ -55,14 +57,14 @@ class Inception(nn.Module):
         self.digest = file_digest(path)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images `[B, 1 or 3, H, W]` to features `[B, 2048]` and logits `[B, 1008]`; grey becomes RGB."""
+        """Map uint8 images `[B, 1 or 3, H, W]` to features `[B, 2048]` and logits `[B, 1008]`; grey becomes RGB."""
         chunks = [self.network(chunk.expand(-1, 3, -1, -1)) for chunk in images.split(CHUNK)]
         features, logits = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         return features, logits
 
 
 def _downloaded(url: str) -> Path:
-    """The file behind `url` in torch's cache, fetched if it is not there."""
+    """Return the path of the file of `url` in torch's cache, downloading it if it is missing."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def _downloaded(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"evaluation.inception=download failed ({error}): fetch {url} where there is a network, and give its "
-                "path"
+                f"evaluation.inception=download failed ({error}): download {url} on a machine with network, and give "
+                "the path of the file"
             ) from error
     return path

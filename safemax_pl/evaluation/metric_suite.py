@@ -1,4 +1,4 @@
-"""All metrics of one model under one plan."""
+"""Compute all metrics of one model under one plan."""
 
 import math
 
@@ -11,26 +11,16 @@ from safemax_pl.common.precision import full_precision
 from safemax_pl.data.batch import to_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan
+from safemax_pl.evaluation.feature_scores import FEATURES_BETTER, FeatureScores
 from safemax_pl.evaluation.inception import LOGITS, Inception
 from safemax_pl.evaluation.metrics.agreement import Disagreement
 from safemax_pl.evaluation.metrics.finite import Finite
 from safemax_pl.evaluation.metrics.forgetting import Forgetting, RetainAccuracy
-from safemax_pl.evaluation.metrics.frechet import FrechetDistance
-from safemax_pl.evaluation.metrics.inception_score import InceptionScore
-from safemax_pl.evaluation.metrics.kernel import KernelDistance
-from safemax_pl.evaluation.metrics.manifold import NEIGHBOURS, PrecisionRecall
 from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, NoiseStatistics
 from safemax_pl.evaluation.metrics.reference import Reference
 from safemax_pl.evaluation.results import ModelScores
 
-# Which way a score is better; the others have no better side
-FEATURES_BETTER = {
-    "fid_retain": "lower",
-    "kid_retain": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "inception_score": "higher",
-}
+# Metric -> whether higher or lower values are better; other metrics are descriptive
 BETTER = {
     "ua_noise_aware": "higher",
     "ua_noise_aware/second": "higher",
@@ -41,69 +31,39 @@ BETTER = {
     **{f"{name}/{network}": way for network in ("classifier", "inception") for name, way in FEATURES_BETTER.items()},
     "drift": "lower",
 }
-
-
-def feature_scores(labels: Tensor) -> list[str]:
-    """What `FeatureScores` gives for images of these labels: all that their numbers allow.
-
-    There is no kernel distance where a class has a single image, nor precision and recall where there are no more
-    images than neighbours.
-    """
-    lacking = set() if (labels.unique(return_counts=True)[1] > 1).all() else {"kid_retain"}
-    if len(labels) <= NEIGHBOURS:
-        lacking |= {"precision", "recall"}
-    return [name for name in FEATURES_BETTER if name not in lacking]
-
-
-class FeatureScores(nn.Module):
-    """How near generated retain images come to the real ones, in the features of one network: `feature_scores`.
-
-    Args:
-        reference: of the real retain images, in the same features.
-        num_classes: of the network's logits.
-        labels: `[N]`, of all images that will be generated.
-    """
-
-    def __init__(self, reference: Reference, num_classes: int, labels: Tensor):
-        super().__init__()
-        self.names = feature_scores(labels)
-        self.frechet = FrechetDistance(reference.statistics)
-        self.kernel = KernelDistance(reference.features, reference.weights, reference.within)
-        self.manifold = PrecisionRecall(reference.features, reference.weights, reference.radii)
-        self.inception_score = InceptionScore(num_classes)
-
-    def update(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add features `[B, F]` and logits `[B, num_classes]` of images generated for `labels` `[B]`."""
-        self.frechet.update(features)
-        if "kid_retain" in self.names:
-            self.kernel.update(features, labels)
-        if "precision" in self.names:
-            self.manifold.update(features)
-        self.inception_score.update(logits)
-
-    def compute(self) -> dict[str, Tensor]:
-        found = {"fid_retain": self.frechet.compute()}
-        if "kid_retain" in self.names:
-            found["kid_retain"] = self.kernel.compute()
-        if "precision" in self.names:
-            found |= self.manifold.compute()
-        return found | {"inception_score": self.inception_score.compute()}
+# All metrics in the order of tables
+METRICS = (
+    "ua_noise_aware",
+    "ua_noise_aware/second",
+    "ua",
+    "noise_rate",
+    "forget_probability",
+    "entropy",
+    "retain_accuracy",
+    "retain_accuracy/second",
+    *(f"{name}/{network}" for network in ("classifier", "inception") for name in FEATURES_BETTER),
+    "drift",
+    "noise_std",
+    "noise_saturation",
+    "noise_correlation",
+    "classifier_disagreement",
+)
 
 
 class MetricSuite(nn.Module):
     """All metrics of one model under one plan.
 
-    The plan determines which metrics are computed: nothing about forgetting without rows of forget classes, nothing
-    about retaining without rows of others. On several ranks a rank may see none of either.
+    The plan determines which metrics are computed: those of forgetting need rows of forget classes, those of retention
+    rows of retain classes. On several ranks, a rank may have rows of one kind only.
 
     Args:
         classifier: the classifier.
-        data: names the classes and says which are forgotten.
-        plan: what is generated.
-        references: network, "classifier" or "inception" -> the real retain images in its features; empty for a plan
-            without rows of retain classes.
-        inception: the network, where `references` has it.
-        original: uint8 images of the original model for the same plan, for `drift`; None scores no drift.
+        data: the data module, with the names of the classes.
+        plan: labels and seeds of the images, and which are of forget classes.
+        references: "classifier" or "inception" -> the real retain images in the features of that network; empty for a
+            plan without rows of retain classes.
+        inception: the Inception network if `references` has it; otherwise None.
+        original: uint8 images `[N, C, H, W]` of the original model for the same plan, for `drift`; None for no drift.
         second_classifier: another classifier, for `ua_noise_aware/second`, `retain_accuracy/second` and
             `classifier_disagreement`; None for none.
     """
@@ -143,7 +103,7 @@ class MetricSuite(nn.Module):
 
     @full_precision()
     def update(self, images: Tensor, rows: Rows) -> None:
-        """Score float images `[B, C, H, W]` made for `rows`."""
+        """Add float images `[B, C, H, W]` generated for `rows`."""
         pixels = to_uint8(images)
         forget = self.is_forget[rows.position]
         retain = ~forget
@@ -169,9 +129,10 @@ class MetricSuite(nn.Module):
             if self.drift is not None:
                 self.drift.update(pixels[retain], rows.position[retain])
         if second is not None:
-            self._ask_second(verdict, second, rows.labels, forget)
+            self._update_second(verdict, second, rows.labels, forget)
 
-    def _ask_second(self, verdict: Verdict, second: Verdict, labels: Tensor, forget: Tensor) -> None:
+    def _update_second(self, verdict: Verdict, second: Verdict, labels: Tensor, forget: Tensor) -> None:
+        """Add the predictions of the second classifier."""
         self.disagreement.update(verdict, second, labels)
         parts = (
             (self.has_forget, forget, self.second_forgetting),
@@ -186,17 +147,19 @@ class MetricSuite(nn.Module):
         """Return means over classes of equal weight, and the values per class.
 
         Raises:
-            UserError: when an image, a logit, a feature or a score is not finite.
+            UserError: if an image, a logit, a feature or a score is not finite.
         """
         if wrong := self.finite.compute():
-            raise UserError(f"{', '.join(wrong)} are NaN or infinite: such images get no score")
+            raise UserError(
+                f"{', '.join(wrong)} are NaN or infinite, so no score is computed: check the weights of the model"
+            )
         per_class: dict[str, dict[str, float]] = {}
         result: dict[str, float] = {}
         per_label = self.forgetting.compute() if self.has_forget else {}
         if self.has_retain:
             per_label["retain_accuracy"] = self.retain_accuracy.compute()
         if self.second_classifier is not None:
-            per_label |= self._second_opinion()
+            per_label |= self._compute_second()
         for name, values in per_label.items():
             result[name] = values.nanmean().item()
             per_class[name] = {
@@ -210,11 +173,11 @@ class MetricSuite(nn.Module):
         if self.has_retain and self.drift is not None:
             result["drift"] = self.drift.compute().item()
         if wrong := [name for name, value in result.items() if not math.isfinite(value)]:
-            raise UserError(f"{', '.join(wrong)} came out as NaN or infinite, which is no score: give a larger plan")
+            raise UserError(f"{', '.join(wrong)} came out as NaN or infinite: give a larger plan")
         return ModelScores(result, per_class)
 
-    def _second_opinion(self) -> dict[str, Tensor]:
-        """What the second classifier adds to the scores per label, each `[C]`."""
+    def _compute_second(self) -> dict[str, Tensor]:
+        """Return the scores of the second classifier per label, each `[C]`."""
         found = {"classifier_disagreement": self.disagreement.compute()}
         if self.has_retain:
             found["retain_accuracy/second"] = self.second_retain_accuracy.compute()
@@ -223,30 +186,7 @@ class MetricSuite(nn.Module):
         return found
 
     def reset(self) -> None:
-        """Forget all updates."""
+        """Reset all metrics."""
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
-
-
-# In the order of tables
-METRICS = (
-    "ua_noise_aware",
-    "ua_noise_aware/second",
-    "ua",
-    "noise_rate",
-    "forget_probability",
-    "entropy",
-    "retain_accuracy",
-    "retain_accuracy/second",
-    *(
-        f"{name}/{network}"
-        for network in ("classifier", "inception")
-        for name in ("fid_retain", "kid_retain", "precision", "recall", "inception_score")
-    ),
-    "drift",
-    "noise_std",
-    "noise_saturation",
-    "noise_correlation",
-    "classifier_disagreement",
-)

@@ -1,4 +1,4 @@
-"""Real training images in the features of the scoring networks, computed once and cached."""
+"""Compute the features of the real training images once, and cache them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,21 +19,21 @@ from safemax_pl.evaluation.inception import Inception
 from safemax_pl.evaluation.metrics.frechet import FeatureStatistics, class_weights
 from safemax_pl.evaluation.metrics.reference import Reference, paired, reference_of
 
-CHUNK = 500  # images that a network sees at once
+CHUNK = 500  # images per batch
 
 
 class RealFeatures:
-    """References for the metrics on retain classes: features of the real images, and their statistics.
+    """Features and statistics of the real images, as references for the metrics on retain classes.
 
     Features of all training images are cached once; statistics are cached for every set of retain classes.
 
     Args:
         data: the data module, set up.
-        classifier: gives the features "classifier".
-        inception: gives the features "inception"; None for none.
+        classifier: network of the features "classifier".
+        inception: network of the features "inception"; None for none.
         cache_dir: folder of the cache.
-        device: returns the device to compute on.
-        version: of the code; another version computes the features anew.
+        device: returns the device for the computation.
+        version: version of the code; files of another version are recomputed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RealFeatures:
 
     @full_precision()
     def reference(self, network: str = "classifier") -> Reference:
-        """Return the real retain images of the training split in the features of a network."""
+        """Return the features of the real retain images of the training split, by the name of a network."""
         if network not in self._references:
             self._references[network] = self._load_reference(network)
         return self._references[network]
@@ -75,8 +75,9 @@ class RealFeatures:
         notes = self._notes(network) | {"retain": str(self.data.retain_labels), "n": str(len(rows))}
         found = _cached(self.folder / f"{network}-{digest(notes)}.safetensors", notes, statistics)
         gaussian = FeatureStatistics(found["mean"], found["covariance"], len(rows))
-        few = paired(labels)
-        return Reference(features[few], class_weights(labels[few]), gaussian, found["within"], found["radii"])
+        subset = paired(labels)
+        weights = class_weights(labels[subset])
+        return Reference(features[subset], weights, gaussian, found["within"], found["radii"])
 
     def _features(self, network: str, device: torch.device) -> Tensor:
         """Return the features `[N, F]` of all images of the training split, on the CPU."""
@@ -97,7 +98,7 @@ class RealFeatures:
         return _cached(self.folder / f"{network}-{digest(notes)}.safetensors", notes, features)["features"]
 
     def _notes(self, network: str) -> dict[str, str]:
-        """Return what features depend on, apart from the choice of images."""
+        """Return the hashes and the version that decide the features, apart from the selection of images."""
         content = {"network": self.hashes()[network], "fingerprint": self.data.source.fingerprint}
         return content | {"version": self.version}
 
@@ -105,12 +106,12 @@ class RealFeatures:
 def _cached(path: Path, notes: dict[str, str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Read the tensors of a file; compute and write them if it is missing, damaged or has other `notes`.
 
-    Rank 0 alone reads or computes, and broadcasts.
+    Only rank 0 reads or computes; it broadcasts the tensors.
     """
 
     def tensors(file: Any) -> dict[str, Tensor]:
         if file.metadata() != notes:
-            raise ValueError(f"it says {file.metadata()}")
+            raise ValueError(f"its metadata are {file.metadata()}")
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     found = None

@@ -1,14 +1,19 @@
-"""Scores as typed objects; their form in files is made here and nowhere else."""
+"""Typed scores, and their form in files."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
+
+from safemax_pl.common.files import atomic, cached_tensors, to_json
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """All scores of one model, or noise control, at one guidance weight.
+    """All scores of one model or noise control at one guidance weight.
 
     Attributes:
         values: metric -> value, a mean over classes of equal weight.
@@ -30,13 +35,14 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Results:
-    """Scores under one protocol, and the images that were scored.
+    """Scores under one protocol, and the scored images.
 
     Attributes:
-        protocol: everything that decides the numbers, apart from the weights.
+        protocol: all settings and versions that decide the scores, except the weights.
         classifiers: role -> accuracies of the classifier on real test images.
-        weights: "original", and "unlearned" or "model" -> digest of the weights; None for random weights.
-        scores: guidance weight -> "unlearned" (or "model", of a base model), "original", noise controls -> scores.
+        weights: "original", and "unlearned" or "model" -> digest of the weights; None for random
+            weights, and without an original.
+        scores: guidance weight -> name -> scores. Names: "unlearned" (of a base model "model"), "original", controls.
         images: guidance weight -> model -> uint8 `[N, C, H, W]`, in the order of the plan.
     """
 
@@ -61,10 +67,29 @@ class Results:
 
 
 def guidance_key(guidance: float) -> str:
-    """Name a guidance weight in files and tables: w=0."""
+    """Return the name of a guidance weight in files and tables, such as w=0."""
     return f"w={guidance:g}"
 
 
 def quick_columns(guidance: float, scores: ModelScores) -> dict[str, float]:
-    """Name the scores of the quick plan in metrics.csv and W&B: quick_w0/ua."""
+    """Return the scores of the quick plan by their names in metrics.csv and W&B, such as quick_w0/ua."""
     return {f"quick_w{guidance:g}/{name}": value for name, value in scores.values.items()}
+
+
+def write_scored(path: Path, scores: ModelScores, images: Tensor) -> None:
+    """Write the scores and the images of a model into one safetensors file, for the cache."""
+    notes = {"scores": to_json(scores.to_json(), "the scores of the original")}
+    with atomic(path) as part:
+        save_file({"images": images}, part, notes)
+
+
+def read_scored(path: Path, count: int) -> tuple[ModelScores, Tensor] | None:
+    """Read scores and `count` images from a file of `write_scored`; None if it is missing or damaged."""
+
+    def unpack(file: Any) -> tuple[ModelScores, Tensor]:
+        scores, images = ModelScores.from_json(json.loads(file.metadata()["scores"])), file.get_tensor("images")
+        if len(images) != count:
+            raise ValueError(f"it has {len(images)} of {count} images")
+        return scores, images
+
+    return cached_tensors(path, unpack)

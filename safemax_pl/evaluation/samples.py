@@ -1,4 +1,4 @@
-"""The images that a run keeps (samples.safetensors) and their picture (samples.png)."""
+"""Keep images of a run (samples.safetensors) and draw them (samples.png)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ MODELS = ("original", "unlearned", "model")  # from left to right
 
 
 def keep_images(folder: Path, plan: SamplingPlan, results: Results) -> None:
-    """Write samples.safetensors: the images of the first seeds of every class, as many as a picture shows.
+    """Write samples.safetensors with the images of the first seeds of every class, enough for samples.png.
 
-    It holds "w=0/unlearned", ... as uint8 `[N, C, H, W]`, and their `labels` and `seeds` `[N]`.
+    It holds "w=0/unlearned" and so on, uint8 `[N, C, H, W]`, and `labels` and `seeds`, `[N]`.
     """
     panels = next(iter(results.images.values()))
     kept = plan.seeds < (figures.PANEL_COLUMNS if len(panels) > 1 else figures.LONE_COLUMNS)
@@ -30,13 +30,13 @@ def keep_images(folder: Path, plan: SamplingPlan, results: Results) -> None:
 
 
 def draw_samples(folder: Path, protocol: dict[str, Any], class_names: list[str], title: str) -> None:
-    """Draw samples.png from the kept images: the first guidance weight, a panel for each model.
+    """Draw samples.png from the kept images of the first guidance weight, with one panel per model.
 
     Args:
         folder: holds samples.safetensors.
-        protocol: of the scores; names the guidance weights and the forget classes.
-        class_names: of all classes.
-        title: above the picture.
+        protocol: protocol of the scores, with the guidance weights and the forget classes.
+        class_names: names of all classes.
+        title: title of the picture.
     """
     kept = untrusted.read_tensors(folder / "samples.safetensors", untrusted.MAX_IMAGES)
     first = guidance_key(protocol["guidance"][0])

@@ -19,13 +19,13 @@ from safemax_pl.evaluation.results import ModelScores, Results
 
 
 def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
-    """Build the evaluator that a configuration describes.
+    """Build the evaluator of a configuration.
 
     Raises:
         UserError: if a classifier is missing, damaged, made for other data, or no better than chance on it.
     """
-    check_values(cfg)  # callers from Python may have changed what a command has checked
-    second = cfg.get("second_classifier")  # runs of 0.2.0 have none
+    check_values(cfg)  # callers from Python may have changed values after the checks of a command
+    second = cfg.get("second_classifier")  # runs of 0.2.0 lack the key
 
     def make_trainer() -> Trainer:
         settings = {"logger": False, "enable_checkpointing": False, "callbacks": progress_bars(cfg.trainer)}
@@ -42,7 +42,7 @@ def make_evaluator(cfg: DictConfig, data: ForgetRetainDataModule) -> Evaluator:
         second_classifier=Classifier.load(second, data, "second_classifier") if second is not None else None,
         **settings,
     )
-    _ = evaluator.accuracies  # refuses a classifier that is no better than chance
+    _ = evaluator.accuracies  # raises for a classifier that is no better than chance
     return evaluator
 
 
@@ -73,12 +73,12 @@ def score(evaluator: Evaluator, model: Model, original: Model | None) -> Results
 
 
 def doubts(original: ModelScores, num_classes: int) -> list[str]:
-    """Return warnings about scores of the original that make an experiment meaningless."""
+    """Return warnings about scores of the original under which an experiment is meaningless."""
     scores, found = original.values, []
     if scores.get("retain_accuracy", 1.0) < 2 / num_classes:
         found.append(
             f"the classifier recognises {scores['retain_accuracy']:.1%} of the original model's images of retained "
-            "classes, about as much as by chance: are the classes in the same order for model and data?"
+            "classes, which is about chance: check that model and data have the classes in the same order"
         )
     if scores.get("ua_noise_aware", 0.0) > 0.9:
         found.append(

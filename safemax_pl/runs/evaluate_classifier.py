@@ -46,16 +46,12 @@ def evaluate_classifier(target: str, overrides: list[str]) -> Path:
     sizes = {"n": cfg.images, "seed": cfg.seed}
     for name, rows in tables(operation).items():
         write_csv(out / f"{name}.csv", [row | sizes for row in rows])
-    write_json(
-        out / "classifier.json",
-        {
-            "classifier": classifier.summary() | scores | {"architecture": classifier.architecture},
-            "data": {"name": data.name, "fingerprint": data.source.fingerprint},
-            "false_alarms": {"rate": operation.false_alarms, "n": operation.real},
-            **sizes,
-            "provenance": provenance(),
-        },
-    )
+    content = {
+        "classifier": classifier.summary() | scores | {"architecture": classifier.architecture},
+        "data": {"name": data.name, "fingerprint": data.source.fingerprint},
+        "false_alarms": {"rate": operation.false_alarms, "n": operation.real},
+    }
+    write_json(out / "classifier.json", content | sizes | {"provenance": provenance()})
     subject = f"{data.name}, {classifier.architecture['name']} {classifier.digest}"
     with drawing(out / "operating_curve.png"):
         operating_curve(out / "operating_curve.png", operation, f"{subject}, {cfg.images} images of each kind")
@@ -73,7 +69,7 @@ def print_operation(operation: Operation, title: str) -> None:
     console = plain_console()
     console.print(printable(title), style="bold", soft_wrap=True)
     console.print(f"false alarms: {operation.false_alarms:.4f} of {operation.real} real test images are called noise")
-    table = Table("noise", title="noise outside the training set", title_justify="left")
+    table = Table("noise", title="held-out noise", title_justify="left")
     for column in ("called noise", "at 1 % false alarms", "AUROC"):
         table.add_column(column, justify="right")
     for kind, found in operation.detections.items():

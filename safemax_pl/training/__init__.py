@@ -1,1 +1,1 @@
-"""The Lightning module that every method is trained with, its loop and its callbacks."""
+"""Training: experiment, Lightning module and loop, checkpoints, weight averaging, cost, early stopping, pre-emption."""

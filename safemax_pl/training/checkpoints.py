@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: written whole, read without running code; the one before is kept."""
+"""Write checkpoints atomically, keep the previous one, and read them without running code."""
 
 import pickle
 import traceback
@@ -20,27 +20,34 @@ from safemax_pl.training.early_stopping import StopWhen
 
 
 def does_not_fit(path: Path, error: Exception) -> str:
-    """The line about a checkpoint whose content is not that of this fit."""
-    said = one_line(error, 200)
-    return f"{path} does not fit this run ({type(error).__name__}: {said}): move it away, or give another name="
+    """Return the error message about a checkpoint of another fit."""
+    reason = one_line(error, 200)
+    return f"{path} does not fit this run ({type(error).__name__}: {reason}): move it away, or give another name="
 
 
 def while_restoring(error: Exception) -> bool:
-    """Whether Lightning raised the error while it took a checkpoint's content; any other is no fault of the file."""
+    """Whether Lightning raised the error while it restored a checkpoint; only then the file may be the cause.
+
+    The name of Lightning's module is private, seen in 2.6.6.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     return any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames)
 
 
 def is_complete(checkpoint: dict[str, Any], max_steps: int) -> bool:
-    """Whether the fit that wrote the checkpoint had come to its end."""
+    """Whether the checkpoint is from the end of a training: early stopping, or the last step."""
     stopped = checkpoint["callbacks"].get(StopWhen.__name__, {}).get("stopped_by") is not None
     return stopped or checkpoint["global_step"] >= max_steps
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and keeps the one before; the loggers' files are never behind them.
+    """Checkpoint plugin that writes atomically and keeps the previous checkpoint.
 
-    Lightning's own goes through the system's folder for temporary files, from which a file may have to be copied.
+    Loggers save first, so that their files are never older than a checkpoint. Lightning's own plugin uses the system's
+    temporary folder; on another file system the file is copied, which is not atomic.
+
+    Args:
+        loggers: loggers of the fit.
     """
 
     def __init__(self, loggers: list[Logger]):
@@ -57,32 +64,32 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
-    """Path and content of the run's newest checkpoint that can be read; or Nones.
+    """Return the path and the content of the newest readable checkpoint; (None, None) without checkpoints.
 
     Only tensors and plain values are loaded.
 
     Raises:
-        UserError: when there are some, and none can be read.
+        UserError: if checkpoints exist and all are damaged.
     """
     for path in run.checkpoints:
         try:
-            with zipfile.ZipFile(regular(path)) as archive:  # torch itself does not look at the checksums
+            with zipfile.ZipFile(regular(path)) as archive:  # torch does not verify the checksums
                 if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                    raise zipfile.BadZipFile("it is compressed, and torch compresses nothing")
+                    raise zipfile.BadZipFile("it is compressed, but torch writes no compressed files")
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
             if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-                raise pickle.UnpicklingError("it is no checkpoint of a fit")
+                raise pickle.UnpicklingError("it is not a checkpoint of a fit")
             return path, checkpoint
         except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            said = one_line(error)
-            if "Weights only load failed" in said:  # followed by advice to run what it holds
-                said = "it holds more than tensors and plain values, such as code, which is not loaded"
-            damage = f"{path} is damaged ({said[:200]})"
+            reason = one_line(error)
+            if "Weights only load failed" in reason:  # torch's message then advises loading the code in the file
+                reason = "it holds more than tensors and plain values, such as code, which is not loaded"
+            damage = f"{path} is damaged ({reason[:200]})"
             if path == run.checkpoints[-1]:
-                raise UserError(f"{damage}: delete it and run again, the fit starts anew") from error
+                raise UserError(f"{damage}: delete it and run again; the fit then starts from the beginning") from error
             if distributed.is_first():
                 warnings.warn(f"{damage}: going on from the checkpoint before", stacklevel=2)
     return None, None

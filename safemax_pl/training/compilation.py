@@ -1,4 +1,4 @@
-"""Compile a fit's networks with torch.compile, for training steps only."""
+"""Compile networks with torch.compile during training steps only."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,27 +14,27 @@ from safemax_pl.training.cost import Cost
 
 
 class Compilation(Callback):
-    """Compiles networks for training steps, and restores the eager ones after each step.
+    """Callback that compiles networks for training steps, and restores eager execution after each step.
 
-    Steps that count FLOPs stay eager: torch can't compile under its counter, and some versions would never try again.
-    Validation and sampling stay eager: every other batch size would compile again. Compilation happens at a network's
-    first call, once for every batch shape, with and without gradients. A network that does not compile as one graph
-    raises; there is no eager fallback.
+    Steps that count FLOPs stay eager: torch can't compile under its counter, and some versions would not try again.
+    Validation and sampling stay eager, as every new batch size would compile again. A network compiles at its first
+    call, once per batch shape, with and without gradients. If it does not compile as one graph, the call raises; there
+    is no eager fallback.
 
     Args:
-        networks: whose `forward` is compiled.
-        cost: knows which steps count FLOPs; must stand before this one among the callbacks.
+        networks: networks to compile.
+        cost: says which steps count FLOPs; must precede this callback in the list of callbacks.
         backend: of torch.compile.
 
     Raises:
-        UserError: where torch.compile does not work at all.
+        UserError: if torch.compile does not work on this machine.
     """
 
     def __init__(self, networks: list[nn.Module], cost: Cost, backend: Any = "inductor"):
         self.networks, self.cost = networks, cost
-        # Dynamo looks for the gradient of every weight, also of those that an inner step has made
+        # Dynamo reads the gradient of every weight, also of non-leaf weights made by an inner step
         warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf.*")
-        torch.compiler.reset()  # the graphs of an earlier fit of this process count towards torch's limit
+        torch.compiler.reset()  # graphs of an earlier fit in this process count towards torch's limit
         try:
             self._compiled = [
                 torch.compile(network.forward, backend=backend, dynamic=False, fullgraph=True) for network in networks
@@ -49,7 +49,7 @@ class Compilation(Callback):
 
     def on_train_batch_end(self, *args: Any) -> None:
         for network in self.networks:
-            vars(network).pop("forward", None)  # that of its class is left
+            vars(network).pop("forward", None)  # removes the override, so that the class method applies
 
     def on_exception(self, *args: Any) -> None:
         self.on_train_batch_end()

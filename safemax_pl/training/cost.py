@@ -1,4 +1,4 @@
-"""What a fit costs: seconds, memory and floating-point operations, without the time for evaluation."""
+"""Measure the cost of training: seconds, memory, energy and floating-point operations, without evaluation."""
 
 import resource
 import socket
@@ -14,28 +14,30 @@ from safemax_pl.common import distributed
 from safemax_pl.common.hardware import flop_counter, hardware, joules
 
 SAVED = ("timed", "preparation_seconds", "preparation_flops", "flops", "counted", "steps")  # the same on all ranks
-COUNTED_STEPS = 2  # of a fit, whose FLOPs stand for all: two, as some methods alternate two kinds of steps
+COUNTED_STEPS = 2  # first steps that count FLOPs; two, as some methods alternate two kinds of steps
 
 
 class Cost(Callback):
-    """Measures the training itself: validation and the writing of checkpoints are left out.
+    """Callback that measures training steps, without validation and the writing of checkpoints.
 
-    The first `COUNTED_STEPS` steps count FLOPs, which slows them, so they are not timed. With `compiled`, the next ones
-    after every start are timed apart, as they include compilation. The mean of the timed steps stands for all.
+    The first `COUNTED_STEPS` steps count FLOPs, which slows them, so they are not timed. With `compiled`, as many steps
+    after every start are timed separately, as they include compilation. Totals are the mean of the timed steps times
+    the number of all steps.
 
     Args:
-        images_per_step: of all ranks.
-        trainable_parameters: how many weights move.
+        images_per_step: images per training step on all ranks.
+        trainable_parameters: number of weights that training changes.
         compiled: whether networks are compiled for the steps that do not count FLOPs.
 
     Attributes:
-        timed: how many steps the clock ran for.
-        preparation_seconds, preparation_flops: of what `Unlearner.prepare` needed, as the module knows it.
-        flops, counted: of all networks and devices, forward and backward, in the counted steps, and how many those are.
-        steps: training steps so far.
-        own: of this rank alone: where it last ran; `seconds`, the wall-clock of the timed steps, device synchronised
-            at both ends; `compile_seconds`, that of the steps that wait for the compiler; `joules` of its GPU in the
-            timed steps, None if nothing has counted some; `peak_bytes`, most memory.
+        timed: number of timed steps.
+        preparation_seconds, preparation_flops: cost of `Unlearner.prepare`, from the module.
+        flops: forward and backward, of all networks and devices, in the counted steps.
+        counted: number of steps that counted FLOPs.
+        steps: number of training steps so far.
+        own: values of this rank: `host`; `hardware`; `seconds`, wall-clock of the timed steps with the device
+            synchronised at both ends; `compile_seconds`, wall-clock of the compiling steps; `joules` of its GPU in the
+            timed steps, None without a counter for a part of them; `peak_bytes`, maximum of allocated memory.
     """
 
     def __init__(self, images_per_step: int, trainable_parameters: int = 0, compiled: bool = False) -> None:
@@ -48,21 +50,21 @@ class Cost(Callback):
         self._started: float | None = None
         self._joules: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._compiling = COUNTED_STEPS if compiled else 0  # steps of this process that will wait for the compiler
+        self._compiling = COUNTED_STEPS if compiled else 0  # remaining steps of this process that include compilation
 
     @property
     def counting(self) -> bool:
-        """Whether the step that runs counts FLOPs."""
+        """Whether the current step counts FLOPs."""
         return self._counter is not None
 
     @property
     def unlearn_seconds(self) -> float:
-        """Wall-clock of all steps so far; 0 until one has been timed."""
-        return self._whole * self.own["seconds"]
+        """Wall-clock of all steps so far in seconds; 0 before the first timed step."""
+        return self._scale * self.own["seconds"]
 
     @property
-    def _whole(self) -> float:
-        """What makes a figure of the timed steps one of all steps so far."""
+    def _scale(self) -> float:
+        """Ratio of all steps to timed steps, which scales values of the timed steps."""
         return self.steps / self.timed if self.timed else 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,6 +103,7 @@ class Cost(Callback):
             self.timed += 1
 
     def _stop(self) -> None:
+        """Stop the clock, and add seconds, energy and peak memory."""
         if self._started is not None:
             self._synchronize()
             self.own["seconds"] += time.perf_counter() - self._started
@@ -124,7 +127,7 @@ class Cost(Callback):
         self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:  # so that every curve can be drawn against the time spent
+        for logger in trainer.loggers:  # so that curves can be drawn against the training time
             logger.log_metrics({"unlearn_seconds": self.unlearn_seconds}, step=trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -136,13 +139,13 @@ class Cost(Callback):
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        self._stop()  # the writing of a checkpoint is not timed, and the steps before it are
+        self._stop()  # excludes the writing of the checkpoint and includes the steps before it
         return {name: getattr(self, name) for name in SAVED} | {"own": distributed.gathered(self.own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in SAVED})
         saved = state_dict["own"]
-        mine = saved[distributed.number() :: distributed.count()]  # what another number of ranks has used is shared out
+        mine = saved[distributed.number() :: distributed.count()]  # distributes the values of another number of ranks
         joules_used = [used["joules"] for used in mine]
         self.own |= (mine or saved)[0] | {
             "peak_bytes": max((used["peak_bytes"] for used in mine), default=0),
@@ -150,9 +153,10 @@ class Cost(Callback):
         }
 
     def by_rank(self) -> list[dict[str, Any]]:
-        """What every rank has used for the training, in their order; for all ranks to call.
+        """Return the hardware, time, memory and energy of every rank, in the order of the ranks.
 
-        `energy_joules` is left out where nothing counts it. Memory is the device's, or the process's on a CPU.
+        All ranks must call it. `energy_joules` is left out without a counter. Memory is that of the device; on a CPU,
+        that of the process.
         """
         used = {
             "host": self.own["host"],
@@ -161,11 +165,14 @@ class Cost(Callback):
             "peak_memory_mb": self.own["peak_bytes"] / 2**20,
         }
         if self.timed and self.own["joules"] is not None:
-            used["energy_joules"] = self._whole * self.own["joules"]
+            used["energy_joules"] = self._scale * self.own["joules"]
         return distributed.gathered(used)
 
     def summary(self) -> dict[str, float]:
-        """The figures for `metrics.json`, for all ranks to call: the most memory of a rank, the energy of all."""
+        """Return the values for metrics.json, with the maximum of memory and the sum of energy over ranks.
+
+        All ranks must call it.
+        """
         ranks_used = self.by_rank()
         found = {
             "unlearn_seconds": self.unlearn_seconds,

@@ -9,7 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.evaluation.evaluator import Evaluator
-from safemax_pl.evaluation.metric_suite import BETTER, feature_scores
+from safemax_pl.evaluation.feature_scores import feature_scores
+from safemax_pl.evaluation.metric_suite import BETTER
 from safemax_pl.evaluation.metrics.forgetting import Forgetting
 from safemax_pl.evaluation.results import ModelScores, guidance_key
 from safemax_pl.training.module import UnlearningModule
@@ -25,13 +26,13 @@ class StopWhen(Callback):
         bounds: metric, or `delta/<metric>` for its difference to the original -> bound: a minimum if higher is
             better, a maximum if lower is better.
         evaluator: has the quick plan.
-        has_original: whether there is a model before unlearning.
+        has_original: whether the fit starts from an original model, not from random weights.
 
     Attributes:
         stopped_by: metric -> {"bound": ..., "w=0": value, ...} at the validation that stopped the fit; None before.
 
     Raises:
-        UserError: for bounds that are no mapping to finite numbers, and for metrics that the quick plan lacks.
+        UserError: for bounds that are not a mapping to finite numbers, and for metrics that the quick plan lacks.
     """
 
     def __init__(self, bounds: Any, evaluator: Evaluator, has_original: bool):
@@ -44,7 +45,7 @@ class StopWhen(Callback):
         for name, bound in bounds.items():
             if str(name).startswith("delta/") and not has_original:
                 raise UserError(
-                    f"stop_when.{name}: there is no original to differ from, the fit starts from random weights; "
+                    f"stop_when.{name}: there is no original to compare with, as the fit starts from random weights; "
                     f"legal: {', '.join(scored)}"
                 )
             if name not in (legal := [*scored, *(f"delta/{known}" for known in scored if has_original)]):
@@ -55,7 +56,7 @@ class StopWhen(Callback):
         self.stopped_by: dict[str, dict[str, float]] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide before the checkpoint of this step is written, which tells a killed run that it had ended."""
+        """Check the bounds. This runs before the checkpoint of the step, which then records that training has ended."""
         assert isinstance(pl_module, UnlearningModule)
         found = self.satisfied(pl_module.quick_scores, pl_module.original_scores)
         self.stopped_by = distributed.broadcast(found)
@@ -76,7 +77,7 @@ class StopWhen(Callback):
 
         Args:
             scores: guidance weight -> scores on the quick plan.
-            originals: the same of the original; empty if there is none.
+            originals: the same for the original; empty without one.
         """
         found: dict[str, dict[str, float]] = {name: {"bound": bound} for name, bound in self.bounds.items()}
         for guidance, one in scores.items():
@@ -96,7 +97,7 @@ class StopWhen(Callback):
 
 
 def quick_names(evaluator: Evaluator) -> list[str]:
-    """Return the metrics of the quick plan that have a better side."""
+    """Return the metrics of the quick plan for which higher or lower is better."""
     plan = evaluator.plan("quick")
     names = list(Forgetting.FIELDS) if plan.is_forget.any() else []
     if not plan.is_forget.all():

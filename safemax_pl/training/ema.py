@@ -1,4 +1,4 @@
-"""Weights that are averaged over the steps of a fit (https://arxiv.org/abs/2006.11239 samples from such)."""
+"""Exponential moving average of the weights, as used for sampling in https://arxiv.org/abs/2006.11239."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from safemax_pl.common.errors import UserError
 
 
 class Average(WeightAveraging):
-    """Exponential moving average of the weights that move.
+    """Exponential moving average of the trainable weights.
 
-    θ̄ = θ after the first step, d · θ̄ + (1 − d) · θ after step n, d = min(decay, (1 + n) / (10 + n)): with a large decay
-    alone a short fit would keep much of its first weights.
+    θ̄ = θ after the first step, d · θ̄ + (1 − d) · θ after step n, with d = min(decay, (1 + n) / (10 + n)). A constant
+    large decay would keep much of the initial weights in a short fit.
 
-    Lightning's own goes weight by weight, and makes the host wait for the device twice in every step: torch's
-    `AveragedModel` reads from it how often it has been updated.
+    Lightning's own update loops over the weights, and makes the host wait for the device twice per step: torch's
+    `AveragedModel` reads its update counter from the device.
 
     Args:
-        device: of the average; Lightning makes it before it moves the student there.
-        decay: at least 0 and below 1.
+        device: of the average; Lightning creates it before it moves the student there.
+        decay: in [0, 1).
 
     Raises:
-        UserError: for another decay.
+        UserError: for a decay outside [0, 1).
     """
 
     def __init__(self, device: torch.device, decay: float):
@@ -34,11 +34,13 @@ class Average(WeightAveraging):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # type: ignore[override]
+        # `_average_model` and `_latest_update_step` are private to Lightning, seen in 2.6.6
         average, step = self._average_model, trainer.global_step
         assert average is not None
         pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
         weights, current = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
         decay = min(self.decay, (1 + step) / (10 + step)) if step > 1 else 0.0
+        # one kernel for all weights; private to torch, seen in 2.13.0
         torch._foreach_lerp_(list(weights), list(current), 1 - decay)
         average.n_averaged += 1
         self._latest_update_step = step

@@ -1,4 +1,4 @@
-"""All parts of a fit, built from a configuration and checked against each other before any compute."""
+"""Build all parts of a fit from a configuration, and check them against each other before any compute."""
 
 import copy
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from safemax_pl.unlearners.base import Unlearner
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a fit needs; `build` makes and checks it, and nothing edits it afterwards.
+    """All parts of a fit. `build` creates and checks them; nothing edits them afterwards.
 
     Attributes:
         cfg: the configuration.
-        data: the data module, set up; parts that the method does not use have batch size 0.
+        data: the data module, set up; an unused part, forget or retain, has batch size 0.
         unlearner: the method.
-        student: the network to train; weights that do not move have `requires_grad` False.
+        student: the network to train; frozen weights have `requires_grad` False.
         original: the model before unlearning; None if the fit starts from random weights.
         evaluator: the protocol: plans, sampler, classifiers.
-        parameters: selection of the weights that move; None for all.
+        parameters: selection of the trainable weights; None for all.
         early_stopping: stops the fit at thresholds; None to take all steps.
         made_from: digests of data, base model and classifiers.
     """
@@ -52,10 +52,10 @@ class Experiment:
 
     @classmethod
     def build(cls, cfg: DictConfig) -> "Experiment":
-        """Build all parts and check them.
+        """Build and check all parts.
 
         Raises:
-            UserError: for settings that can't work together, or that no device could hold.
+            UserError: for settings that can't work together, or that exceed the memory of the device.
         """
         unlearner: Unlearner = build(cfg.unlearner)
         used = {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
@@ -64,7 +64,9 @@ class Experiment:
         data.setup("fit")
         loaded: Model = build(cfg.model, data=data)
         original = loaded if loaded.weights_digest else None
-        student = Model(copy.deepcopy(loaded.unet), loaded.diffusion, data.num_classes)  # its digest is about to change
+        student = Model(
+            copy.deepcopy(loaded.unet), loaded.diffusion, data.num_classes
+        )  # without a digest, as training changes the weights
         evaluator = make_evaluator(cfg, data)
         parameters: Parameters | None = build(cfg.parameters)
         if parameters is not None:
@@ -83,15 +85,15 @@ class Experiment:
 
     @property
     def bytes_on_disk(self) -> int:
-        """A run's files at most, in bytes: checkpoints with the optimiser's state, twice, and the network."""
+        """Upper bound of the size of a run in bytes: two checkpoints with the optimiser's state, and the network."""
         return 8 * sum(parameter.numel() * parameter.element_size() for parameter in self.student.parameters())
 
 
 def check_batches(data: ForgetRetainDataModule, unlearner: Unlearner) -> None:
-    """Refuse a method without the classes or the batches that it needs."""
+    """Raise `UserError` if the method lacks classes or batches that it needs."""
     if unlearner.needs_forget and not data.forget_labels:
         raise UserError(
-            f"data.forget_classes is empty and {type(unlearner).__name__} needs at least one: choose from "
+            f"data.forget_classes is empty, but {type(unlearner).__name__} needs at least one: choose from "
             f"{', '.join(data.class_names[:10])}{', ...' * (data.num_classes > 10)}, or use unlearner=retain_only"
         )
     needs = {"forget": unlearner.needs_forget, "retain": unlearner.needs_retain}
@@ -101,7 +103,7 @@ def check_batches(data: ForgetRetainDataModule, unlearner: Unlearner) -> None:
 
 
 def check_training(cfg: DictConfig, student: Model) -> None:
-    """Refuse an optimiser, a schedule, an average or an interval that can't work."""
+    """Raise `UserError` for an illegal optimiser, schedule, average or interval."""
     optimizer = make_optimizer(cfg.optimizer, trainable(student).values())
     check_schedule(cfg.lr_scheduler, optimizer, cfg.trainer.max_steps)
     if cfg.ema_decay is not None:
@@ -109,13 +111,13 @@ def check_training(cfg: DictConfig, student: Model) -> None:
     interval, steps = cfg.trainer.val_check_interval, cfg.trainer.max_steps
     if cfg.stop_when is not None and interval > steps:
         raise UserError(
-            f"stop_when is checked every trainer.val_check_interval={interval} steps, the fit has "
+            f"stop_when is checked every trainer.val_check_interval={interval} steps, but the fit has "
             f"trainer.max_steps={steps}: give a smaller interval"
         )
 
 
 def check_evaluation(evaluator: Evaluator, student: Model) -> None:
-    """Refuse guidance without a null label, plans with fewer rows than ranks, and a sampler that does not fit."""
+    """Raise `UserError` for guidance without a null label, plans smaller than the ranks, or an unfit sampler."""
     for guidance in evaluator.guidance:
         evaluator.images_of(student, guidance)
     devices = evaluator.make_trainer().world_size
@@ -126,7 +128,7 @@ def check_evaluation(evaluator: Evaluator, student: Model) -> None:
 
 
 def check_memory(data: ForgetRetainDataModule, student: Model, evaluator: Evaluator) -> None:
-    """Refuse batches and plans that all of a device's memory could not hold; what fits may still be too much."""
+    """Raise `UserError` for batches and plans that exceed a lower bound of the memory they need."""
     trainer = evaluator.make_trainer()
     devices, device = trainer.world_size, trainer.strategy.root_device
     row = bytes_per_row(student, evaluator)
@@ -138,11 +140,11 @@ def check_memory(data: ForgetRetainDataModule, student: Model, evaluator: Evalua
 
 
 def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Model | None) -> None:
-    """Refuse a selection of weights with which the method or the model makes no sense."""
+    """Raise `UserError` for a selection of weights that does not fit the method or the model."""
     if original is None:
         raise UserError("a fit from random weights has to move all of them: give parameters=all")
     if unlearner.weighs_original and not parameters.of_original:
         raise UserError(
-            f"{type(unlearner).__name__} weighs the base model's weights, by a mask or Fisher information, and "
-            "adapters are none of these: give parameters=embeddings or parameters=all"
+            f"{type(unlearner).__name__} weighs the base model's weights, by a mask or Fisher information, but "
+            "adapters have neither: give parameters=embeddings or parameters=all"
         )

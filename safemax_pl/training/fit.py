@@ -1,10 +1,8 @@
 """Build, train, score and write one run: the body of `python -m safemax_pl.fit`."""
 
-import copy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -16,53 +14,29 @@ from safemax_pl.common.files import check_writable
 from safemax_pl.common.untrusted import damaged
 from safemax_pl.config.build import build
 from safemax_pl.config.prerequisites import check_needs
-from safemax_pl.diffusion.frozen import Frozen
-from safemax_pl.diffusion.saved_model import identified, read_class_names, save_model
-from safemax_pl.diffusion.trainable import trainable
-from safemax_pl.diffusion.unet import Model
+from safemax_pl.diffusion.saved_model import read_class_names, save_model
 from safemax_pl.evaluation import figures
-from safemax_pl.evaluation.results import ModelScores, Results, guidance_key, quick_columns
+from safemax_pl.evaluation.results import Results, guidance_key
 from safemax_pl.evaluation.samples import draw_samples, keep_images
-from safemax_pl.evaluation.scoring import doubts, score
+from safemax_pl.evaluation.scoring import score
 from safemax_pl.runs import identity, tables
 from safemax_pl.runs.forgiving_wandb import ForgivingWandb, ending_wandb
 from safemax_pl.runs.loggers import CSVHistory, make_loggers
 from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.run import Run, run_folder, training
-from safemax_pl.training.compilation import Compilation, clear_compile_errors
-from safemax_pl.training.cost import Cost
 from safemax_pl.training.experiment import Experiment
-from safemax_pl.training.loop import fit_module
-from safemax_pl.training.module import UnlearningModule
-
-
-class Trained(NamedTuple):
-    """A finished training.
-
-    Attributes:
-        model: the trained network, with the digest of its weights.
-        cost: seconds, memory and FLOPs, as metrics.json holds them.
-        ranks: the same of every rank.
-        steps: training steps taken.
-        stopped_by: thresholds that ended the fit early; None if it took all steps.
-    """
-
-    model: Model
-    cost: dict[str, float]
-    ranks: list[dict[str, Any]]
-    steps: int
-    stopped_by: dict[str, dict[str, float]] | None
+from safemax_pl.training.train import Trained, train
 
 
 @ending_wandb()
 def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_line: str | None = None) -> Path:
-    """Build, train, score and write one run; returns its folder. A finished run is shown instead.
+    """Build, train, score and write one run, or show a finished one; return its folder.
 
     Args:
         cfg: the configuration.
         name: of the folder in runs_dir.
-        callbacks: more callbacks for the training.
-        command_line: reproduces this run, if the running command does not.
+        callbacks: additional callbacks for the training.
+        command_line: reproduces this run; None for the command that is running.
     """
     run = Run(run_folder(cfg, name), cfg)
     if run.metrics is not None:
@@ -87,54 +61,6 @@ def fit(cfg: DictConfig, name: str, callbacks: Sequence[Callback] = (), command_
     return run.folder
 
 
-def train(experiment: Experiment, run: Run, loggers: list[Logger], callbacks: Sequence[Callback] = ()) -> Trained:
-    """Train the student of an experiment in the folder of a run, from the last checkpoint if there is one."""
-    cfg, student, evaluator = experiment.cfg, experiment.student, experiment.evaluator
-    before = experiment.original or copy.deepcopy(student)
-    resumes = distributed.broadcast(run.checkpoints)
-    originals = quick_scores_of(experiment, [] if resumes else loggers)
-    module = UnlearningModule(
-        student,
-        Frozen(before),
-        experiment.unlearner,
-        evaluator,
-        build(cfg.optimizer),
-        build(cfg.lr_scheduler),
-        cfg.gradient_clip,
-        cfg.seed,
-        originals,
-    )
-    moving = sum(weight.numel() for weight in trainable(student).values())
-    cost = Cost(sum(experiment.data.batch_sizes.values()), moving, cfg.compile)
-    compiling = [Compilation([student.unet, before.unet], cost)] if cfg.compile else []
-    stopping = [experiment.early_stopping] if experiment.early_stopping is not None else []
-    evaluator.references(module.plan)  # now, as no step should wait for them
-    with clear_compile_errors():
-        measures = [cost, *compiling, *stopping, *callbacks]
-        fit_module(cfg, run, module, experiment.data, loggers, measures, experiment.made_from)
-    if experiment.parameters is not None:
-        experiment.parameters.merge(student)
-    stopped_by = experiment.early_stopping.stopped_by if experiment.early_stopping is not None else None
-    return Trained(identified(student).eval(), cost.summary(), cost.by_rank(), cost.steps, stopped_by)
-
-
-def quick_scores_of(experiment: Experiment, loggers: list[Logger]) -> dict[float, ModelScores]:
-    """Score the original on the quick plan, from the cache if possible, and log it as step 0: the start of all curves.
-
-    Returns:
-        Guidance weight -> scores; empty if there is no original.
-    """
-    evaluator, found = experiment.evaluator, dict[float, ModelScores]()
-    for guidance in evaluator.guidance if experiment.original is not None else ():
-        assert experiment.original is not None
-        found[guidance], _ = evaluator.test_original(experiment.original, guidance, "quick")
-        for doubt in doubts(found[guidance], evaluator.data.num_classes) if loggers and distributed.is_first() else ():
-            print(f"warning (w={guidance:g}): {doubt}", file=sys.stderr)
-        for logger in loggers:
-            logger.log_metrics(quick_columns(guidance, found[guidance]), step=0)
-    return found
-
-
 def write(
     run: Run,
     experiment: Experiment,
@@ -143,7 +69,7 @@ def write(
     loggers: list[Logger],
     command_line: str | None,
 ) -> None:
-    """Write images and metrics.json, then pictures; show the scores and send them to W&B."""
+    """Write images, metrics.json and pictures; print the scores and send them to W&B."""
     name, cfg = run.folder.name, experiment.cfg
     done = {
         "steps": trained.steps,
@@ -167,7 +93,7 @@ def write(
 
 
 def show(run: Run) -> None:
-    """Show a finished run, and draw its missing pictures.
+    """Print the scores of a finished run, and draw its missing pictures.
 
     Raises:
         UserError: if the run was made from other data or models than the configuration names.
@@ -206,7 +132,7 @@ def log_results(loggers: list[Logger], results: Results, trained: Trained, folde
         logger.summarize({f"cost/{name}": value for name, value in trained.cost.items()})
         for rank, used in enumerate(trained.ranks):
             logger.summarize({f"rank{rank}/{name}": value for name, value in used.items()})
-        for guidance, models in results.scores.items():  # these write files, which may fail
+        for guidance, models in results.scores.items():  # last, as tables are written to files, which may fail
             key = guidance_key(guidance)
             rows = [[name, *(one.values.get(name) for one in models.values())] for name in main[guidance].values]
             logger.log_table(f"scores/{key}", columns=["metric", *models], data=rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import seed_everything
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -31,22 +32,18 @@ from safemax_pl.training.optimizer import make_optimizer
 
 @ending_wandb()
 def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) -> Path:
-    """Train, calibrate, score and write one classifier; returns the run's folder. Arguments as those of `fit`."""
+    """Train, calibrate, score and write one classifier, or show a finished run; return the run's folder.
+
+    Args:
+        cfg: the configuration.
+        name: of the folder in runs_dir.
+        command_line: reproduces this run; None for the command that is running.
+    """
     run = Run(run_folder(cfg, name), cfg)
-    data: ForgetRetainDataModule = build(
-        cfg.data,
-        forget_classes=[],
-        forget_batch_size=0,
-        retain_batch_size=cfg.batch_size,
-        exclude_calibration=True,
-    )
-    if (metrics := run.metrics) is not None:
-        if distributed.is_first():
-            identity.check(str(run.folder), run.identity, identity.of_config(cfg, data))
-            run.clear()
-            with damaged(run.folder / "metrics.json"):
-                print_scores(metrics["scores"], name)
-            print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+    all_classes = {"forget_classes": [], "forget_batch_size": 0, "retain_batch_size": cfg.batch_size}
+    data: ForgetRetainDataModule = build(cfg.data, **all_classes, exclude_calibration=True)
+    if run.metrics is not None:
+        show(run, data)
         return run.folder
     check_settings(cfg)
     check_needs(cfg)
@@ -66,12 +63,23 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     run.clear()
     loggers = make_loggers(cfg.get("logger"), run.folder)
     fit_module(cfg, run, module, data, loggers, [], made_from)
-    if not distributed.is_first():
-        return run.folder
-    classifier.eval().to(device)  # Lightning moves it to the CPU when the fit ends
-    calibrate(classifier, calibration)
-    scores = score_classifier(classifier, data.source.test)
-    metrics = {"name": name, "seed": cfg.seed, "data": data.source.fingerprint, "content": data.source.content}
+    if distributed.is_first():
+        classifier.eval().to(device)  # Lightning moves it to the CPU when the fit ends
+        calibrate(classifier, calibration)
+        write(run, data, classifier, loggers, command_line)
+    return run.folder
+
+
+def write(
+    run: Run,
+    data: ForgetRetainDataModule,
+    classifier: Classifier,
+    loggers: list[Logger],
+    command_line: str | None,
+) -> None:
+    """Score the calibrated classifier, write it with metrics.json, and print the scores."""
+    name, scores = run.folder.name, score_classifier(classifier, data.source.test)
+    metrics = {"name": name, "seed": run.cfg.seed, "data": data.source.fingerprint, "content": data.source.content}
     metrics |= {"scores": scores, "provenance": provenance(command_line)}
     classifier.save(run.folder / "classifier", metrics)
     for logger in loggers:
@@ -81,13 +89,28 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     run.finish(metrics)
     print_scores(scores, name)
     print(f"written: {run.folder}/classifier")
-    return run.folder
+
+
+def show(run: Run, data: ForgetRetainDataModule) -> None:
+    """Print the scores of a finished run.
+
+    Raises:
+        UserError: if the run was made from other data than the configuration names.
+    """
+    metrics = run.metrics
+    if not distributed.is_first() or metrics is None:
+        return
+    identity.check(str(run.folder), run.identity, identity.of_config(run.cfg, data))
+    run.clear()
+    with damaged(run.folder / "metrics.json"):
+        print_scores(metrics["scores"], run.folder.name)
+    print(f"{run.folder} is finished; for another run change a setting, or give a name=")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse settings that would fail, or make no sense, only after the training."""
+    """Raise `UserError` for settings that would fail, or give useless results, after the training."""
     if cfg.data.forget_classes:
-        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a classifier knows all classes, leave it out")
+        raise UserError(f"data.forget_classes={cfg.data.forget_classes}: a classifier learns all classes, leave it out")
     if not cfg.data.calibration_fraction:
         raise UserError("data.calibration_fraction=0 leaves no image for the temperature: give a number in (0, 1)")
     if cfg.shift >= cfg.data.image_size:
@@ -98,7 +121,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def check_batch(cfg: DictConfig, classifier: Classifier, devices: int, device: torch.device) -> None:
-    """Refuse a batch that does not divide by the devices, or that a device could not hold."""
+    """Raise `UserError` for a batch that does not divide by the devices, or that exceeds their memory."""
     if cfg.batch_size % devices:
         raise UserError(f"batch_size={cfg.batch_size} does not divide by {devices} devices")
     row = memory.bytes_per_row(classifier.plain, [torch.zeros(2, *classifier.image_shape)])
@@ -107,21 +130,21 @@ def check_batch(cfg: DictConfig, classifier: Classifier, devices: int, device: t
 
 
 def print_scores(scores: dict[str, Any], name: str) -> None:
-    """Print the accuracies and the verdicts on noise."""
+    """Print the accuracies and the predictions for noise."""
     console = plain_console()
     console.print(
         f"{printable(name)}: test accuracy {scores['accuracy']:.4f} (C classes), {scores['accuracy_noise_aware']:.4f} "
         f"(with noise class), n = {scores['n_test']}, temperature {scores['temperature']:.2f}"
     )
-    table = Table(title="what is said of noise (2000 images each)", title_justify="left")
+    table = Table(title="predictions for noise (2000 images each)", title_justify="left")
     for column in ("noise", "group", "called noise", "plain network's favourite", "share"):
         table.add_column(column)
-    for kind, said in scores["noise"].items():
+    for kind, found in scores["noise"].items():
         table.add_row(
             printable(kind),
-            printable(said["group"]),
-            f"{said['noise_rate']:.3f}",
-            printable(said["plain_favourite"]),
-            f"{said['plain_favourite_share']:.2f}",
+            printable(found["group"]),
+            f"{found['noise_rate']:.3f}",
+            printable(found["plain_favourite"]),
+            f"{found['plain_favourite_share']:.2f}",
         )
     console.print(table)

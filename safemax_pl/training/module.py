@@ -1,4 +1,4 @@
-"""The one LightningModule that every method is trained with: optimiser, logging and sampling are the same for all."""
+"""LightningModule for all methods, so that optimiser, logging and sampling are the same in every comparison."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,28 +24,28 @@ from safemax_pl.unlearners.preparation import Preparation
 
 Batch = dict[str, LabelledImages | None]
 
-# Optimisers that can update all weights by one kernel, and where; the result is the same up to rounding
+# Optimisers and devices with one kernel for all weights; results agree up to rounding
 FUSED = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
 FUSED_ON = "cpu", "cuda"
 
 
 class UnlearningModule(StopsWhenDiverged):
-    """Trains a student with an unlearner, and scores it on the quick plan during validation.
+    """Train a student with an unlearner, and score it on the quick plan during validation.
 
-    Optimisation is manual, so that a method may treat its two gradients apart. On several ranks each has a share of
-    every batch and of every plan: losses, gradients and scores are those of one rank, up to the order of sums. Only
-    dropout is drawn for each rank apart, so with dropout the fits of different numbers of ranks differ as seeds do.
+    Optimisation is manual, so that a method can process its two gradients separately. Every rank has a share of each
+    batch and each plan. Losses, gradients and scores are the same as on one rank, up to the order of sums. Dropout is
+    the exception: every rank draws its own, so fits on different numbers of ranks then differ like different seeds.
 
     Args:
-        student: the model to train, in place; of its weights those that have `requires_grad`.
+        student: the model to train in place; only weights with `requires_grad` change.
         teacher: a frozen copy of the weights before unlearning.
         unlearner: the method.
-        evaluator: gives plans, images and scores.
-        optimizer: a factory, parameters -> optimiser; those of `FUSED` get `fused=True` unless they say otherwise.
-        lr_scheduler: a factory, optimiser -> scheduler that is stepped after every step; or None.
-        gradient_clip: largest norm of the gradient; None does not clip.
-        seed: of dropout, together with the step and the rank; everything else is drawn from the batches' own streams.
-        original_scores: guidance weight -> scores of the original on the quick plan; empty if there is no original.
+        evaluator: provides plans, images and scores.
+        optimizer: factory, parameters -> optimiser. Classes of `FUSED` get `fused=True` unless the factory chooses.
+        lr_scheduler: factory, optimiser -> scheduler, stepped after every training step; None for a constant rate.
+        gradient_clip: maximum norm of the gradient; None does not clip.
+        seed: seed of dropout, combined with step and rank; all other draws use the keys of the batches.
+        original_scores: guidance weight -> scores of the original on the quick plan; empty without an original.
 
     Attributes:
         quick_scores: guidance weight -> scores on the quick plan at the last validation; empty before the first.
@@ -53,7 +53,7 @@ class UnlearningModule(StopsWhenDiverged):
 
     diverged = (
         "the loss became NaN or infinite before step {step}: lower optimizer.lr or the weights of the losses, under "
-        "another name; a checkpoint that was written before is kept in the run's folder"
+        "another name; the run's folder keeps the checkpoint from before"
     )
 
     def __init__(
@@ -71,12 +71,12 @@ class UnlearningModule(StopsWhenDiverged):
         super().__init__()
         self.automatic_optimization = False
         self.student, self.teacher, self.unlearner, self.evaluator = student, teacher, unlearner, evaluator
-        self.student.train()  # diffusers loads networks in eval mode, and Lightning would keep it: no dropout
+        self.student.train()  # diffusers loads networks in eval mode, which Lightning keeps: no dropout
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
         self.plan, self.original_scores = evaluator.plan("quick"), original_scores
         self.quick_scores: dict[float, ModelScores] = {}
-        self._suites: list[MetricSuite] = []  # in a list: neither saved nor averaged with the student
+        self._suites: list[MetricSuite] = []  # in a list, so that they are neither saved nor averaged with the student
         self.preparation_seconds, self.preparation_flops = 0.0, 0.0
 
     def configure_optimizers(self) -> Any:
@@ -91,7 +91,7 @@ class UnlearningModule(StopsWhenDiverged):
     # -- training ------------------------------------------------------------------------------------------------
 
     def task(self) -> Task:
-        """What the unlearner gets to see of the current step."""
+        """Return the inputs of the unlearner in the current step."""
         return Task(
             student=self.student,
             teacher=self.teacher,
@@ -136,9 +136,9 @@ class UnlearningModule(StopsWhenDiverged):
             self.log_losses(losses)
 
     def log_losses(self, losses: Losses) -> None:
-        """Log the losses of all ranks together; between two calls no step makes the host wait for the device.
+        """Log the mean losses of all ranks; no step between two calls makes the host wait for the device.
 
-        Lightning reads what the progress bar shows after every step, logged anew or not: it gets copies on the host.
+        Lightning reads the values of the progress bar after every step, so they are copied to the host.
         """
         self.check_finite()
         forget, retain = distributed.mean(torch.stack(losses).detach()).cpu()
@@ -147,7 +147,7 @@ class UnlearningModule(StopsWhenDiverged):
     # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------
 
     def validation_loaders(self) -> list[DataLoader]:
-        """Return the loaders of the quick plan, for the data module, which Lightning asks."""
+        """Return the loaders of the quick plan; the data module hands them to Lightning."""
         rank, world_size, size = self.trainer.global_rank, self.trainer.world_size, self.evaluator.batch_size
         return [sharded_loader(self.plan, size, rank, world_size) for _ in self.evaluator.guidance]
 

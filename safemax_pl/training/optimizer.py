@@ -1,4 +1,4 @@
-"""Build the optimiser and the schedule of a fit, and check both before any compute."""
+"""Build and check the optimiser and the learning-rate schedule of a fit, before any compute."""
 
 import warnings
 from collections.abc import Iterable
@@ -9,12 +9,14 @@ import torch
 from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.config.build import build
 
+MAX_REHEARSED = 10_000  # steps of a schedule
+
 
 def make_optimizer(node: Any, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimiser that the configuration's `optimizer` node describes.
+    """Build the optimiser of the configuration's `optimizer` node.
 
     Raises:
-        UserError: when it is none, does not take its settings, or needs several losses a step.
+        UserError: if the node is not an optimiser, has illegal settings, or needs several losses per step.
     """
     make = build(node)
     if not callable(make):
@@ -24,26 +26,33 @@ def make_optimizer(node: Any, parameters: Iterable[torch.nn.Parameter]) -> torch
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {one_line(error)}: change its settings ({_settings(node)})") from error
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserError("optimizer: LBFGS evaluates the loss several times a step, a fit once: give another")
+        raise UserError("optimizer: LBFGS evaluates the loss several times a step, but a fit only once: give another")
     return optimizer
 
 
 def _settings(node: Any) -> str:
+    """Return the settings of the node as key=value, for errors."""
     return ", ".join(f"optimizer.{key}={value}" for key, value in node.items() if not key.startswith("_"))
 
 
-MAX_REHEARSED = 10_000  # steps of a schedule
-
-
 def check_schedule(node: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Make the schedule and take the steps of a fit, on an optimiser that is not used any more."""
+    """Run the schedule for the steps of a fit, at most `MAX_REHEARSED`.
+
+    Args:
+        node: the `lr_scheduler` node; None for a constant rate.
+        optimizer: an optimiser that is not used afterwards.
+        steps: number of steps of the fit.
+
+    Raises:
+        UserError: if the schedule has illegal settings or ends before the fit.
+    """
     if node is None:
         return
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             schedule = build(node)(optimizer)
-            for _ in range(min(steps, MAX_REHEARSED)):  # one of limited length ends in an error
+            for _ in range(min(steps, MAX_REHEARSED)):  # a schedule of limited length raises
                 schedule.step()
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(f"lr_scheduler: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Disk cache of what a method computes from the original weights before the fit."""
+"""Disk cache of results computed from the original weights before the fit: masks, Fisher information, replay."""
 
 import time
 from collections.abc import Callable, Iterable

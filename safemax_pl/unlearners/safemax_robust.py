@@ -26,7 +26,7 @@ class SAFEMaxRobust(Unlearner):
 
     Args:
         gate, target, guidance, retain_loss, forget_weight, retain_weight, label_dropout: as in `SAFEMax`.
-        clean_null: for retain rows with the null label, replace the teacher's prediction by the true noise. The
+        clean_null: for retain examples with the null label, replace the teacher's prediction by the true noise. The
             teacher's prediction for ∅ still depends on the forget classes. No effect with retain_loss="denoise".
         inner_steps: K ≥ 0; 0 omits the second forget loss.
         inner_lr: size of an inner step, > 0, the same for every weight. An attacker with Adam at rate r needs at least

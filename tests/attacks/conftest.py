@@ -1,4 +1,4 @@
-"""The digits' base model as the thing attacked, forgetting the 3, with few images and few steps."""
+"""The attacked model is the digits' base model, which should forget the 3; few images and few steps."""
 
 import copy
 from collections.abc import Callable
@@ -53,11 +53,11 @@ def curves_of(bench) -> Callable[[Attack, Model], dict[str, list[Point]]]:
 
 @pytest.fixture(scope="session")
 def number_of(curves_of) -> Callable[[Attack, Model], float]:
-    """The headline number of a model."""
+    """Headline value of a model."""
 
     def number(attack: Attack, model: Model) -> float:
         curves: Curves = {name: [(p.x, p.y) for p in points] for name, points in curves_of(attack, model).items()}
-        return attack.number(curves, classes=1)
+        return attack.headline_value(curves, num_forgotten=1)
 
     return number
 

@@ -1,4 +1,4 @@
-"""What the tests of the attacks forget, and with which settings."""
+"""Forgotten class and settings of the attacks' tests."""
 
 FORGOTTEN = 3
 SMALL = [

@@ -198,7 +198,7 @@ def test_relearning_without_the_class_never_shows_it(make_attack, bench, origina
     shown = []
     attack = make_attack("relearning_without_class", samples_per_class=3, images_per_class=1)
     for series in attack.series():
-        _, draw = attack.attacker(series, original, bench)
+        _, draw = attack.prepare(series, original, bench)
         batch = draw(rng.combine(torch.arange(2000)))
         shown.append(set(batch.labels.tolist()))
         kinds = len(to_uint8(batch.x_0).unique(dim=0))
@@ -209,9 +209,9 @@ def test_relearning_without_the_class_never_shows_it(make_attack, bench, origina
 def test_relearning_number_is_where_the_curve_crosses_a_half(make_attack):
     attack = make_attack("relearning", images=[1, 10], headline_images=10, budget__score_at=[0, 10, 20])
     curves = {"1 image": [(0, 0.0)], "10 images": [(0, 1.0), (10, 0.7), (20, 0.3)]}
-    assert attack.number(curves, 1) == pytest.approx(15)
-    assert attack.number(curves | {"10 images": [(0, 1.0), (10, 0.7), (20, 0.6)]}, 1) == 20 == attack.limit
-    assert attack.number(curves | {"10 images": [(0, 0.2), (10, 0.7)]}, 1) == 0
+    assert attack.headline_value(curves, 1) == pytest.approx(15)
+    assert attack.headline_value(curves | {"10 images": [(0, 1.0), (10, 0.7), (20, 0.6)]}, 1) == 20 == attack.limit
+    assert attack.headline_value(curves | {"10 images": [(0, 0.2), (10, 0.7)]}, 1) == 0
     assert "10 images" in attack.headline
 
 
@@ -228,7 +228,7 @@ def test_one_class_that_comes_back_is_not_hidden_by_others(bench, make_attack, o
 
 
 def test_a_leak_counts_all_forgotten_classes(make_attack):
-    assert make_attack("null_leak").number({"": [(-1.0, 0.9), (0.0, 1.0)]}, 3) == pytest.approx(0.3)
+    assert make_attack("null_leak").headline_value({"": [(-1.0, 0.9), (0.0, 1.0)]}, 3) == pytest.approx(0.3)
 
 
 def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, bench, original):
@@ -244,7 +244,7 @@ def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, 
         ("late_start", {"starts": []}, "ascending"),
         ("null_leak", {"guidance_weights": [0, 1]}, "the first must be -1"),
         ("null_leak", {"images_per_class": 0}, "at least 1"),
-        ("relearning", {"headline_images": 7}, "one of the former for the headline"),
+        ("relearning", {"headline_images": 7}, "give one of attacks.relearning.images"),
         ("relearning", {"budget__score_at": [5, 10]}, "the first 0"),
         ("relearning", {"budget__rate": 0.0}, r"rate in \(0, 1000\]"),
         ("relearning", {"budget__rate": 1e38}, r"rate in \(0, 1000\]"),

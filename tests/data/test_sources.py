@@ -16,7 +16,8 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.data import sources
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.data.sources import DIGITS, Source, held_out_mask
+from safemax_pl.data.sources import DIGITS, Source
+from safemax_pl.data.splits import held_out_mask
 
 COLUMNS = {"image": "image", "label": "label", "superclass": None}
 CIFAR = PROJECT.parent / "shared" / "data"

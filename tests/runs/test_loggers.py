@@ -16,12 +16,7 @@ import wandb
 from wandb.sdk import wandb_init, wandb_setup
 
 from safemax_pl.runs import wandb_process
-from safemax_pl.runs.forgiving_wandb import (
-    ForgivingWandb,
-    end_wandb,
-    ending_wandb,
-    wandb_logger,
-)
+from safemax_pl.runs.forgiving_wandb import ForgivingWandb, end_wandb, ending_wandb, wandb_logger
 from safemax_pl.runs.loggers import CSVHistory
 from safemax_pl.runs.wandb_process import end_service, wandb_id, within
 

@@ -16,7 +16,7 @@ if "SLURM_RESTART_COUNT" not in os.environ:
 
     def held(self, batch, batch_idx):
         (preemption,) = (callback for callback in self.trainer.callbacks if isinstance(callback, Preemption))
-        while self.global_step == int(os.environ["HOLD_AT"]) and not preemption.asked:
+        while self.global_step == int(os.environ["HOLD_AT"]) and not preemption.signalled:
             time.sleep(0.1)
         return step(self, batch, batch_idx)
 

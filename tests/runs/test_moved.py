@@ -1,0 +1,67 @@
+"""Runs of 0.4.0, whose configurations and results use other names, are still evaluated, compared and shown."""
+
+import json
+
+import pytest
+from helpers import cached, tiny, tiny_overrides
+from omegaconf import OmegaConf
+
+from safemax_pl.config import moved
+from safemax_pl.config.compose import compose
+from safemax_pl.config.locations import comparable
+from safemax_pl.config.saved import read_config
+from safemax_pl.reports.reading import read
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.runs.run import read_metrics
+from safemax_pl.training.fit import fit
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory):
+    """A finished run with the names of 0.4.0 in its files, and its metrics."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = fit(tiny(folder, "unlearner=salun"), "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    names = {now: before for before, now in {**moved.MODULES, **moved.TARGETS}.items()}
+    config = (run / "config.yaml").read_text()
+    for now in sorted(names, key=len, reverse=True):
+        config = config.replace(f"_target_: {now}", f"_target_: {names[now]}")
+    text = (run / "metrics.json").read_text()
+    for before, now in moved.METRICS.items():
+        text = text.replace(f'"{now}"', f'"{before}"')
+    (run / "config.yaml").write_text(config)
+    (run / "metrics.json").write_text(text)
+    return run, metrics
+
+
+def test_its_configuration_is_the_present_one(old_run):
+    run, _ = old_run
+    assert "safemax_pl.networks.pretrained" in (run / "config.yaml").read_text()
+    now = compose("fit", tiny_overrides(run.parent, "unlearner=salun"))
+    assert comparable(read_config(run / "config.yaml")) == comparable(now)
+
+
+def test_its_results_have_the_present_names(old_run):
+    run, metrics = old_run
+    assert "judges" in (run / "metrics.json").read_text() and read_metrics(run) == metrics
+
+
+def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
+    run, metrics = old_run
+    again = json.loads((evaluate(str(run), [cached()]) / "metrics.json").read_text())
+    assert again["scores"] == metrics["scores"]
+    (found,), _ = read([run])
+    assert found.values("w=0", "unlearned")["preparation_flops"] == metrics["cost"]["preparation_flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("defences", "unlearner"),
+    [({"clean_null": False, "inner_steps": 0}, "safemax"), ({"clean_null": False, "inner_steps": 2}, "safemax_robust")],
+)
+def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences, unlearner):
+    cfg = compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}"])
+    now = comparable(cfg)
+    before = json.loads(json.dumps(now))
+    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, **defences}
+    OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
+    assert comparable(read_config(tmp_path / "config.yaml")) == now
