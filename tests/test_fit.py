@@ -204,7 +204,7 @@ def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(UnlearningModule, "training_step", timed)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("safemax_pl.fit.score", killed)
+        patch.setattr("safemax_pl.training.fit.score", killed)
         fit(limited, "run")
     trained = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
     folder = fit(limited, "run")

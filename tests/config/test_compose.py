@@ -386,7 +386,7 @@ def run_command(monkeypatch, tmp_path):
     def run(*arguments: str) -> list[DictConfig]:
         seen: list[Any] = []
         monkeypatch.setattr(sys, "argv", ["fit", *arguments])
-        command("fit", "Fits a model.", lambda cfg, overrides: seen.append(cfg))
+        command("fit", "Fits a model.", lambda cfg, _: seen.append(cfg))
         return seen
 
     return run

@@ -168,23 +168,17 @@ def test_random_weights_have_no_original_to_differ_from(tmp_path):
     ids=str,
 )
 def test_every_bound_holds_at_every_guidance_weight(bounds, met):
-    scores = {0.0: scored(ua=1.0, fid=2.9), 2.0: scored(ua=0.9, fid=3.0)}
-    originals = {0.0: scored(ua=0.1, fid=1.0), 2.0: scored(ua=0.0, fid=1.0)}
-    assert (stop_when(bounds).satisfied(scores, originals) is not None) == met
-
-
-def scored(ua: float, fid: float) -> ModelScores:
-    return ModelScores({"ua_noise_aware": ua, "fid_retain/classifier": fid})
+    originals = {0.0: {"ua_noise_aware": 0.1, "fid_retain/classifier": 1.0}}
+    originals[2.0] = {"ua_noise_aware": 0.0, "fid_retain/classifier": 1.0}
+    scores = {0.0: {"ua_noise_aware": 1.0, "fid_retain/classifier": 2.9}}
+    scores[2.0] = {"ua_noise_aware": 0.9, "fid_retain/classifier": 3.0}
+    look = StopWhen.__new__(StopWhen)
+    look.bounds = bounds
+    both = ({w: ModelScores(values) for w, values in each.items()} for each in (scores, originals))
+    assert (look.satisfied(*both) is not None) == met
 
 
 def test_a_score_that_is_not_a_number_satisfies_nothing():
-    scores = {0.0: ModelScores({"ua": float("nan")})}
-    assert stop_when({"ua": 0.0}).satisfied(scores, {}) is None
-    assert stop_when({"ua": -1e9}).satisfied(scores, {}) is None
-
-
-def stop_when(bounds: dict[str, float]) -> StopWhen:
-    """The callback with bounds that are not checked against a plan."""
-    made = StopWhen.__new__(StopWhen)
-    made.bounds, made.stopped_by = bounds, None
-    return made
+    look = StopWhen.__new__(StopWhen)
+    for look.bounds in ({"ua": 0.0}, {"ua": -1e9}):
+        assert look.satisfied({0.0: ModelScores({"ua": float("nan")})}, {}) is None

@@ -78,10 +78,10 @@ def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_
     program = f"""
 import os, signal, sys
 from safemax_pl import fit, sweep
-from safemax_pl.evaluation import generation
+from safemax_pl.evaluation.generation import Generation
 def step(self, rows, batch_idx):
     os.kill(os.getpid(), signal.{sent})
-generation.Generation.test_step = step
+Generation.test_step = step
 sys.argv[1:] = {tiny_overrides(tmp_path, "name=run")}
 {command}.main()
 """
