@@ -342,15 +342,14 @@ def test_growth(run, tmp_path, monkeypatch):
     assert (tmp_path / "out/growth.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_levers(run, monkeypatch, threads):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_levers(run, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     result = run(levers, repeats=1, networks={" ".join(TINY): 2})
     assert result["classifier_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
     of_a_network = ["channels_last", "bf16 autocast", "group norm in bf16", "Adam foreach", "Adam fused"]
     of_a_network += ["one pass for both batches"]
-    assert found == [*of_a_network, *(["one thread"] if threads > 1 else []), "classifier in bfloat16"]
+    assert found == [*of_a_network, "one thread", "classifier in bfloat16"]
 
 
 def test_one_thread_is_for_one_call():

@@ -171,9 +171,7 @@ def test_the_fused_update_changes_nothing_but_rounding(finished, tmp_path):
 
 
 def test_a_run_killed_after_training_is_scored_without_training_again(tmp_path, monkeypatch):
-    from safemax_pl import fit as module
-
-    monkeypatch.setattr(module.networks, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    monkeypatch.setattr("safemax_pl.training.fit.save_model", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
     with pytest.raises(RuntimeError, match="killed"):
         fit(tiny(tmp_path, "ema_decay=0.5"), "run")
     monkeypatch.undo()
@@ -206,7 +204,7 @@ def test_a_fit_of_limited_time_is_finished_when_it_is_over(tmp_path, monkeypatch
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(UnlearningModule, "training_step", timed)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("safemax_pl.fit.score", killed)
+        patch.setattr("safemax_pl.training.fit.score", killed)
         fit(limited, "run")
     trained = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
     folder = fit(limited, "run")

@@ -105,7 +105,7 @@ def total(value: Tensor) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over ranks. Every rank's loss depends on every rank's value, so the backward pass sums the gradients too."""
+    """Sum over ranks; every loss depends on the values of all ranks, so the backward pass sums the gradients too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class MachineError(UserError):
-    """A shortage of the machine, such as disk space; the same input may succeed later."""
+    """Shortage of a resource, such as disk space; the same input may succeed later."""
 
 
 def unknown(what: str, got: object, legal: Iterable[object]) -> UserError:

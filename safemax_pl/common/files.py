@@ -182,7 +182,7 @@ def cached_tensors(path: Path, unpack: Callable[[Any], T]) -> T | None:
         with safe_open(path, "pt") as file:
             return unpack(file)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{path} is damaged ({error}): computing it anew", stacklevel=4)
+        warnings.warn(f"{path} is damaged ({error}): recomputing it", stacklevel=4)
         return None
 
 

@@ -39,7 +39,7 @@ class Stream(IntEnum):
 
 
 def _shift_right(z: Bits, bits: int) -> Bits:
-    """Logical shift; torch's own shift of int64 keeps the sign."""
+    """Shift right without the sign, which torch's own shift of int64 keeps."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -62,8 +62,8 @@ def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
         ValueError,
         yaml.YAMLError,
     ) as error:
-        said = one_line(error, 200)
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {said}): {advice}") from error
+        reason = one_line(error, 200)
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {reason}): {advice}") from error
 
 
 def regular(path: Path, max_bytes: int | None = None) -> Path:
@@ -155,15 +155,15 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
         for key, part in value.items():
             if len(key) > MAX_LETTERS:
                 raise ValueError(f"a key of {where} has {len(key)} letters")
-            wanted = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
-            check_shape(part, wanted, f"{where}.{key}".lstrip("."))
+            expected = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), object)
+            check_shape(part, expected, f"{where}.{key}".lstrip("."))
     elif isinstance(shape, list):
         check_shape(value, list, where)
         for part in value:
             check_shape(part, shape[0], where)
     elif not isinstance(value, shape) or (isinstance(value, bool) and shape not in (bool, object)):
-        wanted = getattr(shape, "__name__", str(shape))
-        raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {wanted}")
+        expected = getattr(shape, "__name__", str(shape))
+        raise TypeError(f"{where[:200]} is {str(value)[:50]!r}, expected {expected}")
     elif isinstance(value, str) and len(value) > MAX_LETTERS:
         raise ValueError(f"{where[:200]} has {len(value)} letters")
 

@@ -22,7 +22,7 @@ CONFIGS = PROJECT / "configs"
 
 
 def check_install() -> None:
-    """Raise `UserError` if the package is installed without the checkout, whose configs/ and weights/ it uses."""
+    """Raise `UserError` if the package is installed without a checkout, as it needs configs/ and weights/."""
     if not CONFIGS.is_dir():
         raise UserError(f"{CONFIGS} is missing: install from a checkout with `pip install -e .`")
 
@@ -38,7 +38,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     check_install()
     resolvers.register()
     parse(overrides)
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             cfg = hydra.compose(config_name, overrides, return_hydra_config=True)

@@ -50,7 +50,7 @@ def check_interpolations(plain: Any, where: tuple[Any, ...], value: Any, given: 
 def _referred(plain: Any, where: tuple[Any, ...], key: str) -> Any:
     """Return the unresolved value that `key`, of an interpolation at `where`, refers to; None if it is missing."""
     if not re.fullmatch(r"\.*[\w-]+(\.[\w-]+)*", key):
-        raise ValueError(f"{key} is no dotted key")
+        raise ValueError(f"{key} is not a dotted key")
     dots = len(key) - len(key.lstrip("."))
     node = plain
     for part in (*(where[:-dots] if dots else ()), *key.lstrip(".").split(".")):

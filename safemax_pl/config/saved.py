@@ -106,8 +106,10 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
             if instantiate:
                 _check_node(where, value)
         except (ValueError, OmegaConfBaseException, RecursionError) as error:
-            said = one_line(error, 300)
-            raise UserError(f"{path}: {key}={str(value)[:200]} is not taken from a folder ({said}): {AGAIN}") from error
+            reason = one_line(error, 300)
+            raise UserError(
+                f"{path}: {key}={str(value)[:200]} is not taken from a folder ({reason}): {AGAIN}"
+            ) from error
 
 
 def check_resolved(plain: Any, path: Path) -> None:

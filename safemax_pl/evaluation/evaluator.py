@@ -32,7 +32,7 @@ CACHE_VERSION = 2  # increment it if cached files may be wrong, but recomputed n
 
 
 class Evaluator:
-    """Score models under one protocol.
+    """Evaluator that scores models under one protocol.
 
     Args:
         data: the data module, set up.

@@ -72,7 +72,7 @@ def _downloaded(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"evaluation.inception=download failed ({error}): download {url} on a machine with network, and give "
-                "the path of the file"
+                f"evaluation.inception=download failed ({error}): fetch {url} on a machine with a network, and "
+                "give its path"
             ) from error
     return path

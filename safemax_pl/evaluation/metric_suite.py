@@ -109,15 +109,15 @@ class MetricSuite(nn.Module):
         retain = ~forget
         verdict = self.classifier(pixels)
         second = self.second_classifier(pixels) if self.second_classifier is not None else None
-        seen = {"classifier": (verdict.features[retain], verdict.plain[retain])}
+        inputs = {"classifier": (verdict.features[retain], verdict.plain[retain])}
         if self.inception is not None and self.has_retain:
-            seen["inception"] = self.inception(pixels[retain])
+            inputs["inception"] = self.inception(pixels[retain])
         self.gallery.update(pixels, rows)
         self.finite.update("images", images)
         for classifier, verdicts in (("classifier", verdict), ("second classifier", second)):
             for values in verdicts or ():
                 self.finite.update(f"logits or features of the {classifier}", values)
-        for values in seen.get("inception", ()):
+        for values in inputs.get("inception", ()):
             self.finite.update("logits or features of the Inception network", values)
         if self.has_forget:
             self.forgetting.update(verdict.of(forget), rows.labels[forget])
@@ -125,7 +125,7 @@ class MetricSuite(nn.Module):
         if self.has_retain:
             self.retain_accuracy.update(verdict.of(retain), rows.labels[retain])
             for name, scores in self.features.items():
-                scores.update(*seen[name], rows.labels[retain])
+                scores.update(*inputs[name], rows.labels[retain])
             if self.drift is not None:
                 self.drift.update(pixels[retain], rows.position[retain])
         if second is not None:

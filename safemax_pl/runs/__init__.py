@@ -1,1 +1,1 @@
-"""The folder of a run: its files, its identity, its loggers, its model card."""
+"""Run folders: files, identity, loggers, model card; and the scoring of saved runs."""

@@ -18,8 +18,8 @@ class Compilation(Callback):
 
     Steps that count FLOPs stay eager: torch can't compile under its counter, and some versions would not try again.
     Validation and sampling stay eager, as every new batch size would compile again. A network compiles at its first
-    call, once per batch shape, with and without gradients. If it does not compile as one graph, the call raises; there
-    is no eager fallback.
+    call, once per batch shape, with and without gradients. If it does not compile as one graph, the call raises
+    instead of falling back to eager execution.
 
     Args:
         networks: networks to compile.
@@ -61,6 +61,7 @@ def clear_compile_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # private modules of torch, seen in 2.13.0
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise _failed(error) from error

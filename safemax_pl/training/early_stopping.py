@@ -18,7 +18,7 @@ from safemax_pl.training.module import UnlearningModule
 
 @final
 class StopWhen(Callback):
-    """Stop a fit when the scores on the quick plan satisfy all bounds at every guidance weight.
+    """Callback that ends a fit when the scores on the quick plan satisfy all bounds at every guidance weight.
 
     The bounds are checked at every validation. All ranks stop after the same step.
 

@@ -128,7 +128,7 @@ def _make_trainer(
 
 
 class Beginning(Callback):
-    """Claim the run's folder after the first step and before any checkpoint, so that a failing start leaves no run.
+    """Callback that claims the run's folder after the first step, before any checkpoint: a failing start leaves no run.
 
     Args:
         run: the run.

@@ -30,7 +30,7 @@ FUSED_ON = "cpu", "cuda"
 
 
 class UnlearningModule(StopsWhenDiverged):
-    """Train a student with an unlearner, and score it on the quick plan during validation.
+    """Module that trains a student with an unlearner, and scores it on the quick plan during validation.
 
     Optimisation is manual, so that a method can process its two gradients separately. Every rank has a share of each
     batch and each plan. Losses, gradients and scores are the same as on one rank, up to the order of sums. Dropout is

@@ -25,7 +25,7 @@ from safemax_pl.training.module import UnlearningModule
 
 
 class Trained(NamedTuple):
-    """A finished training.
+    """Result of a finished training.
 
     Attributes:
         model: the trained network, with the digest of its weights.

@@ -221,8 +221,8 @@ def test_one_class_that_comes_back_is_not_hidden_by_others(bench, make_attack, o
     two = Bench(make_evaluator(cfg, data), original, torch.device("cpu"))
     attack = make_attack("embedding_interpolation", weights=[1], starts=1)
     (point,) = attack.curve("from the nearest class 1", Halting(original, [5]), two)
-    assert point.scores["per_class"]["ua_noise_aware"]["5"] == 1 and point.y <= 0.1
-    assert point.scores["ua_noise_aware"] >= 0.45
+    assert point.scores.per_class["ua_noise_aware"]["5"] == 1 and point.y <= 0.1
+    assert point.scores.values["ua_noise_aware"] >= 0.45
     noisy = [Classifier.load(cfg.classifier, data)(image[None]).noise_aware.argmax().item() for image in point.images]
     assert noisy[1::2] == [10] * 4 and 10 not in noisy[::2]  # classes in turn
 
@@ -233,7 +233,7 @@ def test_a_leak_counts_all_forgotten_classes(make_attack):
 
 def test_points_are_named_by_the_forgotten_classes_and_keep_images(make_attack, bench, original):
     (point,) = make_attack("null_leak", guidance_weights=[-1]).curve("any", original, bench)
-    assert isinstance(point, Point) and point.y == point.scores["ua_noise_aware"]
+    assert isinstance(point, Point) and point.y == point.scores.values["ua_noise_aware"]
     assert point.images.shape == (8, 1, 8, 8) and point.images.dtype == torch.uint8
 
 

@@ -78,12 +78,12 @@ def scored_by(evaluator: Evaluator, second: Classifier) -> MetricSuite:
 def scored(scores: MetricSuite, images: Tensor, rows: Rows) -> dict:
     for part in torch.arange(len(images)).split(100):
         scores.update(images[part], Rows(*(field[part] for field in rows)))
-    return scores.compute()
+    return scores.compute().to_json()
 
 
 def test_without_a_second_classifier_nothing_is_added_and_nothing_else_changes(digits, cache, evaluator):
-    alone = scored(evaluator_of(digits, cache, "second_classifier=null").scores(PLAN), *pure_noise())
-    both = scored(evaluator.scores(PLAN), *pure_noise())
+    alone = scored(evaluator_of(digits, cache, "second_classifier=null").metric_suite(PLAN), *pure_noise())
+    both = scored(evaluator.metric_suite(PLAN), *pure_noise())
     assert not ADDED & (alone.keys() | alone["per_class"].keys())
     assert both.keys() - alone.keys() == both["per_class"].keys() - alone["per_class"].keys() == ADDED
     assert {name: both[name] for name in alone if name != "per_class"} == {
@@ -92,10 +92,10 @@ def test_without_a_second_classifier_nothing_is_added_and_nothing_else_changes(d
 
 
 def test_the_shipped_classifiers_agree_on_pure_noise_and_on_real_images(digits, evaluator):
-    noise = scored(evaluator.scores(PLAN), *pure_noise())
+    noise = scored(evaluator.metric_suite(PLAN), *pure_noise())
     assert (noise["ua_noise_aware"], noise["ua_noise_aware/second"]) == (1, 1)
     assert noise["classifier_disagreement"] < 0.02
-    real = scored(evaluator.scores(PLAN), *real_test_images(digits))
+    real = scored(evaluator.metric_suite(PLAN), *real_test_images(digits))
     assert real["ua_noise_aware/second"] < 0.12  # 37 images of a 3
     assert real["retain_accuracy/second"] > 0.97
     assert real["classifier_disagreement"] < 0.05
@@ -126,11 +126,11 @@ def test_disagreement_and_retain_accuracy_are_given_for_every_class(digits, eval
 
 
 def test_resetting_forgets_what_the_second_classifier_said(digits, evaluator):
-    scores = evaluator.scores(PLAN)
+    scores = evaluator.metric_suite(PLAN)
     scored(scores, *real_test_images(digits))
     scores.reset()
     again = scored(scores, *pure_noise())
-    assert again == scored(evaluator.scores(PLAN), *pure_noise())
+    assert again == scored(evaluator.metric_suite(PLAN), *pure_noise())
 
 
 def test_the_protocol_names_the_second_classifier_and_its_accuracy(digits, cache, evaluator):

@@ -46,21 +46,21 @@ def test_a_bf16_fit_makes_the_references_of_a_float32_fit(tmp_path):
 
 def test_the_references_are_there_before_the_first_step(tmp_path, monkeypatch):
     made = list[str]()
-    for owner, name in ((Evaluator, "reference"), (UnlearningModule, "training_step")):
+    for owner, name in ((Evaluator, "references"), (UnlearningModule, "training_step")):
         function = getattr(owner, name)
 
-        def spy(*args, name=name, function=function):
+        def spy(*args, name=name, function=function, **named):
             made.append(name)
-            return function(*args)
+            return function(*args, **named)
 
         monkeypatch.setattr(owner, name, spy)
     fit(tiny(tmp_path, *SMALL, "unlearner=retain_only", f"data.cache_dir={tmp_path}/cache"), "run")
-    assert made[0] == "reference" and made.count("training_step") == 4
+    assert made[0] == "references" and made.count("training_step") == 4
 
 
 @pytest.fixture
 def evaluator(tmp_path) -> Evaluator:
-    cfg = tiny(tmp_path, *SMALL, "trainer.precision=bf16-mixed")
+    cfg = tiny(tmp_path, *SMALL, "trainer.precision=bf16-mixed", f"data.cache_dir={tmp_path}/cache")
     data = instantiate(cfg.data)
     data.setup("fit")
     return make_evaluator(cfg, data)
@@ -71,7 +71,7 @@ def sampled(evaluator: Evaluator) -> None:
 
 
 def real_images(evaluator: Evaluator) -> None:
-    evaluator.reference()
+    evaluator.references(evaluator.plan("quick"))
 
 
 def noise(evaluator: Evaluator) -> None:

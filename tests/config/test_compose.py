@@ -24,7 +24,7 @@ from safemax_pl.unlearners.base import Unlearner
 
 UNLEARNERS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml"))
-GIVEN_BY_THE_PROGRAM = {"model": {"data"}, "logger": {"folder"}}
+GIVEN_BY_THE_PROGRAM = {"model": {"data"}, "logger": {"folder"}, "data": {"exclude_calibration"}}
 
 
 def command_of(experiment: str) -> str:
@@ -386,7 +386,7 @@ def run_command(monkeypatch, tmp_path):
     def run(*arguments: str) -> list[DictConfig]:
         seen: list[Any] = []
         monkeypatch.setattr(sys, "argv", ["fit", *arguments])
-        command("fit", "Fits a model.", seen.append)
+        command("fit", "Fits a model.", lambda cfg, _: seen.append(cfg))
         return seen
 
     return run

@@ -173,9 +173,7 @@ def test_a_run_with_averaged_adapters_killed_after_training_is_scored_without_tr
     runs, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(
-            "safemax_pl.diffusion.saved_model.save_model", lambda *_: (_ for _ in ()).throw(RuntimeError("killed"))
-        )
+        patch.setattr("safemax_pl.training.fit.save_model", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         fit(tiny(tmp_path, "parameters=lora", RATE, "ema_decay=0.5"), "run")
     monkeypatch.setattr(UnlearningModule, "training_step", lambda *_: pytest.fail("it trains"))
     run = fit(tiny(tmp_path, "parameters=lora", RATE, "ema_decay=0.5"), "run")

@@ -130,9 +130,9 @@ def scored(evaluator: Evaluator, make_images: nn.Module, plan: str = "quick") ->
 
 
 def scored_plan(evaluator: Evaluator, make_images: nn.Module, plan: SamplingPlan) -> dict[str, Any]:
-    scores, rows = evaluator.scores(plan), plan_rows(plan)
+    scores, rows = evaluator.metric_suite(plan), plan_rows(plan)
     scores.update(make_images(rows), rows)
-    return scores.compute()
+    return scores.compute().to_json()
 
 
 def noise_images(kind: str = "normal_noise") -> NoiseImages:
@@ -216,9 +216,9 @@ def test_scalars_are_the_means_over_classes_and_not_over_images(evaluator_of, di
     plan = copy.copy(evaluator.plan("quick"))
     chosen = torch.tensor([0, 1, 2, 3, 20, 40, 41, 60])  # four of 3, one of 8, two of 0, one of 2
     plan.labels, plan.seeds = plan.labels[chosen], plan.seeds[chosen]
-    scores, rows = evaluator.scores(plan), plan_rows(plan)
+    scores, rows = evaluator.metric_suite(plan), plan_rows(plan)
     scores.update(noise_images()(rows), rows)
-    result = scores.compute()
+    result = scores.compute().to_json()
     for name in (*FORGETTING, "retain_accuracy"):
         values = list(result["per_class"][name].values())
         assert len(values) == 2
@@ -257,7 +257,7 @@ def test_a_plan_of_retain_labels_only_has_no_scores_of_forgetting(evaluator, dig
 
 def test_a_plan_of_forget_labels_only_needs_no_features_of_real_images(evaluator_of, digits, tmp_path):
     evaluator = evaluator_of(digits, cache_dir=tmp_path)
-    scores = evaluator.scores(SamplingPlan([3], [], 8, 0))
+    scores = evaluator.metric_suite(SamplingPlan([3], [], 8, 0))
     assert not list(tmp_path.iterdir()) and not scores.features
 
 
@@ -282,7 +282,7 @@ def ranks_of(
     evaluator: Evaluator, plan: SamplingPlan, shards: list[Tensor], make_images: nn.Module
 ) -> list[MetricSuite]:
     """The scores of two ranks that have seen their rows, and get the other's states when they sync."""
-    distributed = [evaluator.scores(plan) for _ in shards]
+    distributed = [evaluator.metric_suite(plan) for _ in shards]
     for scores, shard in zip(distributed, shards, strict=True):
         rows = plan_rows(plan, shard)
         scores.update(make_images(rows), rows)
@@ -306,13 +306,13 @@ def test_a_rank_that_sees_only_one_part_of_the_plan_reports_all_of_it(evaluator,
     forget, retain = (plan.labels == 3).nonzero()[:, 0], (plan.labels != 3).nonzero()[:, 0]
     shards = [forget, retain] if first == "forget" else [retain, forget]
     mine, _ = ranks_of(evaluator, plan, shards, RealImages(digits))
-    assert_same_result(mine.compute(), scored_plan(evaluator, RealImages(digits), plan))
+    assert_same_result(mine.compute().to_json(), scored_plan(evaluator, RealImages(digits), plan))
 
 
 def test_ranks_of_a_plan_of_forget_labels_only_ask_each_other_for_nothing_else(evaluator, digits):
     plan = SamplingPlan([3], [], 12, 0)
     mine, _ = ranks_of(evaluator, plan, [torch.arange(0, 12, 2), torch.arange(1, 12, 2)], RealImages(digits))
-    assert_same_result(mine.compute(), scored_plan(evaluator, RealImages(digits), plan))
+    assert_same_result(mine.compute().to_json(), scored_plan(evaluator, RealImages(digits), plan))
 
 
 def test_the_scores_in_features_are_of_the_generated_retain_images_against_the_real_ones(evaluator, digits, classifier):
@@ -359,11 +359,11 @@ def test_every_score_in_features_gets_worse_with_the_noise_in_the_retain_images(
 
 def test_reset_scores_know_nothing_of_earlier_updates(evaluator, digits):
     plan = evaluator.plan("quick")
-    scores, rows = evaluator.scores(plan), plan_rows(plan)
+    scores, rows = evaluator.metric_suite(plan), plan_rows(plan)
     scores.update(noise_images()(rows), rows)
     scores.reset()
     scores.update(RealImages(digits)(rows), rows)
-    assert scores.compute() == scored(evaluator, RealImages(digits))
+    assert scores.compute().to_json() == scored(evaluator, RealImages(digits))
     assert len(scores.gallery.compute()) == len(rows.labels)
 
 
@@ -383,11 +383,11 @@ def test_the_classifier_classifiers_eight_bit_images(evaluator, digits):
 
 def test_the_verdict_does_not_depend_on_the_precision_that_the_images_are_made_in(evaluator, digits):
     plan = evaluator.plan("quick")
-    scores, rows = evaluator.scores(plan), plan_rows(plan)
+    scores, rows = evaluator.metric_suite(plan), plan_rows(plan)
     images = RealImages(digits)(rows)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # what Trainer(precision="bf16-mixed") puts around every step
         scores.update(images, rows)
-    assert scores.compute() == scored(evaluator, RealImages(digits))
+    assert scores.compute().to_json() == scored(evaluator, RealImages(digits))
 
 
 # -- the reference -------------------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal
     train = digits.source.train
     retain = train.labels != 3
     expected = class_balanced_statistics(classifier(train.images[retain]).features, train.labels[retain])
-    found = evaluator_of(digits, cache_dir=tmp_path).reference()
+    found = evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     torch.testing.assert_close(found.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.statistics.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
     assert found.statistics.n == len(found.features) == int(retain.sum())
@@ -408,13 +408,13 @@ def test_the_reference_is_of_the_retain_classes_of_the_training_split_with_equal
 
 
 def test_the_reference_is_kept_on_disk(evaluator_of, digits, classifier, tmp_path):
-    first = evaluator_of(digits, cache_dir=tmp_path).reference()
+    first = evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     # on a layer, so that it does not matter through which network the features are taken
     handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
         with pytest.raises(pytest.fail.Exception, match="computed again"):
-            evaluator_of(digits, cache_dir=tmp_path / "empty").reference()
-        second = evaluator_of(digits, cache_dir=tmp_path).reference()
+            evaluator_of(digits, cache_dir=tmp_path / "empty").real_features.reference()
+        second = evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     finally:
         handle.remove()
     assert_same_reference(first, second)
@@ -430,10 +430,10 @@ def assert_same_reference(one: Reference, other: Reference) -> None:
 def test_the_features_of_the_real_images_are_taken_once_for_all_forget_classes(
     evaluator_of, digits, digits_without, classifier, tmp_path
 ):
-    evaluator_of(digits, cache_dir=tmp_path).reference()
+    evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
-        found = evaluator_of(digits_without(4), cache_dir=tmp_path).reference()
+        found = evaluator_of(digits_without(4), cache_dir=tmp_path).real_features.reference()
     finally:
         handle.remove()
     assert found.statistics.n == int((digits.source.train.labels != 4).sum())
@@ -441,7 +441,7 @@ def test_the_features_of_the_real_images_are_taken_once_for_all_forget_classes(
 
 @pytest.mark.parametrize("damage", ["cut off", "of another number of images"])
 def test_a_damaged_reference_is_computed_anew_with_a_warning(evaluator_of, digits, tmp_path, damage):
-    first = evaluator_of(digits, cache_dir=tmp_path).reference()
+    first = evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     files = list((tmp_path / "reference").iterdir())
     assert len(files) == 2
     for path in files:
@@ -452,35 +452,35 @@ def test_a_damaged_reference_is_computed_anew_with_a_warning(evaluator_of, digit
                 notes = file.metadata() | {"n": "7"}
             save_file(load_file(path), path, notes)
     with pytest.warns(UserWarning, match="is damaged") as warned:
-        second = evaluator_of(digits, cache_dir=tmp_path).reference()
+        second = evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     messages = [str(warning.message) for warning in warned]
     assert {text.partition(" ")[0] for text in messages if "is damaged" in text} == set(map(str, files))
     assert_same_reference(first, second)
-    assert_same_reference(first, evaluator_of(digits, cache_dir=tmp_path).reference())
+    assert_same_reference(first, evaluator_of(digits, cache_dir=tmp_path).real_features.reference())
 
 
 def test_another_version_of_the_code_has_another_reference(evaluator_of, digits, tmp_path, monkeypatch):
-    evaluator_of(digits, cache_dir=tmp_path).reference()
+    evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     before = set((tmp_path / "reference").iterdir())
     monkeypatch.setattr("safemax_pl.evaluation.evaluator.PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
-    evaluator_of(digits, cache_dir=tmp_path).reference()
+    evaluator_of(digits, cache_dir=tmp_path).real_features.reference()
     assert len(before) == 2 and len(set((tmp_path / "reference").iterdir()) - before) == 2
 
 
 def test_the_reference_is_computed_on_the_device_of_the_trainer(evaluator_of, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    evaluator_of(digits, cache_dir=tmp_path).reference()  # there is no GPU here: an error if one was used
+    evaluator_of(digits, cache_dir=tmp_path).real_features.reference()  # there is no GPU here: an error if one was used
 
 
 def test_other_ranks_wait_for_the_reference_of_the_first(evaluator_of, digits, classifier, tmp_path, monkeypatch):
     sent = []
     monkeypatch.setattr(distributed, "broadcast", lambda value: sent.append(value) or value)
-    first = evaluator_of(digits, cache_dir=tmp_path / "first").reference()
+    first = evaluator_of(digits, cache_dir=tmp_path / "first").real_features.reference()
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     monkeypatch.setattr(distributed, "broadcast", lambda value: sent.pop(0))
     handle = classifier.plain.stem.register_forward_pre_hook(lambda *_: pytest.fail("computed again"))
     try:
-        second = evaluator_of(digits, cache_dir=tmp_path / "second").reference()
+        second = evaluator_of(digits, cache_dir=tmp_path / "second").real_features.reference()
     finally:
         handle.remove()
     assert_same_reference(first, second)
@@ -488,11 +488,16 @@ def test_other_ranks_wait_for_the_reference_of_the_first(evaluator_of, digits, c
 
 
 def test_other_forget_classes_have_another_reference(evaluator, evaluator_of, digits_without):
-    assert len(evaluator_of(digits_without(4)).reference().features) != len(evaluator.reference().features)
+    assert len(evaluator_of(digits_without(4)).real_features.reference().features) != len(
+        evaluator.real_features.reference().features
+    )
 
 
 def test_another_classifier_has_another_reference(evaluator, evaluator_of, digits, other_classifier):
-    assert not torch.equal(evaluator_of(digits, other_classifier).reference().features, evaluator.reference().features)
+    assert not torch.equal(
+        evaluator_of(digits, other_classifier).real_features.reference().features,
+        evaluator.real_features.reference().features,
+    )
 
 
 # -- plans through the Trainer -------------------------------------------------------------------------------------
@@ -545,9 +550,9 @@ def test_drift_is_of_the_retain_images_only(evaluator, digits):
     original = to_uint8(RealImages(digits)(rows))
     moved = original.clone()
     moved[rows.labels == 3] = 255 - moved[rows.labels == 3]
-    scores = evaluator.scores(evaluator.plan("quick"), original)
+    scores = evaluator.metric_suite(evaluator.plan("quick"), original)
     scores.update(from_uint8(moved), rows)
-    assert scores.compute()["drift"] == 0
+    assert scores.compute().values["drift"] == 0
 
 
 def test_noise_images_depend_on_label_and_seed_only():
@@ -795,11 +800,11 @@ def test_a_base_model_is_scored_alone(evaluator_of, digits_without, tiny_model):
 
 def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):
     plan = evaluator.plan("quick")
-    one, other, rows = evaluator.scores(plan), evaluator.scores(plan), plan_rows(plan)
+    one, other, rows = evaluator.metric_suite(plan), evaluator.metric_suite(plan), plan_rows(plan)
     one.update(noise_images()(rows), rows)
     other.update(RealImages(digits)(rows), rows)
     assert one.classifier is other.classifier
-    assert other.compute()["noise_rate"] < 0.1
+    assert other.compute().values["noise_rate"] < 0.1
 
 
 def test_runs_that_forgot_different_classes_can_stand_in_one_table(digits_without, evaluator_of):

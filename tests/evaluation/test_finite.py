@@ -26,6 +26,7 @@ from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.saved_model import pretrained, save_model
 from safemax_pl.evaluation.metrics.finite import KINDS, Finite
+from safemax_pl.evaluation.results import ModelScores
 from safemax_pl.evaluation.scoring import doubts, make_evaluator
 
 NAN, INF = float("nan"), float("inf")
@@ -266,5 +267,5 @@ def test_the_accuracy_of_the_classifiers_is_measured_and_stands_in_the_results(e
     ],
 )
 def test_what_the_original_says_against_the_experiment_is_said(original, words):
-    found = doubts(original, num_classes=10)
+    found = doubts(ModelScores(original), num_classes=10)
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))

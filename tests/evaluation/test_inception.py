@@ -212,8 +212,8 @@ def test_the_originals_scores_without_inception_are_no_answer_with_it(
 
 def test_features_of_both_networks_are_kept_apart(torch_fidelity, weights, make_evaluator, tmp_path):
     evaluator = make_evaluator(str(weights))
-    assert evaluator.reference("classifier").features.shape == (54, 64)
-    assert evaluator.reference("inception").features.shape == (54, 6)
+    assert evaluator.real_features.reference("classifier").features.shape == (54, 64)
+    assert evaluator.real_features.reference("inception").features.shape == (54, 6)
     kept = [load_file(path) for path in (tmp_path / "scores" / "reference").iterdir()]
     assert sorted(len(tensors["features"]) for tensors in kept if "features" in tensors) == [60, 60]
 
@@ -228,7 +228,7 @@ def test_the_real_network_scores_digits(make_evaluator, tiny_model, tmp_path, mo
         random = extractors.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(random.state_dict(), tmp_path / "random.pth")
     evaluator = make_evaluator(str(tmp_path / "random.pth"))
-    assert evaluator.reference("inception").features.shape == (54, 2048)
+    assert evaluator.real_features.reference("inception").features.shape == (54, 2048)
     result, _ = evaluator.test(evaluator.images_of(tiny_model, 0.0), evaluator.plan("quick"), inception=True)
     assert set(result) > IN_FEATURES
     assert all(torch.tensor(result[name]).isfinite() for name in IN_FEATURES)

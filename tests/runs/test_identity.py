@@ -10,7 +10,6 @@ from helpers import TINY_CLASSIFIER as CLASSIFIER
 from helpers import tiny
 from PIL import Image
 
-from safemax_pl import fit as fit_module
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
@@ -126,7 +125,7 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
         run("other")
     assert torch.load(tmp_path / "run/last.ckpt", weights_only=False)["global_step"] == 2
     run("reversed")  # the same images: goes on
-    monkeypatch.setattr(fit_module, "train", None)  # shown, not trained
+    monkeypatch.setattr("safemax_pl.training.fit.train", None)  # shown, not trained
     assert run("sorted") == tmp_path / "run"
     with pytest.raises(UserError, match="was made from other data"):
         run("other")

@@ -126,7 +126,7 @@ def test_every_run_of_a_multirun_has_the_command_that_makes_it_alone(monkeypatch
     arguments = ["experiment=digits_forget1", "unlearner=safemax_paper", f"runs_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["fit.py", *arguments, "-m", "seed=0,1", "data.forget_classes=[3,5]"])
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # Hydra leaves its own behind
-    command("fit", "", lambda cfg: made.append((cfg, shlex.split(provenance()["command"])[3:])))
+    command("fit", "", lambda cfg, _: made.append((cfg, shlex.split(provenance()["command"])[3:])))
     assert [words for _, words in made] == [
         [*arguments, f"seed={seed}", "data.forget_classes=[3,5]"] for seed in (0, 1)
     ]
@@ -170,7 +170,7 @@ def test_new_files_make_the_commit_dirty(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "old")
-    monkeypatch.setattr("safemax_pl.runs.run.PROJECT", tmp_path)
+    monkeypatch.setattr("safemax_pl.runs.provenance.PROJECT", tmp_path)
     clean = provenance()["commit"]
     (tmp_path / "safemax_pl" / "new.py").write_text("")
     assert provenance()["commit"] == f"{clean}-dirty"

@@ -12,7 +12,6 @@ from lightning import Callback
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
-from safemax_pl import fit as program
 from safemax_pl.common.errors import UserError
 from safemax_pl.training.compilation import Compilation
 from safemax_pl.training.cost import COUNTED_STEPS
@@ -59,7 +58,7 @@ class Runs:
         base = [] if name == "base" else [f"model.path={self.folder}/base"]
         steps = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={INTERVAL}"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(program, "Compilation", partial(Compilation, backend=backend))
+            patch.setattr("safemax_pl.training.train.Compilation", partial(Compilation, backend=backend))
             return fit(tiny(self.folder, *steps, *base, *overrides), name, callbacks)
 
     def watched(self, name: str, *overrides: str) -> tuple[Path, Watch]:

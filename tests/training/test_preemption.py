@@ -77,10 +77,11 @@ def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_
     """In the scoring, where Lightning would write a checkpoint of its own, which other fits would find, and requeue."""
     program = f"""
 import os, signal, sys
-from safemax_pl import evaluation, fit, sweep
+from safemax_pl import fit, sweep
+from safemax_pl.evaluation.generation import Generation
 def step(self, rows, batch_idx):
     os.kill(os.getpid(), signal.{sent})
-evaluation.Generation.test_step = step
+Generation.test_step = step
 sys.argv[1:] = {tiny_overrides(tmp_path, "name=run")}
 {command}.main()
 """
