@@ -37,10 +37,10 @@ lint: .venv/ready
 weights: .venv/ready         ## train all models in weights/digits again; half an hour on two cores
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_classifier
 	.venv/bin/python -m safemax_pl.fit_classifier experiment=digits_second_classifier
-	.venv/bin/python -m safemax_pl.publish runs/digits_classifier weights/digits/classifier --precision float32
-	.venv/bin/python -m safemax_pl.publish runs/digits_second_classifier weights/digits/second_classifier --precision float32
+	.venv/bin/python -m safemax_pl.publish runs/digits_classifier weights/digits/classifier precision=float32
+	.venv/bin/python -m safemax_pl.publish runs/digits_second_classifier weights/digits/second_classifier precision=float32
 	.venv/bin/python -m safemax_pl.fit experiment=digits_pretrain
-	.venv/bin/python -m safemax_pl.publish runs/digits_pretrain weights/digits --precision float32
+	.venv/bin/python -m safemax_pl.publish runs/digits_pretrain weights/digits precision=float32
 	.venv/bin/python -m safemax_pl.fit experiment=digits_methods name=digits_without_3 unlearner=retrain data.forget_classes=[3] \
 	  data.retain_batch_size=64 optimizer.lr=1e-3 trainer.max_steps=2000 trainer.val_check_interval=1000
-	.venv/bin/python -m safemax_pl.publish runs/digits_without_3 weights/digits/without_3 --precision float32
+	.venv/bin/python -m safemax_pl.publish runs/digits_without_3 weights/digits/without_3 precision=float32

@@ -27,7 +27,7 @@ def run(folders: list[str], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1, 2), run, partial(composed, "evaluate_classifier"))
+    command_on_folders(__doc__ or "", range(1, 2), run, partial(composed, "evaluate_classifier"), check=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Usage:
   python -m safemax_pl.publish runs/cifar10_pretrain weights/cifar10
   python -m safemax_pl.publish runs/cifar10_classifier weights/cifar10/classifier
-  python -m safemax_pl.publish runs/digits_pretrain weights/digits --precision float32
+  python -m safemax_pl.publish runs/digits_pretrain weights/digits precision=float32
 
 The scores in the card are those of the weights before rounding. To give it the scores of the shipped weights:
   python -m safemax_pl.evaluate weights/cifar10        writes weights/cifar10/evaluations/...
@@ -16,32 +16,22 @@ refused. Only files of an earlier publication are replaced, and nothing else in 
 refused if it is a run, or if a file of another origin has one of these names.
 """
 
-import argparse
+from functools import partial
+from pathlib import Path
 
-from safemax_pl.common.errors import clear_errors
-from safemax_pl.common.files import folder_argument
+from safemax_pl.config.command_line import command_on_folders, composed
+
+
+def run(folders: list[str], overrides: list[str]) -> None:
+    """Publish. Imports are here, as they take seconds and must follow the checks of the command line."""
+    from safemax_pl.runs.publication import publish
+
+    cfg = composed("publish", folders, overrides)
+    publish(Path(folders[0]), Path(folders[1]), cfg.precision, cfg.max_mb)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m safemax_pl.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=folder_argument, help="a finished run, or an evaluation of the second folder")
-    parser.add_argument("folder", type=folder_argument, help="folder to write, such as weights/cifar10")
-    parser.add_argument(
-        "--precision",
-        choices=("float16", "bfloat16", "float32"),
-        default="float16",
-        help="of the matrices (default: float16)",
-    )
-    parser.add_argument(
-        "--max-mb", type=float, metavar="MB", help="limit of the weights (default: 45 for a model, 15 for a classifier)"
-    )
-    arguments = parser.parse_args()
-    with clear_errors():
-        from safemax_pl.runs.publication import publish  # heavy, so only after the command line was understood
-
-        publish(arguments.run, arguments.folder, arguments.precision, arguments.max_mb)
+    command_on_folders(__doc__ or "", range(2, 3), run, partial(composed, "publish"), check=True)
 
 
 if __name__ == "__main__":

@@ -14,49 +14,19 @@ A study is a folder runs_dir/<name>: study.journal, a run for every trial (trial
 the command for every point of the Pareto front, pareto.png and importance.png. `report` compares its trials.
 """
 
-import sys
-from pathlib import Path
-
-from safemax_pl.common.errors import UserError, clear_errors
-from safemax_pl.config.command_line import quiet, split_arguments
-from safemax_pl.config.compose import compose
-from safemax_pl.config.locations import run_name
+from safemax_pl.config.command_line import command_on_folders
+from safemax_pl.sweeps.arguments import sweep_config
 
 
-def sweep(overrides: list[str]) -> Path:
-    """Run trials until the study has `sweep.trials`; return its folder. Raises as `sweeps.worker.work`."""
-    own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
-    settings = compose("sweep", own).sweep
-    fixed = fit_arguments(settings.unlearner, [item for item in overrides if item not in own])
-    cfg = compose("fit", fixed)
-    choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)
-    name = run_name(cfg, [*(item for item in fixed if not item.startswith("unlearner=")), f"sweep={choice}"])
+def run(folders: list[str], overrides: list[str]) -> None:
+    """Work on the study. Imports are here, as they take seconds and must follow the checks of the command line."""
+    from safemax_pl.sweeps.worker import sweep
 
-    from safemax_pl.sweeps.worker import work  # imports torch: after the command line was understood
-
-    return work(settings, fixed, cfg, name)
-
-
-def fit_arguments(unlearner: str, overrides: list[str]) -> list[str]:
-    """Return the arguments of the fit command for all trials: `overrides`, and the unlearner of the sweep."""
-    chosen = [item for item in overrides if item.partition("=")[0] == "unlearner"]
-    if chosen and chosen[-1] != f"unlearner={unlearner}":
-        raise UserError(
-            f"{chosen[-1]}, and the sweep is for unlearner={unlearner}: leave it out, or give the sweep= of that method"
-        )
-    return [*(item for item in overrides if item not in chosen), f"unlearner={unlearner}"]
+    sweep(overrides)
 
 
 def main() -> None:
-    overrides, flags = split_arguments(sys.argv[1:])
-    if {"-h", "--help"} & set(flags):
-        print(__doc__)
-        return
-    quiet()
-    with clear_errors():
-        if flags:
-            raise UserError(f"{flags[0]}: a sweep takes key=value arguments only")
-        sweep(overrides)
+    command_on_folders(__doc__ or "", range(1), run, sweep_config, check=True)
 
 
 if __name__ == "__main__":

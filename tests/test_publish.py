@@ -275,7 +275,7 @@ def test_a_command_loses_where_it_ran():
 
 
 def test_weights_above_the_limit_are_refused_before_anything_is_written(runs, tmp_path):
-    with pytest.raises(UserError, match=r"have 0\.\d MB in float16, and 0\.01 MB are legal.*smaller network.*--max-mb"):
+    with pytest.raises(UserError, match=r"have 0\.\d MB in float16, and 0\.01 MB are legal.*smaller network.*max_mb="):
         publish(runs / "model", tmp_path / "new", max_mb=0.01)
     assert not (tmp_path / "new").exists()
 
@@ -300,7 +300,7 @@ def test_an_unfinished_run_is_refused(runs, tmp_path, missing):
 
 
 def test_the_command(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["publish", str(runs / "model"), str(tmp_path / "new"), "--precision", "bfloat16"])
+    monkeypatch.setattr(sys, "argv", ["publish", str(runs / "model"), str(tmp_path / "new"), "precision=bfloat16"])
     main()
     assert "MB of weights in bfloat16" in capsys.readouterr().out
     assert load_file(tmp_path / "new" / WEIGHTS)["conv_in.weight"].dtype == torch.bfloat16

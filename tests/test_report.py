@@ -23,7 +23,7 @@ def run_main(monkeypatch, *arguments):
 def test_real_runs_become_a_report(tmp_path, monkeypatch, capsys):
     for unlearner in ("safemax", "retain_only"):
         fit(tiny(tmp_path, f"unlearner={unlearner}"), unlearner)
-    run_main(monkeypatch, tmp_path, "--title", "Two methods")
+    run_main(monkeypatch, tmp_path, 'title="Two methods"')
     assert "2 runs, 2 methods" in capsys.readouterr().out
     text = (tmp_path / "report" / "report.md").read_text()
     scores = json.loads((tmp_path / "safemax" / "metrics.json").read_text())["scores"]["w=0"]

@@ -24,17 +24,16 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from wandb.sdk.launch.sweeps import utils as agent
 
-from safemax_pl import sweep as command
 from safemax_pl.common.errors import MachineError, UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.command_line import split_arguments
 from safemax_pl.config.compose import CONFIGS, compose
 from safemax_pl.config.locations import comparable
 from safemax_pl.reports.report import report
-from safemax_pl.sweep import main, sweep
+from safemax_pl.sweep import main
 from safemax_pl.sweeps import results, worker
 from safemax_pl.sweeps import study as shared
-from safemax_pl.sweeps.worker import values
+from safemax_pl.sweeps.worker import sweep, values
 
 ONLY_STEPS = [
     "~sweep.space.optimizer",
@@ -191,7 +190,7 @@ def test_a_fault_of_the_machine_stops_the_worker_and_the_trial_goes_on_later(
     tmp_path, fits, monkeypatch, capsys, fault
 ):
     monkeypatch.setattr(worker, "fit", failing(worker.fit, None, fault))
-    monkeypatch.setattr(command, "quiet", lambda: None)
+    monkeypatch.setattr("safemax_pl.config.command_line.quiet", lambda: None)
     overrides = arguments(tmp_path, *ONLY_STEPS, "sweep.trials=2")
     monkeypatch.setattr(sys, "argv", ["sweep", *overrides])
     with pytest.raises(SystemExit) as ended:

@@ -10,7 +10,7 @@ for part in tuning papers tuned retrain; do
 done
 for block in papers tuned; do
   report=runs/digits_methods/report_$block
-  python -m safemax_pl.report runs/digits_methods/$block runs/digits_methods/retrain --out $report
+  python -m safemax_pl.report runs/digits_methods/$block runs/digits_methods/retrain out=$report
   cp $report/results.csv $here/results_$block.csv
 done
 cp runs/digits_methods/report_tuned/figures/w0-samples.png $here/figure.png

@@ -7,6 +7,6 @@ export OMP_NUM_THREADS=1
 here=experiments/2026-11-25_digits_robustness
 python $here/study.py fit | xargs -P 2 -d '\n' -I{} bash -c '{}'
 python $here/study.py attack
-python -m safemax_pl.report runs/digits_robustness --out runs/digits_robustness/report
+python -m safemax_pl.report runs/digits_robustness out=runs/digits_robustness/report
 cp runs/digits_robustness/report/{results,robustness}.csv $here/
 python $here/study.py figure

@@ -10,4 +10,4 @@ sbatch --wait --array=1-2 --cpus-per-task=1 slurm/sweep.sbatch experiment=digits
   evaluation.plans.quick.retain_total=27 evaluation.plans.standard.retain_total=180
 cp runs/digits_sweep/trials.csv $here/
 cp runs/digits_sweep/pareto.png $here/figure.png
-${PYTHON:-python} -m safemax_pl.report runs/digits_sweep --out runs/digits_sweep/report --title "Sweep of SAFEMax on digits"
+${PYTHON:-python} -m safemax_pl.report runs/digits_sweep out=runs/digits_sweep/report 'title="Sweep of SAFEMax on digits"'

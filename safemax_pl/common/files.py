@@ -1,6 +1,5 @@
 """Write files and folders atomically, and hash their content."""
 
-import argparse
 import csv
 import hashlib
 import json
@@ -23,13 +22,6 @@ from safemax_pl.common.escaping import cell
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
 SCRATCH = ".part"  # suffix of the name of an unfinished file or folder
-
-
-def folder_argument(text: str) -> Path:
-    """Read an argument of argparse that names a folder; reject the empty text of an unset shell variable."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a folder")
-    return Path(text)
 
 
 def existing(folder: Path) -> Path:

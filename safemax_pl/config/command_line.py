@@ -80,6 +80,7 @@ def command_on_folders(
     folders: range,
     task: Callable[[list[str], list[str]], Any],
     configuration: Callable[[list[str], list[str]], DictConfig],
+    check: bool = False,
 ) -> None:
     """Run `task(folders, overrides)` as a command that takes folders and settings.
 
@@ -88,6 +89,7 @@ def command_on_folders(
         folders: legal numbers of folders.
         task: body of the command; imports slow modules itself.
         configuration: composes the configuration, for --cfg job.
+        check: compose it also before `task`, to report mistakes at once; only if nothing slow is imported for it.
     """
     settings, flags = split_arguments(sys.argv[1:])
     given = [item for item in settings if not SETTING.match(item)]
@@ -103,7 +105,11 @@ def command_on_folders(
         if len(given) not in folders:
             legal = f"{folders.start}" if len(folders) == 1 else f"at least {folders.start}"
             raise UserError(f"got {len(given)} folders ({' '.join(given) or 'none'}), expected {legal}; see --help")
+        if not all(folder.strip() for folder in given):  # such as an unset shell variable
+            raise UserError("a folder is empty: give its name; see --help")
         parse(overrides)
+        if check and not show:
+            configuration(given, overrides)
     if show:
         with clear_errors():
             print(OmegaConf.to_yaml(configuration(given, overrides)), end="")

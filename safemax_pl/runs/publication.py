@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safemax_pl.common import untrusted
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.files import atomic, file_digest, write_json
 from safemax_pl.common.network_limits import MAX_WEIGHTS, check_weights
 from safemax_pl.config.locations import without_folders, without_locations
@@ -21,7 +21,7 @@ from safemax_pl.diffusion.saved_model import read_class_names, weights_digest
 from safemax_pl.diffusion.saved_process import read_process
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs.model_card import PICTURES, classifier_card, model_card
-from safemax_pl.runs.publication_checks import FILES, check_fit, check_folder, is_ours, rounded
+from safemax_pl.runs.publication_checks import FILES, PRECISIONS, check_fit, check_folder, is_ours, rounded
 from safemax_pl.runs.run import read_metrics
 
 LIMITS = {"unet": 45.0, "classifier": 15.0}  # MB of weights that a repository should hold, 10⁶ bytes each
@@ -40,6 +40,10 @@ def publish(run: Path, folder: Path, precision: str = "float16", max_mb: float |
         UserError: if the run is unfinished, its weights are too large for the limit or the precision, the evaluation
             is of other weights, or the folder is a run or has files of another origin in the way.
     """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if max_mb is not None and (isinstance(max_mb, bool) or not isinstance(max_mb, int | float)):
+        raise UserError(f"max_mb={max_mb!r}: give a number of MB, or null for the usual limit")
     part = next((part for part in FILES if (run / part / FILES[part]).exists()), None)
     metrics = read_metrics(run)
     if metrics is not None and run.parent.name == "evaluations":
@@ -78,7 +82,7 @@ def _weights(run: Path, part: str, precision: str, max_mb: float) -> dict[str, T
     if not (size := _megabytes(tensors)) <= max_mb:  # also for a limit that is not a number
         raise UserError(
             f"the weights of {run} have {size:.1f} MB in {precision}, and {max_mb:g} MB are legal: train a smaller "
-            "network, or give a higher --max-mb"
+            "network, or give a higher max_mb="
         )
     return tensors
 

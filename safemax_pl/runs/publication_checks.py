@@ -110,5 +110,5 @@ def rounded(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
     }
     if (broken := not_finite(found)) is not None:
-        raise UserError(f"{broken} is not finite in {precision}: give --precision bfloat16 or float32")
+        raise UserError(f"{broken} is not finite in {precision}: give precision=bfloat16 or precision=float32")
     return found

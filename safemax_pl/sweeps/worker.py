@@ -21,6 +21,7 @@ from safemax_pl.reports.load import read
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import run_folder
 from safemax_pl.sweeps import results
+from safemax_pl.sweeps.arguments import sweep_arguments
 from safemax_pl.sweeps.pruning import pruning
 from safemax_pl.sweeps.space import Sweep, as_overrides
 from safemax_pl.sweeps.study import Claim, SharedStudy, counted, trial_name
@@ -34,6 +35,11 @@ class Trials(NamedTuple):
     arguments: list[str]
     cfg: DictConfig
     callbacks: list[Callback]
+
+
+def sweep(overrides: list[str]) -> Path:
+    """Run trials until the study of a command line has `sweep.trials`; return its folder. Raises as `work`."""
+    return work(*sweep_arguments(overrides))
 
 
 def work(settings: DictConfig, arguments: list[str], cfg: DictConfig, name: str) -> Path:
@@ -50,8 +56,8 @@ def work(settings: DictConfig, arguments: list[str], cfg: DictConfig, name: str)
         MachineError: if a fault of the machine stops a trial, which does not count.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep, callbacks = build(settings), pruning(settings.prune)
-    study = _study(sweep, arguments, cfg, name)
+    space, callbacks = build(settings), pruning(settings.prune)
+    study = _study(space, arguments, cfg, name)
     trials = Trials(arguments, cfg, callbacks)
     while (claim := study.claim()) is not None:
         try:

@@ -8,7 +8,7 @@ from workers import default, settings
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import CONFIGS, compose
-from safemax_pl.sweep import fit_arguments
+from safemax_pl.sweeps.arguments import fit_arguments
 from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.space import Sweep, as_overrides, differences
 
