@@ -7,6 +7,8 @@ any hardware; batch and image size change nothing. Prints per method, the mean o
   on lists: those of them that take all weights or gradients at once (`torch._foreach_*`, fused Adam);
   launches: the same operators, those on lists and concatenations counted as often as torch splits them on CUDA. Any
     other operator counts once, though it may launch several kernels, as a convolution does.
+A second table compares a step of `fit` with the same SAFEMax step in a bare loop, on the digits: the difference is what
+Lightning and our callbacks add to every step of every method.
 Takes half a minute on two idle cores.
 """
 
@@ -17,17 +19,20 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.command import command
 from benchmarks.methods import ALTERNATING, METHODS, UNLEARNERS, CountedPriors
-from benchmarks.setting import Training, random_data
+from benchmarks.overhead import BareLoop
+from benchmarks.setting import Training, accelerator, random_data, silent_fit
 from benchmarks.tables import FOLDER, publish
 from benchmarks.timing import default_device
 from safemax_pl.common.errors import unknown
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
+from safemax_pl.training.cost import COUNTED_STEPS
 
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh: what the arguments of one kernel, 4 KiB, have room for
 CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)
@@ -54,9 +59,11 @@ class Operators(TorchDispatchMode):
             self.launches += kernels(name, [*args, result])
         return result
 
-    @property
-    def on_lists(self) -> int:
-        return sum(count for name, count in self.counts.items() if is_on_lists(name))
+    def row(self, steps: int = 1) -> dict[str, int]:
+        """The mean over some number of steps."""
+        on_lists = sum(count for name, count in self.counts.items() if is_on_lists(name))
+        counts = {"operators": self.counts.total(), "on lists": on_lists, "launches": self.launches}
+        return {name: count // steps for name, count in counts.items()}
 
 
 def is_on_lists(name: str) -> bool:
@@ -88,6 +95,35 @@ def numel(value: Any) -> int:
     return value.numel() if isinstance(value, Tensor) else -1
 
 
+class Beside(Callback):
+    """Counts one step of a fit, after those that count FLOPs, and the same step of a bare loop."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.fit, self.bare = Operators(), Operators()
+        self.loop = BareLoop(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == COUNTED_STEPS + 1:
+            self.fit.__enter__()
+        if trainer.global_step == COUNTED_STEPS + 2:
+            self.fit.__exit__(None, None, None)
+            self.loop.take_step()  # makes the optimiser's state
+            with self.bare:
+                self.loop.take_step()
+
+
+def what_a_fit_adds() -> list[dict[str, Any]]:
+    """Count a step of SAFEMax on the digits in `fit` and in a bare loop."""
+    counted = Beside()
+    settings = ["experiment=digits_methods", "second_classifier=null", "sampler.steps=3", "evaluation.final=quick"]
+    settings += ["evaluation.plans.quick={forget_per_class: 1, retain_total: 9}", accelerator()]
+    settings += [f"trainer.{key}={COUNTED_STEPS + 2}" for key in ("max_steps", "val_check_interval")]
+    silent_fit(settings, [counted])
+    fit, bare = counted.fit.row(), counted.bare.row()
+    added = {name: fit[name] - count for name, count in bare.items()}
+    return [{"step of": "fit"} | fit, {"step of": "a bare loop"} | bare, {"step of": "difference"} | added]
+
+
 def main(
     methods: tuple[str, ...] = METHODS,
     network: tuple[str, ...] = ("model=unet_medium",),
@@ -111,11 +147,11 @@ def main(
         with patch("torch.nn.utils.clip_grad_norm_", clip), Operators() as operators:
             for number in range(kinds):
                 training.step(unlearner, number)
-        counts = {"operators": operators.counts.total(), "on lists": operators.on_lists, "launches": operators.launches}
-        rows.append({"method": method} | {name: count // kinds for name, count in counts.items()})
+        rows.append({"method": method} | operators.row(kinds))
     title = f"Operators and kernels of a step of every method, {' '.join(network)}{', bfloat16' if bf16 else ''}"
     parameters = [weight.numel() for weight in training.student.parameters()]
-    return publish("launches", title, rows, {}, folder, tensors=len(parameters), parameters=sum(parameters))
+    more = {"A step of SAFEMax on the digits": what_a_fit_adds()}
+    return publish("launches", title, rows, {}, folder, more, tensors=len(parameters), parameters=sum(parameters))
 
 
 if __name__ == "__main__":
