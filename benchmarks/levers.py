@@ -52,7 +52,7 @@ def bf16_norms(training: Training, step: Callable[[Training], Any], repeats: int
     half = replace(training, bf16=True)
 
     sides = {WITHOUT: changed(half, use_torch_norms), WITH: half}
-    with patch.object(group_norm, "WIDENING", (training.device.type,)):
+    with patch.object(group_norm, "FLOAT32_DEVICES", (training.device.type,)):
         return compare({name: partial(step, side) for name, side in sides.items()}, repeats)
 
 
