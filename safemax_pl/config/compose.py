@@ -35,20 +35,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: for an unknown option, key or value, including those in experiment files.
     """
-    check_install()
-    resolvers.register()
-    parse(overrides)
-    GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
-        except MissingConfigException as error:
-            group, _, name = str(error.missing_cfg_file).rpartition("/")
-            raise unknown(group or "config", name, error.options or []) from error
-        except (ConfigCompositionException, OmegaConfBaseException) as error:
-            raise _composition_error(config_name, overrides, error) from error
-        except (HydraException, ValueError) as error:  # such as data=null; Hydra's message lacks the override
-            raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
+    cfg = composed_by_hydra(config_name, overrides)
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
@@ -62,6 +49,28 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
     check_values(cfg)
     return cfg
+
+
+def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose a configuration, with its node `hydra`; check only what Hydra checks, without any slow import.
+
+    Raises:
+        UserError: for an unknown option or key.
+    """
+    check_install()
+    resolvers.register()
+    parse(overrides)
+    GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            return hydra.compose(config_name, overrides, return_hydra_config=True)
+        except MissingConfigException as error:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            raise unknown(group or "config", name, error.options or []) from error
+        except (ConfigCompositionException, OmegaConfBaseException) as error:
+            raise _composition_error(config_name, overrides, error) from error
+        except (HydraException, ValueError) as error:  # such as data=null; Hydra's message lacks the override
+            raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
 
 
 def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:

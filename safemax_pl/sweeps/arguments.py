@@ -5,7 +5,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import compose
+from safemax_pl.config.compose import compose, composed_by_hydra
 from safemax_pl.config.locations import run_name
 
 
@@ -32,9 +32,10 @@ def sweep_arguments(overrides: list[str]) -> SweepArguments:
         UserError: for unknown keys and values, and for the unlearner of another sweep.
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
-    settings = compose("sweep", own).sweep
-    fixed = fit_arguments(settings.unlearner, [item for item in overrides if item not in own])
-    cfg = compose("fit", fixed)
+    unlearner = composed_by_hydra("sweep", own).sweep.unlearner
+    fixed = fit_arguments(unlearner, [item for item in overrides if item not in own])
+    composed_by_hydra("fit", fixed)
+    settings, cfg = compose("sweep", own).sweep, compose("fit", fixed)
     choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)
     name = run_name(cfg, [*(item for item in fixed if not item.startswith("unlearner=")), f"sweep={choice}"])
     return SweepArguments(settings, fixed, cfg, name)
