@@ -432,7 +432,7 @@ def do(job: Job) -> bool:
 def main() -> None:
     quiet()
     if PLAIN_NORM:
-        group_norm.WIDENING = ()
+        group_norm.FLOAT32_DEVICES = ()
     failed = 0
     with clear_errors():
         for part in sys.argv[1:] or [""]:
