@@ -139,7 +139,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_arguments_carry_every_value_exactly():
     point = {
         "optimizer.lr": 0.00012345678901234567,
-        "unlearner.clean_null": True,
+        "data.flip": True,
         "gradient_clip": None,
         "trainer.max_steps": 7,
         "unlearner.retain_loss": "denoise",
