@@ -11,18 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from safemax_pl.attacks.attack import attack
-from safemax_pl.common.figures import (
-    COLOURS,
-    GREY,
-    HEIGHT,
-    PALE,
-    WIDTH,
-    handle,
-    legend,
-    name_axes,
-    panels,
-    save_figure,
-)
+from safemax_pl.common.figures import COLOURS, GREY, HEIGHT, PALE, WIDTH, handle, legend, name_axes, panels, save_figure
 from safemax_pl.common.point_labels import label_points
 from safemax_pl.config.command_line import quiet
 from safemax_pl.reports.figures.trade_offs import REFERENCE

@@ -40,12 +40,11 @@ class WrongSize(Exception):
 
     Attributes:
         width, height: of the image, in pixels.
-        grey: whether it has no colours.
     """
 
-    def __init__(self, width: int, height: int, grey: bool):
+    def __init__(self, width: int, height: int):
         super().__init__(f"{width}x{height}")
-        self.width, self.height, self.grey = width, height, grey
+        self.width, self.height = width, height
 
 
 def decode_all(
@@ -143,10 +142,9 @@ def _converted(
         seen["animated or of several pages: the first is taken"] += 1
     scaled = file.mode == "I" and file.format in ("PNG", "PPM")  # Pillow reads these with 16 bits
     image = _eight_bits(_upright(file, seen), name, scaled, seen)
-    grey = _is_grey(file.mode)
     if image.size != (width, height) and not resize:
-        raise WrongSize(*image.size, grey)
-    return _on_white(image, seen).convert("L" if channels == 1 else "RGB"), grey
+        raise WrongSize(*image.size)
+    return _on_white(image, seen).convert("L" if channels == 1 else "RGB"), _is_grey(file.mode)
 
 
 def size_of(encoded: bytes | Path) -> tuple[int, int, bool] | None:

@@ -37,7 +37,7 @@ class Sampler:
         steps: network evaluations per image, from 1 to T.
         eta: stochasticity of DDIM, in [0, 1]. The other samplers ignore it.
         clip_sample: clamp the predicted x_0 to [−1, 1] in every step.
-        spacing: of the visited timesteps, "leading" or "trailing" (https://arxiv.org/abs/2305.08891, table 2).
+        spacing: of the visited timesteps, "leading" or "trailing" (https://arxiv.org/abs/2305.08891).
 
     Raises:
         UserError: for an unknown name or a number out of range.

@@ -11,16 +11,7 @@ from optuna.importance import get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from safemax_pl.common.figures import (
-    COLOURS,
-    HEIGHT,
-    TEXT,
-    WIDTH,
-    legend,
-    logarithmic,
-    name_axes,
-    panels,
-)
+from safemax_pl.common.figures import COLOURS, HEIGHT, TEXT, WIDTH, legend, logarithmic, name_axes, panels
 from safemax_pl.common.point_labels import label_points
 
 MIN_TRIALS = 4  # for an importance

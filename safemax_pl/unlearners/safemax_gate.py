@@ -1,6 +1,7 @@
 """Timestep weights ψ(t) of SAFEMax's forget loss (https://arxiv.org/abs/2508.20773)."""
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from safemax_pl.common.errors import UserError, unknown
 
 
+@final
 class TimestepGate:
     """ψ(t) = exp(−decay · t / T) inside a window of timesteps, 0 outside. Noise grows with t.
 
