@@ -70,7 +70,7 @@ def measure(network: str, batch: int, devices: int, steps: int, out: str) -> Non
         if distributed.is_first():
             found["checkpoint_bytes"] = path.stat().st_size
             write_json(Path(out), found)
-        distributed.total(torch.zeros(1))
+        distributed.all_reduce_sum(torch.zeros(1))
 
 
 def exchanges(gradient: Tensor) -> list[float]:
@@ -86,12 +86,12 @@ def exchanges(gradient: Tensor) -> list[float]:
 
 def samplings(images: ModelImages, devices: int) -> list[float]:
     """Return the images per second of all ranks together."""
-    mine, rates = torch.arange(distributed.number(), SAMPLED, devices), []
+    mine, rates = torch.arange(distributed.rank(), SAMPLED, devices), []
     images(Rows(mine[:2] % 10, mine[:2], mine[:2]))
     for _ in range(SAMPLINGS):
         start = time.perf_counter()
         images(Rows(mine % 10, mine, mine))
-        distributed.total(torch.zeros(1))  # waits for all ranks
+        distributed.all_reduce_sum(torch.zeros(1))  # waits for all ranks
         rates.append(SAMPLED / (time.perf_counter() - start))
     return rates
 

@@ -65,7 +65,7 @@ class Log:
         self.log_dict, module.log_dict = module.log_dict, self.keep  # type: ignore[method-assign]
 
     def keep(self, values: dict[str, torch.Tensor], **arguments: Any) -> None:
-        self.losses += [distributed.mean(value).item() for value in values.values()]
+        self.losses += [distributed.all_reduce_mean(value).item() for value in values.values()]
         self.log_dict(values, **arguments)
 
 
@@ -88,7 +88,7 @@ def steps(folder: Path, devices: int, method: str, *overrides: str, fails_on: in
     sgd = instantiate({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01})
     module = UnlearningModule(student, teacher, unlearner, evaluator, sgd)
     log = Log(module)
-    if fails_on == distributed.number():
+    if fails_on == distributed.rank():
         losses = unlearner.losses
         unlearner.losses = lambda *batch: type(losses(*batch))(*(loss * torch.nan for loss in losses(*batch)))
     settings = {"logger": False, "enable_checkpointing": False, "max_steps": 2, "limit_val_batches": 0}
@@ -136,7 +136,7 @@ def fails(folder: Path) -> None:
         step(self, *arguments)
 
     UnlearningModule.training_step = broken  # type: ignore[method-assign]
-    with clear_errors(), distributed.together():
+    with clear_errors(), distributed.ending_ranks():
         fit(compose("fit", tiny(folder, 2)), "fails")
 
 
@@ -147,4 +147,4 @@ if __name__ == "__main__":
     if what == "fails":
         fails(where)
     else:
-        torch.save(job(where, Path(what), 2), where / f"rank{distributed.number()}.pt")
+        torch.save(job(where, Path(what), 2), where / f"rank{distributed.rank()}.pt")

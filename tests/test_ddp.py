@@ -240,7 +240,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_words(failing):
 def test_the_ranks_that_a_failing_one_has_started_end_with_it(monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     monkeypatch.setattr(distributed, "_started", [other])
-    with pytest.raises(ZeroDivisionError), distributed.together():
+    with pytest.raises(ZeroDivisionError), distributed.ending_ranks():
         raise ZeroDivisionError
     assert other.wait() == -signal.SIGKILL  # and not 0, by itself
 

@@ -84,7 +84,7 @@ class TrainingAttack(Attack):
         optimizer = torch.optim.Adam(parameters, lr=budget.rate)
         for step in range(last + 1):
             if step in budget.score_at:
-                distributed.same(model)
+                distributed.broadcast_parameters(model)
                 images = bench.evaluator.images_of(model, self.guidance_weights[0])
                 yield bench.point(step, images, self.images_per_class, self.retain_total)
                 model.to(bench.device)  # scoring may have moved the model

@@ -25,13 +25,13 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.count() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         x = x.float()  # statistics are in float32, also under autocast
-        mean = distributed.mean(x.mean(dim=(0, 2, 3)))
+        mean = distributed.all_reduce_mean(x.mean(dim=(0, 2, 3)))
         centred = x - mean[:, None, None]
-        variance = distributed.mean(centred.square().mean(dim=(0, 2, 3)))
-        n = x[:, 0].numel() * distributed.count()
+        variance = distributed.all_reduce_mean(centred.square().mean(dim=(0, 2, 3)))
+        n = x[:, 0].numel() * distributed.world_size()
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():

@@ -81,7 +81,7 @@ class ClassifierModule(StopsWhenDiverged):
         n = max(round(self.noise_share * len(x)), 1)
         noise_labels = torch.full_like(real.labels[:n], len(self.classifier.class_names))
         faded = torch.where(rng.uniform(real.keys, rng.Stream.TARGET, (1, 1, 1)) < 0.5, x, noise.faded(real.keys, x))
-        images = torch.cat([faded, noise.mixture(real.keys[:n], x[:n], distributed.number(), distributed.count())])
+        images = torch.cat([faded, noise.mixture(real.keys[:n], x[:n], distributed.rank(), distributed.world_size())])
         logits = self.classifier.noise_aware(channels_last(images))[0]
         aware = self.loss(logits, torch.cat([real.labels, noise_labels]))
         self.log_dict({"loss/plain": plain.detach(), "loss/noise_aware": aware.detach()}, prog_bar=True, sync_dist=True)

@@ -62,12 +62,12 @@ def start(trainer: Trainer) -> None:
     _started.extend(launcher.procs)
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def number() -> int:
+def rank() -> int:
     """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -77,7 +77,7 @@ def is_first() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
@@ -92,14 +92,14 @@ def broadcast(value: T) -> T:
     return holder[0]
 
 
-def same(module: nn.Module) -> None:
+def broadcast_parameters(module: nn.Module) -> None:
     """Copy the parameters of rank 0 to every rank, in place."""
     if dist.is_initialized():
         for parameter in module.parameters():
             dist.broadcast(parameter.data, 0)
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum a tensor over all ranks, with gradients."""
     return _Total.apply(value) if dist.is_initialized() else value
 
@@ -115,42 +115,42 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient)
+        return all_reduce_sum(gradient)
 
 
-def mean(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """Average a tensor over all ranks, with gradients."""
-    return total(value) / count()
+    return all_reduce_sum(value) / world_size()
 
 
-def means(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def all_reduce_means(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Average several tensors over all ranks by one all-reduce, without gradients."""
     if not dist.is_initialized():
         return values
     flat = torch.cat([value.flatten() for value in values])
     dist.all_reduce(flat)
-    parts = (flat / count()).split([value.numel() for value in values])
+    parts = (flat / world_size()).split([value.numel() for value in values])
     return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Return the values of all ranks in the order of the ranks; any value that can be pickled."""
     if not dist.is_initialized():
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def concatenated(value: Tensor) -> Tensor:
+def all_gather_rows(value: Tensor) -> Tensor:
     """Concatenate the tensors of all ranks in the order of the ranks; their numbers of rows may differ."""
     if not dist.is_initialized():
         return value
-    return torch.cat(gathered(value.cpu())).to(value.device)
+    return torch.cat(all_gather(value.cpu())).to(value.device)
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def ending_ranks() -> Iterator[None]:
     """If the block raises, kill the ranks that this process has started, and add the number of this rank to the error.
 
     Other ranks would hang in a collective. With NCCL the process exits at once, because an orderly shutdown of the
@@ -165,10 +165,10 @@ def together() -> Iterator[None]:
             raise
         if dist.get_backend() == "nccl" and isinstance(error, Exception):
             words = f"error: {error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-            print(f"rank {number()}: {words}", file=sys.stderr, flush=True)
+            print(f"rank {rank()}: {words}", file=sys.stderr, flush=True)
             os._exit(1)
         if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST):
-            raise UserError(f"rank {number()} lost another rank: see the error of that rank") from error
+            raise UserError(f"rank {rank()} lost another rank: see the error of that rank") from error
         if isinstance(error, UserError):
-            raise UserError(f"rank {number()}: {error}") from error
+            raise UserError(f"rank {rank()}: {error}") from error
         raise

@@ -61,7 +61,7 @@ def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cf
 
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)
-    with clear_errors(), distributed.together():
+    with clear_errors(), distributed.ending_ranks():
         name_method(cfg, hydra_cfg.runtime.choices)
         try:
             task(cfg, overrides)
@@ -117,7 +117,7 @@ def command_on_folders(
     _import_lightning()
     from safemax_pl.common import distributed
 
-    with clear_errors(), distributed.together():
+    with clear_errors(), distributed.ending_ranks():
         task(given, overrides)
 
 

@@ -2,10 +2,6 @@
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from safemax_pl.common.files import dotted, leaves
-
 # module of 0.4.0 -> module now
 MODULES = {
     "safemax_pl.architectures": "safemax_pl.classifier.architectures",
@@ -29,26 +25,40 @@ METRICS = {
 }
 
 
+# key of sweep.prune before 0.5.0 -> key now
+PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}
+
 SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
 SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
-DEFENCES = ("clean_null", "inner_steps", "inner_lr")  # arguments of SAFEMax before 0.5.0, of SAFEMaxRobust now
+DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax had these before 0.5.0; off by default
 
 
-def present_config(cfg: DictConfig) -> None:
-    """Rename targets in a saved configuration, and the class of SAFEMax with defences, in place; resolve nothing."""
-    for where, value in leaves(OmegaConf.to_container(cfg)):
-        if where[-1] == "_target_" and (now := present_target(value)) != value:
-            OmegaConf.update(cfg, dotted(where), now)
-    plain: Any = OmegaConf.to_container(cfg)
-    unlearner = plain.get("unlearner")
-    if not isinstance(unlearner, dict) or unlearner.get("_target_") != SAFEMAX or "clean_null" not in unlearner:
-        return
-    if unlearner["clean_null"] or unlearner.get("inner_steps"):
-        cfg.unlearner._target_ = SAFEMAX_ROBUST
-        return
-    with open_dict(cfg.unlearner):
-        for key in DEFENCES:
-            cfg.unlearner.pop(key, None)
+def present_config(content: Any) -> Any:
+    """Return a saved configuration, as plain mappings and lists, with the present names of targets.
+
+    SAFEMax with defences becomes the class that has them now.
+    """
+    if isinstance(content, list):
+        return [present_config(value) for value in content]
+    if not isinstance(content, dict):
+        return content
+    found = {
+        key: present_target(value) if key == "_target_" else present_config(value) for key, value in content.items()
+    }
+    if found.get("_target_") != SAFEMAX:
+        return found
+    defences = {key: found.pop(key, default) for key, default in DEFENCES.items()}
+    if not defences["clean_null"] and not defences["inner_steps"]:
+        return found
+    return found | {"_target_": SAFEMAX_ROBUST, **defences}
+
+
+def present_study(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity of a saved study (`Sweep.identity`) with the present names of targets and keys."""
+    found = present_metrics(present_config(identity))
+    if isinstance(prune := found.get("prune"), dict):
+        found["prune"] = {PRUNE.get(key, key): value for key, value in prune.items()}
+    return found
 
 
 def present_target(target: Any) -> Any:

@@ -58,9 +58,9 @@ def read_config(path: Path) -> DictConfig:
     with damaged(path):
         text = regular(path, MAX_YAML).read_text(encoding="utf-8")
         _check_yaml(text)
-        cfg = OmegaConf.load(io.StringIO(text))
+        written: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # nothing is resolved
+        cfg = OmegaConf.create(present_config(written))
         assert isinstance(cfg, DictConfig)
-        present_config(cfg)
     resolvers.register()
     return cfg
 

@@ -34,7 +34,7 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
         "safemax_pl": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": f"{distributed.count()} × {device}" if distributed.count() > 1 else device,
+        "hardware": f"{distributed.world_size()} × {device}" if distributed.world_size() > 1 else device,
     }
 
 

@@ -140,12 +140,14 @@ class Cost(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._stop()  # excludes the writing of the checkpoint and includes the steps before it
-        return {name: getattr(self, name) for name in SAVED} | {"own": distributed.gathered(self.own)}
+        return {name: getattr(self, name) for name in SAVED} | {"own": distributed.all_gather(self.own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in SAVED})
         saved = state_dict["own"]
-        mine = saved[distributed.number() :: distributed.count()]  # distributes the values of another number of ranks
+        mine = saved[
+            distributed.rank() :: distributed.world_size()
+        ]  # distributes the values of another number of ranks
         joules_used = [used["joules"] for used in mine]
         self.own |= (mine or saved)[0] | {
             "peak_bytes": max((used["peak_bytes"] for used in mine), default=0),
@@ -166,7 +168,7 @@ class Cost(Callback):
         }
         if self.timed and self.own["joules"] is not None:
             used["energy_joules"] = self._scale * self.own["joules"]
-        return distributed.gathered(used)
+        return distributed.all_gather(used)
 
     def summary(self) -> dict[str, float]:
         """Return the values for metrics.json, with the maximum of memory and the sum of energy over ranks.

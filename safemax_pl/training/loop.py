@@ -68,7 +68,7 @@ def fit_module(
             raise
         if preemption.saved:  # on all ranks; wait, as the first rank that exits ends the others
             end_wandb(exit_code=1)
-            distributed.wait()
+            distributed.barrier()
         raise KeyboardInterrupt from lightning_exit
     trainer.save_checkpoint(run.checkpoint)
 

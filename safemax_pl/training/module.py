@@ -141,7 +141,7 @@ class UnlearningModule(StopsWhenDiverged):
         Lightning reads the values of the progress bar after every step, so they are copied to the host.
         """
         self.check_finite()
-        forget, retain = distributed.mean(torch.stack(losses).detach()).cpu()
+        forget, retain = distributed.all_reduce_mean(torch.stack(losses).detach()).cpu()
         self.log_dict({"loss/forget": forget, "loss/retain": retain}, prog_bar=True)
 
     # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------

@@ -82,7 +82,7 @@ class EraseDiff(Unlearner):
         for _ in range(self.inner_steps):
             weights = {name: weight.requires_grad_() for name, weight in weights.items()}
             loss = forget_loss(task.student, weights, x_t, t, labels, target)
-            gradients = distributed.means(torch.autograd.grad(loss, list(weights.values())))
+            gradients = distributed.all_reduce_means(torch.autograd.grad(loss, list(weights.values())))
             with torch.no_grad():
                 moved = torch._foreach_sub(list(weights.values()), gradients, alpha=self.inner_lr)
             weights = dict(zip(weights, moved, strict=True))

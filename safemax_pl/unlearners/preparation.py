@@ -91,18 +91,18 @@ class Preparation:
         state = [value.to(self.device) for value in state]
         saved = time.perf_counter()
         for first in self._rounds(name, done, parts):
-            i = min(first + distributed.number(), parts - 1)
+            i = min(first + distributed.rank(), parts - 1)
             if first == 0:
                 flops = _flops(part, i)
             start = time.perf_counter()
             more = part(i)
-            if first + distributed.number() >= parts:  # this rank has no part left in the last round
+            if first + distributed.rank() >= parts:  # this rank has no part left in the last round
                 more = [value[:0] if concatenate else torch.zeros_like(value) for value in more]
             state = _merged(state, more, concatenate)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds += time.perf_counter() - start
-            done = min(first + distributed.count(), parts)
+            done = min(first + distributed.world_size(), parts)
             if distributed.is_first() and (done == parts or time.perf_counter() - saved > SAVE_EVERY):
                 _save(path, Progress(state, done, seconds, flops))
                 saved = time.perf_counter()
@@ -112,7 +112,7 @@ class Preparation:
 
     def _rounds(self, name: str, done: int, parts: int) -> Iterable[int]:
         """Return the first part of every round that is left. In a round each rank computes one part."""
-        rounds = range(done, parts, distributed.count())
+        rounds = range(done, parts, distributed.world_size())
         silent = not self.show_progress or len(rounds) < 2
         return track(rounds, description=f"preparation: {name}", disable=silent)
 
@@ -126,7 +126,7 @@ def _flops(part: Callable[[int], State], i: int) -> float:
 
 def _merged(state: State, more: State, concatenate: bool) -> State:
     """Combine the parts of all ranks, then add them to the state."""
-    more = [distributed.concatenated(value) if concatenate else distributed.total(value) for value in more]
+    more = [distributed.all_gather_rows(value) if concatenate else distributed.all_reduce_sum(value) for value in more]
     if not state:
         return more
     if concatenate:

@@ -34,7 +34,7 @@ class RGD(Unlearner):
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
         ascent = denoising_loss(task, forget, forget.labels)
-        reached = distributed.mean(ascent.detach()) > self.bound  # of the batch of all ranks
+        reached = distributed.all_reduce_mean(ascent.detach()) > self.bound  # of the batch of all ranks
         ascent = torch.where(reached, self.bound, ascent)
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 

@@ -96,7 +96,7 @@ class SAFEMaxRobust(Unlearner):
             x_t, eps, t = task.diffusion.noised(batch)
             prediction = torch.func.functional_call(task.student, weights, (x_t, t, batch.labels))
             loss = (prediction - task.diffusion.prediction_of(batch.x_0, eps, t)).square().mean()
-            signs = torch._foreach_sign(distributed.means(torch.autograd.grad(loss, list(weights.values()))))
+            signs = torch._foreach_sign(distributed.all_reduce_means(torch.autograd.grad(loss, list(weights.values()))))
             moved = torch._foreach_sub(list(weights.values()), signs, alpha=self.inner_lr)
             weights = dict(zip(weights, moved, strict=True))
         return {name: weight if name in moving else weight.detach() for name, weight in weights.items()}

@@ -81,7 +81,7 @@ class SFROn(Unlearner):
         losses = (task.student(x_t, t, forget.labels) - target).square().mean(dim=(1, 2, 3))
         weights = (losses.detach() + 1e-8) ** -self.adaptivity
         decay = (1 + math.cos(math.pi * task.step / task.max_steps)) / 2
-        ascent = -decay * (weights / distributed.mean(weights.mean()) * losses).mean()
+        ascent = -decay * (weights / distributed.all_reduce_mean(weights.mean()) * losses).mean()
         return Losses(ascent, ascent.new_zeros(()))
 
     def before_step(self, task: Task) -> None:

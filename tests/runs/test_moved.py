@@ -65,3 +65,17 @@ def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences
     before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now
+
+
+def test_a_study_is_the_one_that_its_present_command_describes():
+    now = {
+        "prune": {"after": 0.5, "min_forgetting": 0.3, "max_harm": None},
+        "objectives": {"preparation_flops": "minimize"},
+    }
+    now["config"] = {"sampler": {"_target_": "safemax_pl.diffusion.sampler.Sampler", "steps": 3}}
+    before = {
+        "prune": {"after": 0.5, "least_forgetting": 0.3, "most_harm": None},
+        "objectives": {"prior_flops": "minimize"},
+    }
+    before["config"] = {"sampler": {"_target_": "safemax_pl.sampler.Sampler", "steps": 3}}
+    assert moved.present_study(before) == moved.present_study(now) == now

@@ -179,7 +179,7 @@ def test_averaging_makes_no_step_wait(fit):
 
 def test_losses_are_reduced_and_read_only_when_they_are_logged(fit, monkeypatch):
     reduced = []
-    monkeypatch.setattr(distributed, "mean", lambda value: reduced.append(value) or value)
+    monkeypatch.setattr(distributed, "all_reduce_mean", lambda value: reduced.append(value) or value)
     fit("finetune", CPU)
     assert not reduced
     fit("finetune", CPU, log_every=2)
