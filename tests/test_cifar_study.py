@@ -214,7 +214,7 @@ def test_what_is_shipped_fits_into_the_repository(data, monkeypatch):
         image_shape, num_classes = (3, 32, 32), int(data.removeprefix("cifar"))
 
     def megabytes(*networks: nn.Module) -> float:
-        return sum(2 * weight.numel() for network in unet for weight in network.parameters()) / 1e6
+        return sum(2 * weight.numel() for network in networks for weight in network.parameters()) / 1e6
 
     def base(experiment: str) -> float:
         model = instantiate(compose("fit", [f"experiment={data}_{experiment}"]).model, data=Shape())

@@ -13,6 +13,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
+from safemax_pl.evaluate_classifier import main
 from safemax_pl.runs.evaluate_classifier import evaluate_classifier
 
 SHIPPED = PROJECT / "weights" / "digits" / "classifier"
@@ -108,7 +109,7 @@ def test_a_key_that_nothing_reads_is_refused():
 def test_a_missing_classifier_is_one_line(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["classifier", str(tmp_path / "nothing"), f"runs_dir={tmp_path}", cache])
     with pytest.raises(SystemExit):
-        evaluate_classifier.main()
+        main()
     error = capsys.readouterr().err
     assert error.startswith("error: no classifier at") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -117,5 +118,5 @@ def test_a_missing_classifier_is_one_line(tmp_path, cache, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_shows_the_usage(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["classifier", *arguments])
-    evaluate_classifier.main()
+    main()
     assert "python -m safemax_pl.evaluate_classifier weights/digits/classifier" in capsys.readouterr().out

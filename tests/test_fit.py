@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
+from safemax_pl.config.build import build
+from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.training.experiment import Experiment
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
-from safemax_pl.training.optimizer import make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     ],
 )
 def test_the_update_is_one_kernel_where_the_optimiser_has_it_and_nobody_says_otherwise(tmp_path, chosen, fused):
-    optimizer = make_optimizer(tiny(tmp_path, *chosen).optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    experiment = Experiment.build(tiny(tmp_path, *chosen))
+    teacher = Frozen(experiment.original)
+    make = build(experiment.cfg.optimizer)
+    module = UnlearningModule(experiment.student, teacher, experiment.unlearner, experiment.evaluator, make)
+    optimizer = module.configure_optimizers()
     assert optimizer.param_groups[0].get("fused", "has none") == fused
 
 

@@ -282,7 +282,7 @@ def test_a_run_writes_a_classifier_that_loads(finished):
 
 def test_a_classifier_is_scored_on_the_device_that_it_was_trained_on(tmp_path, monkeypatch):
     """Lightning moves a module to the CPU when its fit ends; "meta" stands for an accelerator."""
-    module = importlib.import_module("safemax_pl.fit_classifier")
+    module = importlib.import_module("safemax_pl.training.fit_classifier")
     devices = []
 
     class Seen(Exception):
@@ -292,7 +292,7 @@ def test_a_classifier_is_scored_on_the_device_that_it_was_trained_on(tmp_path, m
         devices.append(next(classifier.parameters()).device.type)
         raise Seen
 
-    monkeypatch.setattr(module, "train", lambda *_: None)
+    monkeypatch.setattr(module, "fit_module", lambda *_: None)
     monkeypatch.setattr(module, "calibrate", calibrate)
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
     with pytest.raises(Seen):

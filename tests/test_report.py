@@ -40,7 +40,7 @@ def test_out_may_be_elsewhere_and_nothing_else_is_touched(write_run, tmp_path, m
     write_run()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    run_main(monkeypatch, tmp_path / "runs", "--out", tmp_path / "out")
+    run_main(monkeypatch, tmp_path / "runs", f"out={tmp_path / 'out'}")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["figures", "mine.txt", "per_class.csv", "report.html", "report.md", "results.csv", "summary.csv"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["safemax-0-3"]

@@ -343,7 +343,7 @@ def test_the_command_line_has_help_and_no_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep", "-m"])
     with pytest.raises(SystemExit):
         main()
-    assert "key=value arguments only" in capsys.readouterr().err
+    assert "give settings as key=value" in capsys.readouterr().err
 
 
 # -- W&B's own sweeps --------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from safemax_pl.config.compose import check_install, compose, name_method
 from safemax_pl.config.overrides import check_single, parse, values_of
 
 TAKE_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
-SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=")  # start of key=value; write a folder of that form as ./a=b
+SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=|~[A-Za-z_][\w.@]*$")  # key=value or ~key; write such a folder as ./a=b
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:

@@ -1,7 +1,6 @@
 """LightningModule for all methods, so that optimiser, logging and sampling are the same in every comparison."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ class UnlearningModule(StopsWhenDiverged):
         lr_scheduler: Callable[..., LRScheduler] | None = None,
         gradient_clip: float | None = 1.0,
         seed: int = 0,
-        original_scores: Mapping[float, ModelScores] = MappingProxyType({}),
+        original_scores: dict[float, ModelScores] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -74,8 +73,8 @@ class UnlearningModule(StopsWhenDiverged):
         self.student.train()  # diffusers loads networks in eval mode, which Lightning keeps: no dropout
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.gradient_clip, self.seed = gradient_clip, seed
-        self.plan, self.original_scores = evaluator.plan("quick"), original_scores
-        self.quick_scores: dict[float, ModelScores] = {}
+        self.plan, self.quick_scores = evaluator.plan("quick"), dict[float, ModelScores]()
+        self.original_scores = original_scores or {}
         self._suites: list[MetricSuite] = []  # in a list, so that they are neither saved nor averaged with the student
         self.preparation_seconds, self.preparation_flops = 0.0, 0.0
 

@@ -32,6 +32,7 @@ from safemax_pl.evaluation.generation import NoiseImages
 from safemax_pl.evaluation.metric_suite import MetricSuite
 from safemax_pl.evaluation.metrics.frechet import class_balanced_statistics
 from safemax_pl.evaluation.metrics.reference import Reference
+from safemax_pl.evaluation.results import ModelScores
 from safemax_pl.evaluation.scoring import score
 from safemax_pl.reports.load import what_must_agree
 
@@ -215,7 +216,7 @@ def test_scalars_are_the_means_over_classes_and_not_over_images(evaluator_of, di
     evaluator = evaluator_of(digits_without(3, 8))
     plan = copy.copy(evaluator.plan("quick"))
     chosen = torch.tensor([0, 1, 2, 3, 20, 40, 41, 60])  # four of 3, one of 8, two of 0, one of 2
-    plan.labels, plan.seeds = plan.labels[chosen], plan.seeds[chosen]
+    plan.labels, plan.seeds, plan.is_forget = plan.labels[chosen], plan.seeds[chosen], plan.is_forget[chosen]
     scores, rows = evaluator.metric_suite(plan), plan_rows(plan)
     scores.update(noise_images()(rows), rows)
     result = scores.compute().to_json()
@@ -513,7 +514,7 @@ def assert_same_result(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 def test_a_test_gives_the_scores_and_the_images_of_the_whole_plan_in_order(evaluator, digits):
     result, images = evaluator.test(RealImages(digits), evaluator.plan("quick"))
-    assert_same_result(result, scored(evaluator, RealImages(digits)))
+    assert_same_result(result.to_json(), scored(evaluator, RealImages(digits)))
     expected = to_uint8(RealImages(digits)(plan_rows(evaluator.plan("quick"))))
     torch.testing.assert_close(images, expected, rtol=0, atol=0)
 
@@ -523,7 +524,7 @@ def test_results_do_not_depend_on_the_batch_size(evaluator_of, digits, tiny_mode
     for batch_size in (7, 50):
         evaluator = evaluator_of(digits, batch_size=batch_size)
         result, images = evaluator.test(evaluator.images_of(tiny_model, 0.0), evaluator.plan("quick"))
-        results.append(result)
+        results.append(result.to_json())
         galleries.append(images)
     assert_same_result(*results)
     assert (galleries[0].int() - galleries[1].int()).abs().max() <= 1
@@ -541,8 +542,8 @@ def test_drift_is_zero_for_the_same_images_and_large_for_noise(evaluator, digits
     _, original = evaluator.test(RealImages(digits), plan)
     same, _ = evaluator.test(RealImages(digits), plan, original)
     noise, _ = evaluator.test(noise_images(), plan, original)
-    assert same["drift"] == 0
-    assert noise["drift"] > 0.5
+    assert same.values["drift"] == 0
+    assert noise.values["drift"] > 0.5
 
 
 def test_drift_is_of_the_retain_images_only(evaluator, digits):
@@ -596,7 +597,7 @@ class BrokenSampler(Sampler):
 
 
 @pytest.fixture(scope="module")
-def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[dict[str, Any], Tensor]]:
+def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[ModelScores, Tensor]]:
     """Scores the original with an evaluator that fails when it samples."""
 
     def run(
@@ -606,7 +607,7 @@ def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[dic
         plan: str = "quick",
         sampler: Sampler | None = None,
         **settings: Any,
-    ) -> tuple[dict[str, Any], Tensor]:
+    ) -> tuple[ModelScores, Tensor]:
         broken = evaluator_of(data, sampler=sampler or BrokenSampler("ddim", STEPS), **settings)
         return broken.test_original(model, guidance, plan)
 
@@ -614,7 +615,7 @@ def must_not_sample(evaluator_of, digits, tiny_model) -> Callable[..., tuple[dic
 
 
 @pytest.fixture(scope="module")
-def first(evaluator: Evaluator, tiny_model: Model) -> tuple[dict[str, Any], Tensor]:
+def first(evaluator: Evaluator, tiny_model: Model) -> tuple[ModelScores, Tensor]:
     return evaluator.test_original(tiny_model, 0.0, "quick")
 
 
@@ -635,7 +636,7 @@ def test_a_damaged_original_is_sampled_anew_with_a_warning(evaluator_of, digits,
         save_file(load_file(path), path, {} if damage == "without scores" else {"scores": "{"})
     with pytest.warns(UserWarning, match=f"{path} is damaged"):
         again, same = evaluator_of(digits, **small).test_original(tiny_model, 0.0, "quick")
-    assert_same_result(again, result)
+    assert_same_result(again.to_json(), result.to_json())
     assert torch.equal(images, same)
     assert evaluator_of(digits, **small).test_original(tiny_model, 0.0, "quick")[0] == again
 
@@ -652,7 +653,7 @@ def test_other_numbers_under_the_name_of_a_plan_are_sampled_anew(first, must_not
 
 def test_another_classifier_scores_the_original_anew(first, must_not_sample, other_classifier):
     with pytest.raises(AssertionError, match="sampled"):
-        must_not_sample(classifier=other_classifier)
+        must_not_sample(another=other_classifier)
 
 
 def test_other_forget_classes_are_sampled_anew(first, must_not_sample, digits_without):
@@ -779,23 +780,23 @@ def test_a_plan_has_the_forget_and_the_retain_classes_of_the_data(evaluator):
 
 def test_a_model_is_scored_beside_the_original_and_both_controls(evaluator_of, digits, tiny_model):
     evaluator = evaluator_of(digits, plans={"quick": {"forget_per_class": 4, "retain_total": 18}}, guidance=[0, 2])
-    metrics, pictures = score(evaluator, tiny_model, tiny_model)
-    assert list(metrics["scores"]) == ["w=0", "w=2"]
-    for models in metrics["scores"].values():
+    results = score(evaluator, tiny_model, tiny_model)
+    assert list(results.scores) == [0.0, 2.0]
+    for models in results.scores.values():
         assert list(models) == ["original", "unlearned", "normal_noise", "uniform_noise"]
-        assert models["unlearned"]["drift"] == 0
-        assert models["unlearned"]["entropy"] == pytest.approx(models["original"]["entropy"])
-    assert list(pictures) == ["w=0", "w=2"]
-    for images in pictures.values():
+        assert models["unlearned"].values["drift"] == 0
+        assert models["unlearned"].values["entropy"] == pytest.approx(models["original"].values["entropy"])
+    assert list(results.images) == [0.0, 2.0]
+    for images in results.images.values():
         assert [(name, len(pixels)) for name, pixels in images.items()] == [("original", 22), ("unlearned", 22)]
-    assert not torch.equal(pictures["w=0"]["original"], pictures["w=2"]["original"])
-    assert metrics["protocol"] == evaluator.protocol("quick")
+    assert not torch.equal(results.images[0.0]["original"], results.images[2.0]["original"])
+    assert results.protocol == evaluator.protocol("quick")
 
 
 def test_a_base_model_is_scored_alone(evaluator_of, digits_without, tiny_model):
     evaluator = evaluator_of(digits_without(), plans={"quick": {"forget_per_class": 0, "retain_total": 20}})
-    metrics, pictures = score(evaluator, tiny_model, None)
-    assert list(metrics["scores"]["w=0"]) == list(pictures["w=0"]) == ["model"]
+    results = score(evaluator, tiny_model, None)
+    assert list(results.scores[0.0]) == list(results.images[0.0]) == ["model"]
 
 
 def test_fresh_scores_share_the_classifier_and_no_state(evaluator, digits):

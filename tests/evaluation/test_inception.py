@@ -178,17 +178,17 @@ def test_the_final_plan_is_scored_in_both_networks_features(
     torch_fidelity, weights, make_evaluator, tiny_model, few_digits
 ):
     evaluator = make_evaluator(str(weights))
-    metrics, images = score(evaluator, tiny_model, tiny_model)
-    models = metrics["scores"]["w=0"]
+    results = score(evaluator, tiny_model, tiny_model)
+    models = {name: one.values for name, one in results.scores[0.0].items()}
     for scores in models.values():
         assert {name for name in scores if name.endswith("/inception")} == IN_FEATURES
         assert {name.replace("inception", "classifier") for name in IN_FEATURES if "score" not in name} < set(scores)
-    assert metrics["protocol"]["features"]["inception"] == file_digest(weights)
+    assert results.protocol["features"]["inception"] == file_digest(weights)
 
     network, train = Inception(str(weights)), few_digits.source.train
     retain, labels = train.labels != 3, evaluator.plan("standard").labels
     real = class_balanced_statistics(network(train.images[retain])[0], train.labels[retain])
-    made = class_balanced_statistics(network(images["w=0"]["unlearned"][labels != 3])[0], labels[labels != 3])
+    made = class_balanced_statistics(network(results.images[0.0]["unlearned"][labels != 3])[0], labels[labels != 3])
     expected = frechet_distance(made.mean, made.covariance, real.mean, real.covariance).item()
     assert models["unlearned"]["fid_retain/inception"] == pytest.approx(expected, rel=1e-5)
     assert models["normal_noise"]["fid_retain/inception"] != models["normal_noise"]["fid_retain/classifier"]
@@ -197,7 +197,7 @@ def test_the_final_plan_is_scored_in_both_networks_features(
 def test_other_plans_are_scored_without_inception(torch_fidelity, weights, make_evaluator, few_digits):
     evaluator = make_evaluator(str(weights))
     result, _ = evaluator.test(NoiseImages("normal_noise", few_digits.image_shape), evaluator.plan("quick"))
-    assert not IN_FEATURES & set(result)
+    assert not IN_FEATURES & set(result.values)
     assert set(evaluator.protocol("quick")["features"]) == {"classifier"}
 
 
@@ -206,8 +206,9 @@ def test_the_originals_scores_without_inception_are_no_answer_with_it(
 ):
     without, _ = make_evaluator(None).test_original(tiny_model, 0.0, "standard")
     found, _ = make_evaluator(str(weights)).test_original(tiny_model, 0.0, "standard")
-    assert set(found) - set(without) == IN_FEATURES
-    assert {name: found[name] for name in without} == without
+    assert set(found.values) - set(without.values) == IN_FEATURES
+    assert {name: found.values[name] for name in without.values} == without.values
+    assert found.per_class == without.per_class
 
 
 def test_features_of_both_networks_are_kept_apart(torch_fidelity, weights, make_evaluator, tmp_path):

@@ -92,7 +92,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_arguments_carry_every_value_exactly():
     point = {
         "optimizer.lr": 0.00012345678901234567,
-        "unlearner.clean_null": True,
+        "trainer.enable_progress_bar": True,
         "gradient_clip": None,
         "trainer.max_steps": 7,
         "unlearner.retain_loss": "denoise",

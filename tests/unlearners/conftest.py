@@ -113,7 +113,7 @@ def make_module():
 
     def make(student, teacher, unlearner, data):
         unlearner.prepare = lambda *_: None  # it is
-        evaluator = SimpleNamespace(sampler=Sampler(steps=3), data=data)
+        evaluator = SimpleNamespace(sampler=Sampler(steps=3), data=data, plan=lambda name: name)
         return UnlearningModule(student, teacher, unlearner, evaluator, partial(torch.optim.Adam, lr=1e-3))
 
     return make
