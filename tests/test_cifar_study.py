@@ -198,9 +198,8 @@ def test_windows_weigh_their_steps_as_the_gate_without_decay_does(study, stand_i
     for cfg in (cfg for kind, cfg in asked if kind == "fit"):
         gate = instantiate(cfg.unlearner.gate)
         t, weight = gate.draw(u, 1000)
-        share = 1000 / (
-            gate.bounds(1000)[1] - gate.bounds(1000)[0]
-        )  # how much oftener each step of the window is drawn
+        # How much oftener each step of the window is drawn
+        share = 1000 / (gate.bounds(1000)[1] - gate.bounds(1000)[0])
         per_step.append((cfg.unlearner.forget_weight * weight[0] * share).item() / share)
         assert t.min() >= gate.bounds(1000)[0] and t.max() < gate.bounds(1000)[1]
     assert per_step == pytest.approx([1, 1, 1], rel=1e-5)

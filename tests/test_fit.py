@@ -358,9 +358,8 @@ def test_a_killed_command_goes_on_by_the_same_command_in_the_same_folder_and_wan
     (second,) = set(run.glob("wandb/offline-run-*")) - {first}
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] == (run / "wandb_id").read_text()
     content = next(second.glob("*.wandb")).read_bytes()
-    values = re.findall(
-        rb"trainer/global_step\x82\x01(.)(\d+)", content, re.DOTALL
-    )  # length, and text with what follows
+    # Length, and text with what follows
+    values = re.findall(rb"trainer/global_step\x82\x01(.)(\d+)", content, re.DOTALL)
     logged = {int(text[: length[0]]) for length, text in values}
     assert b"study" in content and min(logged) == 10 and max(logged) == 16, logged
 

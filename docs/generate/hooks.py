@@ -20,9 +20,8 @@ class PlainFormulas(Extension):
     """Keep underscores and ε* as they are: in these pages only other `*` mark emphasis."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        md.inlinePatterns.register(
-            SimpleTextInlineProcessor(r"(_+|(?<=ε)\*)"), "formulas", 65
-        )  # before emphasis, at 60
+        # Before emphasis, at 60
+        md.inlinePatterns.register(SimpleTextInlineProcessor(r"(_+|(?<=ε)\*)"), "formulas", 65)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -200,9 +200,8 @@ def print_block(block: dict[str, Any]) -> None:
     console.print(line, soft_wrap=True)
     table = Table()
     for model in headline["values"]:
-        table.add_column(
-            printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
-        )
+        style = "bold" if model == "unlearned" else None
+        table.add_column(printable(model.replace("_", " ")), justify="right", style=style)
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
     console.print(table)

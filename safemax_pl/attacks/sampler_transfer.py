@@ -25,12 +25,7 @@ class SamplerTransfer(Attack):
     headline = "lowest ua_noise_aware"
     axis = "sampling steps"
 
-    def __init__(
-        self,
-        samplers: list[dict[str, Any]],
-        guidance_weights: list[float],
-        images_per_class: int,
-    ):
+    def __init__(self, samplers: list[dict[str, Any]], guidance_weights: list[float], images_per_class: int):
         super().__init__(images_per_class, guidance_weights)
         self.samplers = [dict(settings) for settings in samplers]
         where, legal = "attacks.sampler_transfer.samplers", sorted(inspect.signature(Sampler).parameters)

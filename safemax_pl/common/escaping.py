@@ -15,9 +15,8 @@ BLANK = " \u00a0\u200b\ufeff"  # spreadsheets skip these before a formula
 MARKDOWN = re.compile(r"([\\`*|\[\]~])")
 # Unicode categories: control characters, surrogates (bytes that are no UTF-8), line and paragraph separators
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-DIRECTIONS = (
-    "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reverse or isolate the text after them
-)
+# Characters that reverse or isolate the text after them
+DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def printable(text: object) -> str:

@@ -66,9 +66,8 @@ def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cf
         try:
             task(cfg, overrides)
         except UserError as error:
-            here = str(hydra_cfg.launcher._target_).endswith(
-                ".BasicLauncher"
-            )  # other launchers run it in a separate job
+            # Other launchers run it in a separate job
+            here = str(hydra_cfg.launcher._target_).endswith(".BasicLauncher")
             if hydra_cfg.mode != RunMode.MULTIRUN or not here:
                 raise
             failed.append(" ".join(overrides))
@@ -148,9 +147,7 @@ def quiet() -> None:
     """Silence library output that users cannot act on, and install the signal handlers."""
     interrupt_on_stop_signals()
     logging.raiseExceptions = False  # on a full disk every line of W&B's log file would print a traceback
-    warnings.filterwarnings(
-        "ignore", ".*Checkpoint directory .* exists and is not empty.*"
-    )  # it is the run's folder, on purpose
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # the run's folder
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # plans hold two numbers per row
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")

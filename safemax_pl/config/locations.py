@@ -56,9 +56,8 @@ def without_folders(cfg: DictConfig) -> DictConfig:
     defaults, cfg = dict(leaves(usual)), cfg.copy()
     for where, value in leaves(written):
         from_here = isinstance(value, str) and (value.startswith("/") or "${oc.env:" in value)
-        if from_here and not any(
-            isinstance(part, int) for part in where
-        ):  # lists hold classes and sizes, never folders
+        in_list = any(isinstance(part, int) for part in where)  # lists hold classes and sizes, never folders
+        if from_here and not in_list:
             OmegaConf.update(cfg, dotted(where), defaults.get(where))
     return cfg
 

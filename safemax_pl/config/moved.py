@@ -23,11 +23,8 @@ METRICS = {
     "prior_seconds": "preparation_seconds",
     "prior_flops": "preparation_flops",
 }
-
-
 # key of sweep.prune before 0.5.0 -> key now
 PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}
-
 SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
 SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
 DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax had these before 0.5.0; off by default

@@ -38,11 +38,8 @@ NODES = {
     "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
     "unlearner": ("safemax_pl.unlearners.*",),
 }
-FACTORIES = (
-    "architecture",
-    "lr_scheduler",
-    "optimizer",
-)  # nodes with _partial_: true, called later with more arguments
+# Nodes with _partial_: true, called later with more arguments
+FACTORIES = ("architecture", "lr_scheduler", "optimizer")
 # Legal arguments of the Trainer in a saved configuration; others add code, write files or skip data
 TRAINER = {"_target_", *legal_values.TRAINER} - {"profiler"}
 STRATEGY = r"auto|single_device|ddp(_\w+)?"

@@ -43,9 +43,8 @@ class Inception(nn.Module):
                 f"{Path(torch_fidelity.URL_INCEPTION_V3).name}, download, or null"
             )
         try:
-            torch.load(
-                path, map_location="cpu", weights_only=True
-            )  # checks that the file holds no code, which torch-fidelity would run
+            # Check that the file holds no code, which torch-fidelity would run
+            torch.load(path, map_location="cpu", weights_only=True)
             self.network = torch_fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", [str(FEATURES), "logits_unbiased"], str(path)
             )

@@ -34,7 +34,6 @@ def check_plan(name: str, row: int, evaluator: Evaluator, devices: int, device: 
     images = len(evaluator.plan(name))
     sampled = min(evaluator.batch_size, -(-images // devices)) * row // SHARE_OF_A_STEP
     memory.check(f"evaluation.batch_size={evaluator.batch_size}", sampled, device, "give a smaller one")
-    every = (
-        3 * images * math.prod(evaluator.data.image_shape)
-    )  # images of two models, and those that are being concatenated
+    # Images of two models, and those that are being concatenated
+    every = 3 * images * math.prod(evaluator.data.image_shape)
     memory.check(f"evaluation.plans.{name}", every, torch.device("cpu"), "give fewer images")

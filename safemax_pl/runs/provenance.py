@@ -23,9 +23,8 @@ def provenance(command_line: str | None = None) -> dict[str, Any]:
     Args:
         command_line: reproduces the scores; None for the command that is running.
     """
-    program = "python -m " + (
-        sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else "safemax_pl"
-    )
+    spec = sys.modules["__main__"].__spec__
+    program = f"python -m {spec.name if spec else 'safemax_pl'}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     arguments = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else sys.argv[1:]
     return {

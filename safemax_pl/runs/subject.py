@@ -63,11 +63,10 @@ def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None
     original = build(cfg.model, data=data) if "path" in cfg.model else None
     if is_run:
         check_identity(folder, cfg, overrides, identity.of_data(data), original)
-    where = (
-        folder
-        if is_run
-        else run_folder(cfg, f"evaluate_{(folder.name or folder.resolve().name)[:100]}-{model.weights_digest}")
-    )
+        where = folder
+    else:
+        name = (folder.name or folder.resolve().name)[:100]
+        where = run_folder(cfg, f"evaluate_{name}-{model.weights_digest}")
     return Subject(folder.name, where, cfg, is_run, data, model, original)
 
 

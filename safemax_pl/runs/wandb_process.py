@@ -72,9 +72,8 @@ def _offline(folder: Path, names: dict[str, Any]) -> Any:
     """Start a run without a server, ignoring the environment variables that may have caused the failure."""
     import wandb
 
-    project = re.sub(r"[/\\#?%:]", "-", str(names["project"]))[
-        :128
-    ]  # the characters and the length that wandb.Settings accepts
+    # The characters and the length that wandb.Settings accepts
+    project = re.sub(r"[/\\#?%:]", "-", str(names["project"]))[:128]
     settings: dict[str, Any] = {key: value and str(value) for key, value in names.items()} | {"project": project}
     settings |= {"id": wandb_id(folder), "resume": "allow", "dir": folder, "mode": "offline"}
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WANDB_")}

@@ -145,9 +145,8 @@ class Cost(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in SAVED})
         saved = state_dict["own"]
-        mine = saved[
-            distributed.rank() :: distributed.world_size()
-        ]  # distributes the values of another number of ranks
+        # Distribute the values of another number of ranks
+        mine = saved[distributed.rank() :: distributed.world_size()]
         joules_used = [used["joules"] for used in mine]
         self.own |= (mine or saved)[0] | {
             "peak_bytes": max((used["peak_bytes"] for used in mine), default=0),

@@ -64,9 +64,8 @@ class Experiment:
         data.setup("fit")
         loaded: Model = build(cfg.model, data=data)
         original = loaded if loaded.weights_digest else None
-        student = Model(
-            copy.deepcopy(loaded.unet), loaded.diffusion, data.num_classes
-        )  # without a digest, as training changes the weights
+        # Without a digest, as training changes the weights
+        student = Model(copy.deepcopy(loaded.unet), loaded.diffusion, data.num_classes)
         evaluator = make_evaluator(cfg, data)
         parameters: Parameters | None = build(cfg.parameters)
         if parameters is not None:

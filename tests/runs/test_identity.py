@@ -105,10 +105,8 @@ def test_a_fit_goes_on_and_is_shown_with_its_own_data_and_models_only(folders, t
     base, classifier = tmp_path / "base", tmp_path / "classifier"
     shutil.copytree(PROJECT / "weights/digits", base)
     shutil.copytree(PROJECT / "weights/digits/classifier", classifier)
-    for path in (
-        base / "data.json",
-        classifier / "config.json",
-    ):  # as before 0.3.0 and of others
+    # As before 0.3.0, and as other programs write them
+    for path in (base / "data.json", classifier / "config.json"):
         content = json.loads(path.read_text())
         content.pop("fingerprint", None)
         content.get("info", {}).pop("data", None)

@@ -54,9 +54,8 @@ def test_a_fit_stops_after_its_step_and_goes_on_to_the_same_result(
     saved = torch.load(tmp_path / "run/last.ckpt", weights_only=False)
     assert saved["global_step"] == done and not (tmp_path / "run/metrics.json").exists()
     cost = saved["callbacks"]["Cost"]
-    assert cost["steps"] == done and (cost["own"][0]["seconds"] > 0) == (
-        done > 2
-    )  # the first two are counted, not timed
+    # The first two are counted, not timed
+    assert cost["steps"] == done and (cost["own"][0]["seconds"] > 0) == (done > 2)
     run = fit(tiny(tmp_path, *SETTINGS), "run")
     first, second = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in (whole, run))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -14,13 +14,8 @@ from safemax_pl.unlearners.preparation import Preparation
 CPU = torch.device("cpu")
 
 
-FRESH = [
-    0,
-    0,
-    1,
-    2,
-    3,
-]  # the parts of a preparation that is computed anew; the first is asked for twice, to count operations
+# The parts of a preparation that is computed anew; the first is computed twice, to count operations
+FRESH = [0, 0, 1, 2, 3]
 
 
 def a_base(weight=1.0, num_timesteps=100, weights_digest=None, config=None):
