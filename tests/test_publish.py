@@ -295,7 +295,7 @@ def test_weights_that_a_precision_cannot_hold_are_refused(runs, tmp_path):
 def test_an_unfinished_run_is_refused(runs, tmp_path, missing):
     shutil.copytree(runs / "model", tmp_path / "model")
     (tmp_path / "model" / missing).rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"no finished run .*run its command again"):
+    with pytest.raises(UserError, match=r"not a finished run .*run its command again"):
         publish(tmp_path / "model", tmp_path / "new")
 
 
@@ -307,7 +307,7 @@ def test_the_command(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path), str(tmp_path / "new")])
     with pytest.raises(SystemExit) as stop:
         main()
-    assert stop.value.code == 1 and "no finished run" in capsys.readouterr().err
+    assert stop.value.code == 1 and "not a finished run" in capsys.readouterr().err
 
 
 # -- nothing else is touched -----------------------------------------------------------------------------------------

@@ -37,18 +37,19 @@ NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
 
 
 def attack(target: str, overrides: list[str]) -> Path:
-    """Run attacks on `target`; returns the folder whose `metrics.json` holds the results."""
+    """Run attacks on `target`; return the folder whose `metrics.json` holds the results."""
     own, rest, nodes = split_overrides(overrides)
     names = list(nodes)
     subject = load_subject(target, rest, {"attacks": nodes})
     if subject.original is None or not subject.data.forget_labels:
         raise UserError(
-            f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
+            f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is not a "
+            "run"
         )
     untrusted.inside(subject.folder, subject.folder / "attacks")
     for name in names:
         if not OmegaConf.select(subject.cfg, f"attacks.{name}._target_"):
-            raise UserError(f"attacks.{name} is no attack: change single settings, see configs/attack/{name}.yaml")
+            raise UserError(f"attacks.{name} is not an attack: change single settings, see configs/attack/{name}.yaml")
     show_progress = subject.cfg.trainer.enable_progress_bar
     without_bars = override(subject.cfg, ["trainer.enable_progress_bar=false"])  # one bar for an attack
     evaluator = make_evaluator(without_bars, subject.data)
@@ -90,9 +91,9 @@ def attack_config(target: str, overrides: list[str]) -> DictConfig:
 
 
 def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
-    """The model that never knew the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder.
+    """Load the model that never saw the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder.
 
-    What such a folder has been trained on can't be checked.
+    The training data of a diffusers folder can't be checked.
     """
     config = Path(target) / "config.yaml"
     if config.exists():
@@ -115,7 +116,7 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
 
 
 def chosen(value: Any) -> list[str]:
-    """The attacks that `attack=` names: "all", a name, or several as a list or with commas."""
+    """Return the attacks that `attack=` names: "all", one name, or several as a list or with commas."""
     if value == "all":
         return NAMES
     several = value.list if isinstance(value, ChoiceSweep) else value
@@ -131,7 +132,7 @@ def chosen(value: Any) -> list[str]:
 def run_attack(
     name: str, attack: Attack, models: dict[str, Model], bench: Bench, folder: Path, show_progress: bool
 ) -> tuple[dict[str, Any], runner.Results]:
-    """Run one attack on all models and write its files; returns the block for `metrics.json` and all points."""
+    """Run one attack on all models and write its files; return the block for `metrics.json` and all points."""
     start = time.perf_counter()
     protocol = runner.protocol(attack, bench)
     results = runner.run(attack, models, bench, show_progress)
@@ -177,15 +178,15 @@ def write_files(out: Path, attack: Attack, results: runner.Results) -> None:
 
 
 def remember(path: Path, name: str, block: dict[str, Any]) -> None:
-    """Put an attack's block into a `metrics.json`, which is made if there is none; other keys stay.
+    """Write an attack's block into its own result.json, and into a `metrics.json`, which is created if it is missing.
 
-    It takes the place of the attack's block before, which also stays in the result.json of its own folder.
+    In `metrics.json` it replaces an earlier block of the same attack; other keys stay.
     """
     write_json(path.parent / block["folder"] / "result.json", block)
     lock = Path(f"{path}.lock")
     if lock.is_symlink() or (lock.exists() and not lock.is_file()):
-        raise UserError(f"{lock} is no regular file: delete it")
-    with FileLock(lock):  # others may be attacking the run as well
+        raise UserError(f"{lock} is not a regular file: delete it")
+    with FileLock(lock):  # other processes may attack the same run
         metrics = read_metrics(path.parent) or {}
         before = metrics.get("attacks")
         metrics["attacks"] = (before if isinstance(before, dict) else {}) | {name: block}

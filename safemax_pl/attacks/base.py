@@ -1,4 +1,4 @@
-"""Base class of the attacks, and what they work with."""
+"""Base class of the attacks, with the points of their curves and the parts that they use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
     Attributes:
         x: on `Attack.axis`.
-        y: `MEASURE`, the least over the forget classes, so that no mean hides a class that comes back.
+        y: `MEASURE`, the lowest of the forget classes, so that no mean hides a class that comes back.
         scores: all scores of `Evaluator.test`: means over classes, and `per_class`.
         images: uint8 `[≤ SHOWN, C, H, W]`, of the forget classes in turn.
     """
@@ -68,8 +68,8 @@ class Bench:
         scores, images = self.evaluator.test(make_images, plan)
         forget = len(self.data.forget_labels) * images_per_class  # the first rows of the plan
         in_turn = plan.seeds[:forget].argsort(stable=True)
-        worst = min(scores.per_class[MEASURE].values())
-        return Point(x, worst, scores, images[in_turn[:SHOWN]])
+        lowest = min(scores.per_class[MEASURE].values())
+        return Point(x, lowest, scores, images[in_turn[:SHOWN]])
 
 
 class Attack(ABC):
@@ -128,7 +128,7 @@ class Attack(ABC):
         return min(points, key=lambda point: point.y)
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
-        """Return the one number of the attack: by default the least `MEASURE` of all curves.
+        """Return the one number of the attack: by default the lowest `MEASURE` of all curves.
 
         Args:
             curves: name -> [(x, y), ...].

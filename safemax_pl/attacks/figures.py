@@ -21,7 +21,7 @@ from safemax_pl.common.figures import (
 )
 from safemax_pl.common.image_grids import image_grid
 
-DASHES = {"unlearned": "-", "original": "--", "retrain": ":"}  # of a model; colour and marker tell the series apart
+DASHES = {"unlearned": "-", "original": "--", "retrain": ":"}  # of a model; colour and marker are of the series
 MAX_COLUMNS, ROWS = 10, 2  # images along x, and of each model
 
 

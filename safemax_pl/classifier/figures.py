@@ -1,4 +1,4 @@
-"""Figures of how well a classifier tells noise from images."""
+"""Figures of a classifier's noise detection."""
 
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def operating_curve(path: Path, operation: Operation, title: str) -> None:
     ticks = [tick for tick in (0.001, 0.01, 0.1, 1) if tick >= smallest]
     axis.set_xticks([0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
     axis.minorticks_off()
-    least = min(min(found.at_one_percent, found.noise_rate) for found in operation.detections.values())
-    axis.set(xlim=(0, 1), ylim=(max(least - 0.05, 0), 1.005))
+    lowest = min(min(found.at_one_percent, found.noise_rate) for found in operation.detections.values())
+    axis.set(xlim=(0, 1), ylim=(max(lowest - 0.05, 0), 1.005))
     alarms = f"false alarms: share of {operation.real} real test images called noise (lower is better)"
     name_axes(axis, alarms, "share of noise detected (higher is better)", title)
     lines = [line for line in axis.get_lines() if line.get_label() != "_dot"]

@@ -89,11 +89,11 @@ class ClassifierModule(StopsWhenDiverged):
         return plain + aware
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy with label smoothing."""
+        """Compute the cross-entropy with label smoothing."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_loaders(self) -> list[DataLoader]:
-        """Return a loader of the calibration images, for the data module, which Lightning asks."""
+        """Return a loader of the calibration images; the data module hands it to Lightning."""
         if self.calibration is None:
             return []
         images = TensorDataset(self.calibration.images, self.calibration.labels)

@@ -1,4 +1,4 @@
-"""The one look of all figures: colours, sizes, axes and legends; and how they are saved.
+"""Style of all figures: colours, sizes, axes and legends. Figures are saved here, too.
 
 Figures are made without pyplot: nothing global is set, and nothing has to be closed.
 """

@@ -1,4 +1,4 @@
-"""Tables of pandas as CSV files."""
+"""Write pandas tables as CSV files."""
 
 from pathlib import Path
 

@@ -60,8 +60,8 @@ def check_sizes(path: Path, settings: dict[str, Any]) -> None:
                 fits = one is None or (number and isinstance(one, int))
             if not fits or (number and not (math.isfinite(one) and min_value <= one <= max_value)):
                 raise UserError(
-                    f"{path}: {key}={str(value)[:100]} is no legal setting of a network (numbers from {min_value} to "
-                    f"{max_value}, short texts and lists): leave its folder out"
+                    f"{path}: {key}={str(value)[:100]} is not a legal setting of a network (numbers from {min_value} "
+                    f"to {max_value}, short texts and lists): leave its folder out"
                 )
 
 

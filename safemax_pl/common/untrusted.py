@@ -77,7 +77,7 @@ def regular(path: Path, max_bytes: int | None = None) -> Path:
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path} is no regular file: delete it, or leave its folder out")
+        raise UserError(f"{path} is not a regular file: delete it, or leave its folder out")
     if max_bytes is not None and found.st_size > max_bytes:
         raise UserError(f"{path} has {found.st_size:,} bytes, at most {max_bytes:,} are legal: leave its folder out")
     return path

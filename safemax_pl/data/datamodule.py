@@ -172,7 +172,7 @@ class ForgetRetainDataModule(LightningDataModule):
         self._images, self._labels = train.images, train.labels
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Return the loaders of the LightningModule, which owns its validation plan: Lightning asks the data alone."""
+        """Return the loaders of the LightningModule, which owns the validation plan, to Lightning."""
         assert self.trainer is not None
         return self.trainer.lightning_module.validation_loaders()  # type: ignore[operator]
 

@@ -112,16 +112,16 @@ def _one_folder_each(by_role: dict[str, list[Folder]], root: Path) -> dict[str, 
 
 
 def _skip_other_folders(tree: Folder, root: Path, train: Folder, skipped: Skipped) -> None:
-    """Skip top folders that are no split. Raise `UserError` if that makes it unclear whether `train` is one."""
+    """Skip top folders that are not splits. Raise `UserError` if that makes it unclear whether `train` is one."""
     for name, folder in tree.folders.items():
         if role_of(name) is not None:
             continue
         if train.path.name.casefold() not in SPLITS["train"]:
             raise UserError(
-                f"data.path {root}: {train.path.name} looks like a split, and {name} is none: expected {LAYOUT}; "
+                f"data.path {root}: {train.path.name} looks like a split and {name} does not: expected {LAYOUT}; "
                 "rename the first, or move the second away"
             )
-        skipped["folders that are no split"].append(str(folder.path.relative_to(root)))
+        skipped["folders that are not splits"].append(str(folder.path.relative_to(root)))
 
 
 def tables_of(tree: Folder, skipped: Skipped) -> dict[str, list[Path]]:

@@ -87,7 +87,7 @@ def _readable(path: str) -> Iterator[None]:
                 f"{path} can't be downloaded, {getattr(error, 'filename', None)} can't be written "
                 f"({first_line(error)}): set HF_HOME to a folder of yours"
             ) from error
-        where = "" if Path(path).is_dir() else "is no folder here, and "
+        where = "" if Path(path).is_dir() else "is not a folder here, and "
         raise UserError(
             f"data.path {path} {where}can't be read as a data set ({type(error).__name__}: {first_line(error)}): "
             "give another folder or hub id with data.path=..."

@@ -74,7 +74,7 @@ def _unreadable(path: str, hint: str) -> Iterator[None]:
     ) as error:
         said = [*str(error).strip().splitlines(), ""][0]
         raise UserError(
-            f"the model at {path} can't be loaded, it is missing, truncated or no diffusers UNet2DModel "
+            f"the model at {path} can't be loaded, it is missing, truncated or not a diffusers UNet2DModel "
             f"({type(error).__name__}: {said}): copy it again, or {hint}"
         ) from error
 

@@ -44,8 +44,8 @@ def sample_grid(
     """
     labels = forget_labels + [label for label in range(len(class_names)) if label not in forget_labels]
     labels = sorted(labels[:MAX_ROWS])
-    most = PANEL_COLUMNS if len(models) > 1 else LONE_COLUMNS
-    columns = min(most, *(int((plan.labels == label).sum()) for label in labels))
+    max_columns = PANEL_COLUMNS if len(models) > 1 else LONE_COLUMNS
+    columns = min(max_columns, *(int((plan.labels == label).sum()) for label in labels))
     width, height = CELL * columns * len(models) + 1.2, CELL * len(labels) + 0.7
     figure, axes = panels(len(models), width, height, columns=len(models))
     names = [class_names[label] + " (forget)" * (label in forget_labels) for label in labels]

@@ -39,7 +39,7 @@ class Inception(nn.Module):
         path = _downloaded(torch_fidelity.URL_INCEPTION_V3) if weights == "download" else Path(weights).expanduser()
         if not path.is_file():
             raise UserError(
-                f"evaluation.inception={weights} is no file: give the path of torch-fidelity's "
+                f"evaluation.inception={weights} is not a file: give the path of torch-fidelity's "
                 f"{Path(torch_fidelity.URL_INCEPTION_V3).name}, download, or null"
             )
         try:

@@ -9,7 +9,7 @@ from safemax_pl.evaluation.results import ModelScores
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What a report needs of a finished run.
+    """Data that a report reads from a finished run.
 
     Attributes:
         folder: of the run.

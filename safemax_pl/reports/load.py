@@ -86,7 +86,7 @@ def _load(folder: Path) -> FinishedRun | str:
         return "it was interrupted or failed, it has no metrics.json; run its command again to continue it"
     cfg = read_config(folder / "config.yaml")
     if "unlearner" not in cfg:
-        return "no run of unlearning, such as a classifier's"
+        return "not a run of unlearning, for example a classifier's"
     with untrusted.damaged(path):
         if any("unlearned" not in models for models in (metrics.get("scores") or {}).values()):
             return "a base model, nothing was unlearned"

@@ -28,14 +28,14 @@ SPOKEN = {"↑": "higher is better", "↓": "lower is better", "†": "did not f
 
 @dataclass(frozen=True)
 class Report:
-    """What both pages show.
+    """Content of both pages.
 
     Attributes:
         title: heading.
         groups: label -> runs.
         summaries: guidance weight -> rows of its table.
         pictures: guidance weight -> heading -> pictures.
-        notes: what a reader must know before comparing numbers.
+        notes: warnings to read before the numbers are compared.
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
     """
@@ -61,7 +61,7 @@ class Report:
 
     @property
     def lead(self) -> str:
-        """What was compared, in one sentence."""
+        """Runs, methods and protocol of the comparison, in one sentence."""
         said = self.runs[0].protocol
         forgotten = list(dict.fromkeys(run.forget for run in self.runs))
         references = [label for label, runs in self.groups.items() if runs[0].reference]
@@ -76,7 +76,7 @@ class Report:
 
     @property
     def scored(self) -> str:
-        """How well the classifiers recognise real images, as a sentence."""
+        """Accuracies of the classifiers on real images, as a sentence."""
         return stated((run.classifiers for run in self.runs), "runs")
 
     @property

@@ -27,11 +27,11 @@ from safemax_pl.reports.statistics import Row, ordered, summarise
 T = TypeVar("T")
 TITLE = "Class unlearning, compared"
 WRITTEN = ("report.html", "report.md", "results.csv", "summary.csv", "per_class.csv", "robustness.csv")
-OTHER = "give another folder with --out"
+OTHER = "give another folder with out=FOLDER"
 
 
 def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Path:
-    """Write the report of the runs in and below `paths`; returns its folder.
+    """Write the report of the runs in and below `paths`; return its folder.
 
     Args:
         paths: run folders, or folders that hold runs.
@@ -79,7 +79,7 @@ def _write(path: Path, text: str) -> None:
 def _pictures(
     folder: Path, groups: dict[str, list[FinishedRun]], summaries: dict[str, list[Row]], undrawn: list[str]
 ) -> dict[str, dict[str, list[Picture]]]:
-    """Draw all pictures of the scores; returns guidance weight -> heading -> pictures."""
+    """Draw all pictures of the scores; return guidance weight -> heading -> pictures."""
     pictures = {}
     for guidance, rows in summaries.items():
         found = {
@@ -103,8 +103,8 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
     """Return the folder for the report of `runs`, which were given as `paths`.
 
     Raises:
-        UserError: if it is no folder, or a run, or holds files of another origin with a report's names, or, unless
-            `out` names it, a report of runs that this one lacks.
+        UserError: if it is a file or a run, if it holds files of another origin with a report's names, or, unless `out`
+            names it, if it holds a report of runs that this one lacks.
     """
     single = len(paths) == 1 and (paths[0] / "config.yaml").exists()
     above = paths[0] if single else Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))

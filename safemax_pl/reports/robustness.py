@@ -66,7 +66,7 @@ class Robustness:
 
     @property
     def scored(self) -> str:
-        """How well the classifiers recognise real images, as a sentence."""
+        """Accuracies of the classifiers on real images, as a sentence."""
         return stated((one.first.classifiers for one in self.attacks), "attacks")
 
     @property

@@ -27,13 +27,13 @@ class Spread(NamedTuple):
         mean: every forget set has the same weight.
         seeds: sd over seeds at a fixed forget set, averaged over the forget sets.
         classes: sd over forget sets of the means over seeds.
-        least: the smallest of these means, of the worst forget set if more is better.
+        lowest: the smallest of these means.
     """
 
     mean: float
     seeds: float | None
     classes: float | None
-    least: float
+    lowest: float
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def forgets(row: Row) -> bool:
     """Return whether every set of forgotten classes is gone, by both classifiers if there are two."""
     first, second = (row.cells.get(key) for key in CLASSIFIERS)
     said = [first, second] if second is not None else [first]
-    return all(spread is not None and spread.least >= MIN_FORGETTING for spread in said)
+    return all(spread is not None and spread.lowest >= MIN_FORGETTING for spread in said)
 
 
 def same_hardware(rows: list[Row]) -> bool:

@@ -28,7 +28,7 @@ LIMITS = {"unet": 45.0, "classifier": 15.0}  # MB of weights that a repository s
 
 
 def publish(run: Path, folder: Path, precision: str = "float16", max_mb: float | None = None) -> Path:
-    """Write the results of `run` into `folder`; returns the folder.
+    """Write the results of `run` into `folder`; return the folder.
 
     Args:
         run: a finished run of fit or fit_classifier, or an evaluation of `folder` itself, which gets its scores.
@@ -50,8 +50,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", max_mb: float |
         return _rescore(run, metrics, folder)
     if part is None or metrics is None or not (run / "config.yaml").exists():
         raise UserError(
-            f"{run} is no finished run (it needs config.yaml, metrics.json, and unet/ or classifier/): give the folder "
-            "of one, or run its command again to finish it"
+            f"{run} is not a finished run (it needs config.yaml, metrics.json, and unet/ or classifier/): give the "
+            "folder of one, or run its command again to finish it"
         )
     check_folder(folder, run, part)
     tensors = _weights(run, part, precision, LIMITS[part] if max_mb is None else max_mb)

@@ -1,4 +1,4 @@
-"""A worker's sign of life: a file that it touches while it runs a trial."""
+"""Heartbeat of a worker: a file that it touches while it runs a trial."""
 
 import os
 import threading
@@ -17,9 +17,9 @@ class TakenOver(Exception):
 
 @contextmanager
 def beating(file: Path, seconds: float, is_mine: Callable[[], bool]) -> Iterator[Callback]:
-    """Touch `file` every `seconds` during the block, as long as `is_mine` says that the trial is this worker's.
+    """Touch `file` every `seconds` during the block, while `is_mine` returns True.
 
-    Yields a callback that raises `TakenOver` in a fit, before its next checkpoint, once the trial is not.
+    Yields a callback that raises `TakenOver` in a fit, before its next checkpoint, once `is_mine` has returned False.
     """
     stop, taken_over = threading.Event(), threading.Event()
 

@@ -16,7 +16,7 @@ def pruning(settings: Any) -> list[Callback]:
     """Build the callback of `sweep.prune`; null gives none.
 
     Raises:
-        UserError: if the settings are no mapping, or if a key is unknown or missing.
+        UserError: if the settings are not a mapping, or if a key is unknown or missing.
     """
     if settings is None:
         return []
@@ -57,11 +57,11 @@ class QuickPruning(Callback):
         if trainer.global_step < self.after * trainer.max_steps:
             return
         assert isinstance(pl_module, UnlearningModule)
-        forgotten, harm, least = "ua_noise_aware", "fid_retain/classifier", self.min_forgetting
+        forgotten, harm, minimum = "ua_noise_aware", "fid_retain/classifier", self.min_forgetting
         for guidance, found in pl_module.quick_scores.items():
             scores, original = found.values, pl_module.original_scores[guidance].values
             at = f"{guidance_key(guidance)} at step {trainer.global_step}"
-            if least is not None and scores.get(forgotten, least) < least:
-                raise TrialPruned(f"{forgotten} {scores[forgotten]:.3g} < {least:g}, {at}")
+            if minimum is not None and scores.get(forgotten, minimum) < minimum:
+                raise TrialPruned(f"{forgotten} {scores[forgotten]:.3g} < {minimum:g}, {at}")
             if self.max_harm is not None and scores[harm] > (limit := self.max_harm * original[harm]):
                 raise TrialPruned(f"{harm} {scores[harm]:.3g} > {limit:.3g}, {at}")

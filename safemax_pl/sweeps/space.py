@@ -43,7 +43,7 @@ class Sweep:
             with which the shared file system shows changes to other machines.
 
     Raises:
-        UserError: for an empty space or objectives, an unknown direction or score, and a value that is no dimension.
+        UserError: for an empty space or objectives, an unknown direction or score, and a value that is not a dimension.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class Claim(NamedTuple):
 class SharedStudy:
     """An Optuna study for any number of processes on any machines that share `folder`.
 
-    A worker touches the heartbeat of its trial. A missing heartbeat means that the worker was interrupted; one older
-    than `sweep.stale_after` that it died. The next worker continues the trial under the same number, from its last
+    A worker touches the heartbeat of its trial. If the file is missing, the worker was interrupted; if it is older than
+    `sweep.stale_after`, the worker died. The next worker continues the trial under the same number, from its last
     checkpoint. A trial is lost after `MAX_DEATHS` deaths, and does not count. No two trials that count are equal.
 
     Args:
@@ -185,15 +185,15 @@ class SharedStudy:
 
 
 def trial_name(number: int) -> str:
-    """Name of a trial's run, and of its folder inside the study's."""
+    """Return the name of a trial's run, and of its folder inside the study's."""
     return f"trial-{number:04d}"
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that are running or have ended for reasons of their own, in order."""
+    """Return the trials that are running or have ended for reasons of their own, in order."""
     return [trial for trial in study.get_trials(deepcopy=False) if not {"discarded", "lost"} & set(trial.user_attrs)]
 
 
 def lost(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that were given up because their workers died."""
+    """Return the trials that were given up because their workers died."""
     return [trial for trial in study.get_trials(deepcopy=False) if "lost" in trial.user_attrs]

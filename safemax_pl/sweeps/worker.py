@@ -30,7 +30,7 @@ from safemax_pl.training.fit import fit
 
 
 class Trials(NamedTuple):
-    """What all trials share: arguments of the fit command, their configuration, and callbacks."""
+    """Shared parts of all trials: arguments of the fit command, their configuration, and callbacks."""
 
     arguments: list[str]
     cfg: DictConfig

@@ -81,7 +81,7 @@ def load_checkpoint(run: Run) -> tuple[Path | None, dict[str, Any] | None]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             step = checkpoint.get("global_step") if isinstance(checkpoint, dict) else None
             if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-                raise pickle.UnpicklingError("it is no checkpoint of a fit")
+                raise pickle.UnpicklingError("it is not a checkpoint of a fit")
             return path, checkpoint
         except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = one_line(error)

@@ -20,7 +20,7 @@ from safemax_pl.common.untrusted import damaged
 from safemax_pl.config.build import build
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.data.sources import Split
+from safemax_pl.data.splits import Split
 from safemax_pl.runs import identity
 from safemax_pl.runs.forgiving_wandb import ForgivingWandb, ending_wandb
 from safemax_pl.runs.loggers import make_loggers

@@ -68,13 +68,13 @@ class SAFEMax(Unlearner):
         return mixed_losses(task, *self.forget_examples(task, forget), self.retain_examples(task, retain))
 
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
-        """Examples that teach halting, and their weights ψ `[B]`."""
+        """Return the examples that teach halting, and their weights ψ `[B]`."""
         t, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
         x_t = task.diffusion.noised(forget, t).x_t
         return Examples(x_t, t, forget.labels, self.forget_target(task, x_t, t, forget.keys)), weight
 
     def forget_target(self, task: Task, x_t: Tensor, t: Tensor, keys: Tensor) -> Tensor:
-        """ε*, or with guidance (ε* + w ε̄_∅) / (1 + w), in the network's parameterisation."""
+        """Return ε*, or with guidance (ε* + w ε̄_∅) / (1 + w), in the network's parameterisation."""
         target = self.target(task.diffusion, x_t, t, keys)
         if self.guidance == 0:
             return target
@@ -83,7 +83,7 @@ class SAFEMax(Unlearner):
         return (target + self.guidance * unconditional) / (1 + self.guidance)
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
-        """Examples that keep the retain classes: t is uniform, labels are dropped to ∅."""
+        """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""
         x_t, eps, t = task.diffusion.noised(retain)
         labels = self.drop_labels(task, retain)
         if self.retain_loss == "denoise":
@@ -92,7 +92,7 @@ class SAFEMax(Unlearner):
 
 
 def mixed_losses(task: Task, forget: Examples, weight: Tensor, retain: Examples) -> Losses:
-    """Mean squared errors of both batches in one pass of the student; `weight` `[B]` is that of the forget examples."""
+    """Compute both mean squared errors in one pass of the student; `weight` `[B]` is of the forget examples."""
     x_t, t, labels, target = (torch.cat(pair) for pair in zip(forget, retain, strict=True))
     error = (task.student(x_t, t, labels) - target).square().mean(dim=(1, 2, 3))
     forget_error, retain_error = error.split([len(forget.t), len(retain.t)])

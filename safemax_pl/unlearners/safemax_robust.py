@@ -71,7 +71,7 @@ class SAFEMaxRobust(Unlearner):
         return Losses(losses.forget + after, losses.retain)
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
-        """The retain examples of `SAFEMax`; with `clean_null` those of the null label are taught the true noise."""
+        """Return the retain examples of `SAFEMax`; with `clean_null` the target of the null label is the true noise."""
         examples = self.safemax.retain_examples(task, retain)
         if not self.clean_null or self.safemax.retain_loss == "denoise":
             return examples
@@ -81,7 +81,7 @@ class SAFEMaxRobust(Unlearner):
         return examples._replace(target=torch.where(null, true, examples.target))
 
     def relearned(self, task: Task, forget: LabelledImages) -> dict[str, Tensor]:
-        """The student's weights by name after K inner steps.
+        """Return the student's weights by name after K inner steps.
 
         Inner steps move all weights, as an attacker does. Autograd treats the steps as constants and passes gradients
         to the trainable weights only.

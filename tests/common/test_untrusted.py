@@ -395,7 +395,7 @@ def test_checkpoints_of_something_else_are_one_line(tmp_path):
     for content in ([1, 2], {"state_dict": {}}, {"global_step": "1"}):
         WholeCheckpoints([]).save_checkpoint(content, run.checkpoint)
         (run.folder / "previous.ckpt").unlink(missing_ok=True)
-        with pytest.raises(UserError, match="no checkpoint of a fit"):
+        with pytest.raises(UserError, match="not a checkpoint of a fit"):
             load_checkpoint(run)
     with zipfile.ZipFile(run.checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
@@ -601,6 +601,6 @@ def test_links_out_of_a_run_are_not_followed(run, tmp_path):
 
 def test_a_lock_that_is_a_link_is_one_line(tmp_path):
     (tmp_path / "metrics.json.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"metrics\.json\.lock is no regular file"):
+    with pytest.raises(UserError, match=r"metrics\.json\.lock is not a regular file"):
         remember(tmp_path / "metrics.json", "x", {"folder": "attacks/x"})
     assert not (tmp_path / "elsewhere").exists()

@@ -497,7 +497,7 @@ def test_vehicles_may_be_trains(tmp_path, folder):
         ({"train/cat": 4, "train/owl": 4, "val/cat": 1, "val/owl": 1, "val/dog": 1}, "no training images of dog"),
         ({"train/cat": 4, "Train/dog": 4}, "which is the train split, Train or train"),
         ({"val/cat": 4, "test/dog": 4}, r"no train/ with class folders, only test, val"),
-        ({"training_shoe/nike": 4, "boot/nike": 4}, "training_shoe looks like a split, and boot is none"),
+        ({"training_shoe/nike": 4, "boot/nike": 4}, "training_shoe looks like a split and boot does not"),
         ({"line\nbreak": 4, "dog": 4}, "characters that can't be printed"),
         ({"e\u0301": 4, "\xe9": 4}, "two folders that read é"),
     ],
@@ -551,7 +551,7 @@ def test_what_is_found_is_printed_when_it_is_decoded_and_only_then(tmp_path, fol
     ]
     assert set(lines[4:]) == {
         "left out, hidden: 1 (train/.hidden)",
-        "left out, folders that are no split: 1 (other)",
+        "left out, folders that are not splits: 1 (other)",
         "left out, folders without images: 1 (train/empty)",
         "left out, links to a folder above them: 1 (train/loop)",
         "left out, files that end in .txt, which are not read: 1 (train/cat/list.txt)",
@@ -866,7 +866,7 @@ def test_a_data_set_of_the_hub_has_splits_by_their_names(tmp_path, monkeypatch, 
         (OSError(errno.EROFS, "Read-only file system", "/cache/hub"), "/cache/hub can't be written .*set HF_HOME"),
         (
             ConnectionError("no network"),
-            r"is no folder here, and can't be read as a data set \(ConnectionError: no network",
+            r"is not a folder here, and can't be read as a data set \(ConnectionError: no network",
         ),
     ],
 )

@@ -115,7 +115,7 @@ def test_without_torch_fidelity_the_error_says_how_to_get_it(monkeypatch, weight
 
 
 def test_a_path_that_does_not_exist_is_refused(torch_fidelity, tmp_path):
-    with pytest.raises(UserError, match=r"no.pth is no file: give the path of .*6726825d.pth, download, or null"):
+    with pytest.raises(UserError, match=r"no.pth is not a file: give the path of .*6726825d.pth, download, or null"):
         Inception(str(tmp_path / "no.pth"))
 
 

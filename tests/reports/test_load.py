@@ -177,7 +177,7 @@ def test_a_classifier_is_named_and_left_out(write_run, tmp_path):
     del cfg["unlearner"]
     OmegaConf.save(cfg, folder / "config.yaml")
     runs, left_out = read([tmp_path])
-    assert len(runs) == 1 and "classifier is left out: no run of unlearning" in left_out[0]
+    assert len(runs) == 1 and "classifier is left out: not a run of unlearning" in left_out[0]
 
 
 def test_null_and_absent_settings_are_the_same_configuration(write_run, tmp_path):

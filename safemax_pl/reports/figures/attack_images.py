@@ -1,4 +1,4 @@
-"""Images of all models at the point where an attack reaches most."""
+"""Images of all models at the strongest point of an attack."""
 
 from pathlib import Path
 from textwrap import fill
@@ -35,7 +35,7 @@ def images(folder: Path, attacked: Attacked, rows: list[Row]) -> Picture | None:
     name_axes(axis, title=fill(attacked.title, 40))
     names = ", ".join(name.replace("\n", " ") for name, _ in strips)
     alt = f"Grid of generated images, {attacked.title}. Rows: {names}. Columns: the same seeds of the noise."
-    caption = f"{attacked.title}, forgetting {forget}: the images of every model where the attack reached most. "
+    caption = f"{attacked.title}, forgetting {forget}: the images of every model at the strongest point of the attack. "
     caption += f"Runs of seed {', '.join(map(str, sorted(seeds)))}."
     caption += f" No images of: {', '.join(lacking)}." * bool(lacking)
     return save(figure, folder / file_name(attacked, "images"), alt, caption)

@@ -1,4 +1,4 @@
-"""What the pictures of attacks share: colours of the methods, dashes of the other models, file names."""
+"""Common style of the pictures of attacks: colours of the methods, dashes of the other models, file names."""
 
 from typing import Any
 

@@ -10,7 +10,7 @@ from safemax_pl.reports.robustness import Robustness
 
 
 def draw(folder: Path, robustness: Robustness) -> dict[str, list[Picture]]:
-    """Draw everything; returns heading -> pictures."""
+    """Draw everything; return heading -> pictures."""
     attacks, rows = robustness.attacks, robustness.rows
     pictures = {
         "Headline numbers": [bars(folder, attacks, rows)],

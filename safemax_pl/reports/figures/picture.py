@@ -1,4 +1,4 @@
-"""A picture of a report: a PNG file, and what stands for it and below it."""
+"""A picture of a report: a PNG file with its alternative text and its caption."""
 
 from pathlib import Path
 from typing import NamedTuple
