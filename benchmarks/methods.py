@@ -37,12 +37,13 @@ from benchmarks.timing import (
 )
 from safemax_pl.common.errors import unknown
 from safemax_pl.config.build import build
-from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import options
 from safemax_pl.unlearners.preparation import Preparation, State
 
 # their steps cost what the step of another method costs; retain_only and retrain: finetune
 VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "safemax_paper")
-UNLEARNERS = sorted(path.stem for path in (CONFIGS / "unlearner").glob("*.yaml"))
+UNLEARNERS = options("unlearner")
 METHODS = tuple(method for method in UNLEARNERS if method not in VARIANTS)
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
 ALTERNATING = {"sfr_on"}  # two kinds of steps in turn

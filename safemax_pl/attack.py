@@ -17,9 +17,7 @@ again resumes from the finished curves in the cache.
 from omegaconf import DictConfig
 
 from safemax_pl.config.command_line import command_on_folders
-from safemax_pl.config.compose import CONFIGS
-
-NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
+from safemax_pl.config.groups import options
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -37,7 +35,7 @@ def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
 
 
 def main() -> None:
-    command_on_folders(f"{__doc__}\nAttacks: {', '.join(NAMES)}", range(1, 2), run, configuration)
+    command_on_folders(f"{__doc__}\nAttacks: {', '.join(options('attack'))}", range(1, 2), run, configuration)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import torch
 from omegaconf import DictConfig
 
-from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.data.sources import Source, Split
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))

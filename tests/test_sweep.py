@@ -27,7 +27,8 @@ from wandb.sdk.launch.sweeps import utils as agent
 from safemax_pl.common.errors import MachineError, UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.command_line import split_arguments
-from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.locations import comparable
 from safemax_pl.reports.report import report
 from safemax_pl.sweep import main

@@ -21,7 +21,8 @@ from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, digest, write_csv, write_json
 from safemax_pl.config.build import build
-from safemax_pl.config.compose import CONFIGS, override
+from safemax_pl.config.compose import override
+from safemax_pl.config.groups import CONFIGS, options
 from safemax_pl.config.overrides import parse
 from safemax_pl.config.prerequisites import is_base_model
 from safemax_pl.config.saved import read_config
@@ -33,7 +34,7 @@ from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.run import read_metrics
 from safemax_pl.runs.subject import load_subject, subject_config
 
-NAMES = sorted(path.stem for path in (CONFIGS / "attack").glob("*.yaml"))
+NAMES = options("attack")
 
 
 def attack(target: str, overrides: list[str]) -> Path:

@@ -21,6 +21,7 @@ from safemax_pl.common.escaping import printable
 from safemax_pl.common.signals import interrupt_on_stop_signals
 from safemax_pl.config import compose as composition
 from safemax_pl.config.compose import check_install, compose, name_method
+from safemax_pl.config.groups import CONFIGS, options
 from safemax_pl.config.overrides import check_single, parse, values_of
 
 TAKE_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
@@ -163,9 +164,9 @@ def _import_lightning() -> None:
 
 
 def _list_choices() -> str:
-    configs, lines = composition.CONFIGS, ["Choices:"]
-    for group in sorted(folder.name for folder in configs.iterdir() if folder.is_dir()):
-        lines.append(f"  {group + '=':12}" + " ".join(sorted(file.stem for file in (configs / group).glob("*.yaml"))))
+    lines = ["Choices:"]
+    for group in sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir()):
+        lines.append(f"  {group + '=':12}" + " ".join(options(group)))
     return "\n".join(lines)
 
 

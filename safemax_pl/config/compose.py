@@ -12,13 +12,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
-from safemax_pl.common.files import PROJECT
 from safemax_pl.config import resolvers
 from safemax_pl.config.constructors import names_of_arguments
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.overrides import check_single, parse
 from safemax_pl.config.schema import check_keys, check_values, flat_keys, is_mapping, resolved
-
-CONFIGS = PROJECT / "configs"
 
 
 def check_install() -> None:

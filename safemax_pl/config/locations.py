@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.files import digest, dotted, leaves
 from safemax_pl.common.names import check_name
-from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import options
 
 # Node -> keys that may differ when a run is resumed or shown. `compile` and the number of devices change only rounding
 # and the draws of dropout.
@@ -50,7 +51,7 @@ def without_folders(cfg: DictConfig) -> DictConfig:
     """Replace absolute paths, and paths from environment variables, in a run's configuration by the default values."""
     written: Any = OmegaConf.to_container(cfg)
     name = written["data"]["name"]
-    known = name in [path.stem for path in (CONFIGS / "data").glob("*.yaml")]
+    known = name in options("data")
     command = "fit" if "unlearner" in cfg else "fit_classifier"
     usual: Any = OmegaConf.to_container(compose(command, [f"data={name if known else 'imagefolder'}"]))
     defaults, cfg = dict(leaves(usual)), cfg.copy()

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.files import PROJECT
+from safemax_pl.config.groups import options
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -85,7 +85,7 @@ def values_of(override: Override) -> list[str]:
         return [line]
     value = override.value()
     if isinstance(value, Glob):
-        names = sorted(path.stem for path in (PROJECT / "configs" / override.key_or_group).glob("*.yaml"))
+        names = options(override.key_or_group)
         found = value.filter(names)
         if not found:
             raise UserError(f"{line} matches none of {', '.join(names)}")

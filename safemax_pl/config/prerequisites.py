@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.files import PROJECT
+from safemax_pl.config.groups import CONFIGS, options
 from safemax_pl.data import sources
 
 MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
@@ -68,10 +68,11 @@ def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_
 def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> str:
     """Return the command that trains the model of `setting`, and the setting to give afterwards."""
     kind, inside = MADE_BY[setting]
-    known = f"{data_name}_{kind}" in [file.stem for file in (PROJECT / "configs/experiment").glob("*.yaml")]
+    known = f"{data_name}_{kind}" in options("experiment")
     experiment = f"{data_name if known else 'imagefolder'}_{kind}"
-    usual = [file for file in (PROJECT / "configs/data").glob("*.yaml") if file.stem == data_name]
-    differs = data_path is not None and not (usual and OmegaConf.select(OmegaConf.load(usual[0]), "path") == data_path)
+    named = data_name in options("data")
+    usual = OmegaConf.select(OmegaConf.load(CONFIGS / "data" / f"{data_name}.yaml"), "path") if named else None
+    differs = data_path is not None and data_path != usual
     data = f" {shlex.quote(f'data.path={data_path}')}" if differs else ""
     module = "fit" if kind == "pretrain" else "fit_classifier"
     return (

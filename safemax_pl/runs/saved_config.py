@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
-from safemax_pl.config.compose import CONFIGS, override
+from safemax_pl.config.compose import override
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.saved import check_config, check_resolved, read_config
 from safemax_pl.config.schema import check_keys, check_values
 

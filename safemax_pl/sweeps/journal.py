@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, digest
 from safemax_pl.common.untrusted import damaged, regular
+from safemax_pl.config.locations import differing_keys
 from safemax_pl.config.moved import present_study
 from safemax_pl.runs.identity import Identity, check
-from safemax_pl.sweeps.space import differences
 
 MAX_BYTES = 256 * 2**20  # of a journal; a trial writes some 5 KiB
 REMEDY = "put a copy in its place, or give another name="
@@ -78,7 +78,7 @@ class Journal:
             if known is None:
                 study.set_user_attr("identity", identity)
                 study.set_user_attr("fingerprint", digest(identity))
-            elif found := differences(present_study(known), identity):
+            elif found := differing_keys(present_study(known), identity):
                 raise UserError(
                     f"{self.path.parent} holds a study of something else ({'; '.join(found)}): give another name="
                 )

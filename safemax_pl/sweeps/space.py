@@ -12,7 +12,6 @@ from optuna.distributions import (
 )
 
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.common.files import dotted, leaves
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 from safemax_pl.config.locations import comparable
@@ -158,14 +157,4 @@ def as_overrides(params: dict[str, Any]) -> list[str]:
     words = {None: "null", True: "true", False: "false"}
     return [
         f"{key}={words[value] if value is None or isinstance(value, bool) else value}" for key, value in params.items()
-    ]
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List `key: old -> new` for all leaves in which two identities differ."""
-    mine, theirs = ({dotted(where): value for where, value in leaves(one)} for one in (old, new))
-    return [
-        f"{key}: {mine.get(key)} -> {theirs.get(key)}"
-        for key in dict.fromkeys([*mine, *theirs])
-        if mine.get(key) != theirs.get(key)
     ]

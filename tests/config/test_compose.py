@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.build import build
 from safemax_pl.config.command_line import check_command_line, command, split_arguments
-from safemax_pl.config.compose import CONFIGS, compose, override
+from safemax_pl.config.compose import compose, override
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.locations import differing_keys, run_name
 from safemax_pl.config.schema import arguments_of
 from safemax_pl.data.datamodule import ForgetRetainDataModule

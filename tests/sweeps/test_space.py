@@ -7,10 +7,11 @@ from workers import default, settings
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.build import build
-from safemax_pl.config.compose import CONFIGS, compose
+from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.sweeps.arguments import fit_arguments
 from safemax_pl.sweeps.pruning import QuickPruning
-from safemax_pl.sweeps.space import Sweep, as_overrides, differences
+from safemax_pl.sweeps.space import Sweep, as_overrides
 
 METHODS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
 
@@ -99,7 +100,3 @@ def test_arguments_carry_every_value_exactly():
     }
     cfg = compose("fit", as_overrides(point))
     assert {key: OmegaConf.select(cfg, key) for key in point} == point
-
-
-def test_identities_differ_by_their_leaves():
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 -> 3", "d: None -> 4"]
