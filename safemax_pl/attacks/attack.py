@@ -15,7 +15,7 @@ from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.common.console import plain_console
+from safemax_pl.common.console import add_model_columns, plain_console
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
@@ -201,9 +201,7 @@ def print_block(block: dict[str, Any]) -> None:
     line = Text.assemble((title, "bold"), f"   {number}, {headline['better']} is better")
     console.print(line, soft_wrap=True)
     table = Table()
-    for model in headline["values"]:
-        style = "bold" if model == "unlearned" else None
-        table.add_column(printable(model.replace("_", " ")), justify="right", style=style)
+    add_model_columns(table, headline["values"])
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
     console.print(table)

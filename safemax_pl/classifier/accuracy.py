@@ -92,11 +92,9 @@ def stated(found: Iterable[dict[str, Any] | None], what: str) -> str:
         what: plural name of the results, for the sentence.
     """
     classifiers = next(filter(None, found), None)
-    return (
-        f"{sentence(classifiers).capitalize()}."
-        if classifiers
-        else f"The {what} don't state the accuracy of their classifiers."
-    )
+    if not classifiers:
+        return f"The {what} don't state the accuracy of their classifiers."
+    return f"{sentence(classifiers).capitalize()}."
 
 
 def sentence(classifiers: dict[str, dict[str, Any]]) -> str:

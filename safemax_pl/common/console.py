@@ -1,10 +1,14 @@
-"""Terminal output: progress bars, Markdown tables and a console without markup."""
+"""Terminal output: progress bars, tables and a console without markup."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
+
+from safemax_pl.common.escaping import printable
 
 
 def progress_bars(trainer: DictConfig, refresh_rate: int = 1) -> list[RichProgressBar]:
@@ -28,6 +32,13 @@ def markdown_table(rows: list[list[Any]], left: int | None = None) -> str:
     head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
     left = len(rows[0]) if left is None else left
     return "\n".join([head, "|---" * left + "|---:" * (len(rows[0]) - left) + "|", *body])
+
+
+def add_model_columns(table: Table, models: Iterable[str]) -> None:
+    """Add a right-aligned column for every model or control; "unlearned" is bold."""
+    for model in models:
+        style = "bold" if model == "unlearned" else None
+        table.add_column(printable(model.replace("_", " ")), justify="right", style=style)
 
 
 def plain_console() -> Console:

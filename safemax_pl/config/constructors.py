@@ -22,18 +22,13 @@ def names_of_arguments(target: str | None) -> set[str]:
     if not str(target).startswith("safemax_pl.") or not file.is_file():
         return set(arguments_of(target))
     name = str(target).rpartition(".")[2]
-    functions = [
-        part.body if isinstance(part, ast.ClassDef) else [part]
-        for part in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name == name
-    ]
-    signatures = [
-        part.args
-        for parts in functions
-        for part in parts
-        if isinstance(part, ast.FunctionDef) and part.name in ("__init__", name)
-    ]
-    return {argument.arg for one in signatures for argument in (*one.args, *one.kwonlyargs)} - {"self"}
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            for part in node.body if isinstance(node, ast.ClassDef) else [node]:
+                if isinstance(part, ast.FunctionDef) and part.name in ("__init__", name):
+                    found |= {argument.arg for argument in (*part.args.args, *part.args.kwonlyargs)}
+    return found - {"self"}
 
 
 def arguments_of(target: str | None) -> dict[str, Any]:

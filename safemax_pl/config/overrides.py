@@ -12,6 +12,11 @@ from hydra.errors import HydraException
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.groups import options
 
+SYNTAX = (
+    "expected key=value, where lists are [a,b], brackets and quotes close, and text with other characters than "
+    "letters, digits and -_./ is quoted: 'key=\"a text\"'"
+)
+
 
 def parse(overrides: list[str]) -> list[Override]:
     """Parse `key=value` arguments.
@@ -29,12 +34,7 @@ def _parse(item: str) -> Override:
         return OverridesParser.create().parse_override(item)
     except HydraException as error:
         quoted = _quoted(item)
-        remedy = (
-            f"quote its value: {shlex.quote(quoted)}"
-            if quoted
-            else "expected key=value, where lists are [a,b], brackets and quotes close, and text with other characters "
-            "than letters, digits and -_./ is quoted: 'key=\"a text\"'"
-        )
+        remedy = f"quote its value: {shlex.quote(quoted)}" if quoted else SYNTAX
         raise UserError(f"can't read the command line: got {item!r}; {remedy}") from error
 
 

@@ -70,9 +70,8 @@ class Attacked:
         """
         cells = {row.label: self.cell(row.label) for row in rows if row.label in self.members}
         if not any(cells[row.label].at_limit for row in rows if row.label in cells and row.kind == "method"):
-            return self._best(
-                rows, {label: cell.spread for label, cell in cells.items() if cell.spread}, self.column.better
-            )
+            measured = {label: cell.spread for label, cell in cells.items() if cell.spread}
+            return self._best(rows, measured, self.column.better)
         held = {label: cell.at_limit == cell.total for label, cell in cells.items()}
         spreads = {label: Spread(float(whole), None, None, float(whole)) for label, whole in held.items()}
         return [label for label in self._best(rows, spreads, "higher") if held[label]]

@@ -164,9 +164,8 @@ def _members(found: list[Outcome], groups: dict[str, list[FinishedRun]]) -> dict
 def _retrained(found: list[Outcome], belongs: Callable[[str], bool]) -> list[tuple[Outcome, str]]:
     """Return one outcome per forget set and digest of a retrained model."""
     given = [one for one in found if "retrain" in one.curves and belongs(one.weights["retrain"])]
-    return [
-        (one, "retrain") for one in {(one.run.forget, one.weights["retrain"]): one for one in reversed(given)}.values()
-    ]
+    first = {(one.run.forget, one.weights["retrain"]): one for one in reversed(given)}
+    return [(one, "retrain") for one in first.values()]
 
 
 def numbers(robustness: Robustness) -> pd.DataFrame:

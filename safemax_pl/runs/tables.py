@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safemax_pl.classifier.accuracy import sentence
-from safemax_pl.common.console import plain_console
+from safemax_pl.common.console import add_model_columns, plain_console
 from safemax_pl.common.escaping import printable
 from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.runs.run import steps_taken
@@ -20,18 +20,14 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
         console.print(line, soft_wrap=True)
         table = Table()
         table.add_column("metric")
-        for model in models:
-            table.add_column(
-                printable(model.replace("_", " ")), justify="right", style="bold" if model == "unlearned" else None
-            )
+        add_model_columns(table, models)
         for name in METRICS:
             if any(name in scores for scores in models.values()):
                 table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
         console.print(table)
     if metrics.get("cost"):
-        console.print(
-            "   ".join(f"{printable(name)} {value:.4g}" for name, value in metrics["cost"].items()), soft_wrap=True
-        )
+        cost = "   ".join(f"{printable(name)} {value:.4g}" for name, value in metrics["cost"].items())
+        console.print(cost, soft_wrap=True)
 
 
 def print_end_of_fit(training: dict[str, Any]) -> None:

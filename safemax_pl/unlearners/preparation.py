@@ -22,7 +22,7 @@ State = list[Tensor]
 
 
 class Progress(NamedTuple):
-    """A result under way: tensors so far, parts done, seconds spent, FLOPs of one part."""
+    """Unfinished result: tensors so far, parts done, seconds spent, FLOPs of one part."""
 
     state: State
     done: int
