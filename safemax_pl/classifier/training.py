@@ -93,7 +93,7 @@ class ClassifierModule(StopsWhenDiverged):
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_loaders(self) -> list[DataLoader]:
-        """Return a loader of the calibration images; the data module hands it to Lightning."""
+        """Return a loader of the calibration images; the data module passes it to Lightning."""
         if self.calibration is None:
             return []
         images = TensorDataset(self.calibration.images, self.calibration.labels)

@@ -61,7 +61,7 @@ def importances(study: optuna.Study, names: list[str], complete: list[FrozenTria
     sign = signs(study)
     for i, name in enumerate(names):
         if len({trial.values[i] for trial in complete}) > 1 and all(isfinite(trial.values[i]) for trial in complete):
-            with warnings.catch_warnings():  # it says that low values are its goal, as they are here
+            with warnings.catch_warnings():  # it warns that it ranks for low values, as intended
                 warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes")
                 shares[name] = get_param_importances(study, target=lambda trial, i=i: sign[i] * trial.values[i])  # type: ignore[misc]
     return shares

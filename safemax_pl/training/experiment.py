@@ -144,6 +144,6 @@ def check_parameters(parameters: Parameters, unlearner: Unlearner, original: Mod
         raise UserError("a fit from random weights has to move all of them: give parameters=all")
     if unlearner.weighs_original and not parameters.of_original:
         raise UserError(
-            f"{type(unlearner).__name__} weighs the base model's weights, by a mask or Fisher information, but "
+            f"{type(unlearner).__name__} weighs the original's weights, by a mask or Fisher information, but "
             "adapters have neither: give parameters=embeddings or parameters=all"
         )

@@ -146,7 +146,7 @@ class UnlearningModule(StopsWhenDiverged):
     # -- validation on the quick plan, one dataloader per guidance weight ---------------------------------------
 
     def validation_loaders(self) -> list[DataLoader]:
-        """Return the loaders of the quick plan; the data module hands them to Lightning."""
+        """Return the loaders of the quick plan; the data module passes them to Lightning."""
         rank, world_size, size = self.trainer.global_rank, self.trainer.world_size, self.evaluator.batch_size
         return [sharded_loader(self.plan, size, rank, world_size) for _ in self.evaluator.guidance]
 
