@@ -7,9 +7,9 @@ Usage:
 
 Writes report.html (self-contained), report.md, results.csv (a line per run), summary.csv (the table), per_class.csv (a
 line per run and class) and figures/ to DIR. Without out=, DIR is report/ in the folder that holds the runs, or in the
-run if it is a single one. A report is replaced only by one of the same runs or more. Runs that were scored under
-different protocols are refused. Unfinished runs and base models are named and left out. Runs that were attacked
-(python -m safemax_pl.attack) add a section on robustness and robustness.csv.
+run if it is a single one. Without out=, a report is replaced only by one of the same runs or more. Runs that were
+scored under different protocols are refused. Unfinished runs and base models are named and left out. Runs that were
+attacked (python -m safemax_pl.attack) add a section on robustness and robustness.csv.
 """
 
 from functools import partial

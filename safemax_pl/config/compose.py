@@ -74,7 +74,8 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
 def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:
     """Raise `UserError` if the command line removed a setting or a group that is needed."""
     if missing := [key for key in schema if key not in cfg]:
-        raise UserError(f"the setting {missing[0]} was removed but is required: keep it, or set it to null")
+        remedy = "keep it, or set it to null" if schema[missing[0]] is None else "keep it"
+        raise UserError(f"the setting {missing[0]} was removed but is required: {remedy}")
     for group in groups:
         node = cfg.get(group)
         # an experiment's changes to a removed group remain, without a target
@@ -99,7 +100,7 @@ def name_method(cfg: DictConfig, choices: Any) -> None:
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
     """Return an error for a failed composition; for an unknown key it suggests the most similar one."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
-    match = re.search(r"Could not override '([^']+)'", text)
+    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
     if "In 'experiment/" in text:
         return UserError(
             f"{text} If the experiment belongs to another command, use that one: the file's first lines name it."
@@ -114,6 +115,8 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
         return UserError(text)
     above, _, key = got.rpartition(".")
     legal = flat_keys(cfg)
+    if got in legal:
+        return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
     deeper = [name for name in legal if name.endswith(f".{got}")]  # forget_classes for data.forget_classes
     siblings = deeper or [name for name in legal if name.rpartition(".")[0] == above]
     parent = OmegaConf.select(cfg, above) if above else None
