@@ -11,9 +11,10 @@ The scores in the card are those of the weights before rounding. To give it the 
 
 A model becomes unet/, scheduler/, config.yaml, data.json, metrics.json and the pictures; a classifier becomes
 model.safetensors, config.yaml and config.json. Matrices are rounded, vectors are not, and both load as float32.
-README.md, the model card, is written last; one that was written by hand is left as it is. Weights above the limit,
-45 MB for a model and 15 MB for a classifier, are refused; max_mb= sets another. Only files of an earlier publication are replaced, and nothing else in the folder is touched. A folder is
-refused if it is a run, or if a file of another origin has one of these names.
+README.md, the model card, is written last; one that was written by hand is left as it is. Weights above the limit, 45
+MB for a model and 15 for a classifier, are refused; max_mb= sets another. Only files of an earlier publication are
+replaced, and nothing else in the folder is touched. A folder is refused if it is a run, or if a file of another origin
+has one of these names.
 """
 
 from functools import partial
