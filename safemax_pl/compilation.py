@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from safemax_pl.callbacks import Cost
-from safemax_pl.errors import UserError
+from safemax_pl.errors import UserError, one_line
 
 
 class Compilation(Callback):
@@ -67,6 +67,6 @@ def clear_compile_errors() -> Iterator[None]:
 
 
 def _failed(error: Exception) -> UserError:
-    words = " ".join(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0].split())
-    reason = f"{type(error).__name__}: {words[:300]}"
+    said = one_line(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0], 300)
+    reason = f"{type(error).__name__}: {said}"
     return UserError(f"torch.compile failed ({reason}): give compile=false; the same command then resumes")

@@ -307,7 +307,7 @@ def _name_method(cfg: DictConfig, choices: Any) -> None:
 
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
     """Name the nearest key when an override names one that does not exist."""
-    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    text = one_line(f"{error} {error.__cause__ or ''}")
     match = re.search(r"Could not override '([^']+)'", text)
     if "In 'experiment/" in text:
         return UserError(f"{text} Is it an experiment of another command? The file's first lines say whose it is.")

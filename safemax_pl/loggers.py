@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from safemax_pl import ranks
-from safemax_pl.errors import UserError
+from safemax_pl.errors import UserError, one_line
 from safemax_pl.files import atomic, write_csv
 from safemax_pl.untrusted import MOST_JSON, damaged, regular
 
@@ -248,7 +248,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 def _words(error: BaseException) -> str:
     """What happened, in one line of at most 300 characters, without the API key or a password in a URL."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(text.split()))
+    text = re.sub(r"//[^/@\s]*@", "//***@", one_line(text))
     key = os.environ.get("WANDB_API_KEY", "")
     return (text.replace(key, "***") if len(key) > 7 else text)[:300].rstrip(" .:")
 
