@@ -99,7 +99,7 @@ def name_method(cfg: DictConfig, choices: Any) -> None:
 
 def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
     """Return an error for a failed composition; for an unknown key it suggests the most similar one."""
-    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    text = one_line(f"{error} {error.__cause__ or ''}")
     match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
     if "In 'experiment/" in text:
         return UserError(

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.common.files import atomic
 from safemax_pl.common.untrusted import damaged, regular
 
@@ -152,7 +152,7 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
 def short_error(error: BaseException) -> str:
     """Return an error as one line of at most 300 characters, without the API key or a password in a URL."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(text.split()))
+    text = re.sub(r"//[^/@\s]*@", "//***@", one_line(text))
     key = os.environ.get("WANDB_API_KEY", "")
     return (text.replace(key, "***") if len(key) > 7 else text)[:300].rstrip(" .:")
 

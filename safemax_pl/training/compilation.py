@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.training.cost import Cost
 
 
@@ -68,6 +68,6 @@ def clear_compile_errors() -> Iterator[None]:
 
 
 def _failed(error: Exception) -> UserError:
-    words = " ".join(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0].split())
-    reason = f"{type(error).__name__}: {words[:300]}"
+    said = one_line(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0], 300)
+    reason = f"{type(error).__name__}: {said}"
     return UserError(f"torch.compile failed ({reason}): give compile=false; the same command then resumes")
