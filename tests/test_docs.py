@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html import unescape
@@ -122,23 +121,3 @@ def test_every_command_is_shown():
     pages = "\n".join(page.read_text() for page in DOCS.rglob("*.md"))
     for module in (PROJECT / "safemax_pl").glob("*.py"):
         assert module.name == "__init__.py" or f"python -m safemax_pl.{module.stem} " in pages, module
-
-
-def test_the_attack_of_the_page_runs(tmp_path):
-    """Its two files, copied into a copy of the project, attack a model without the class and the original."""
-    page = (DOCS / "adding/attack.md").read_text()
-    for folder in ("safemax_pl", "configs"):
-        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "weights").symlink_to(PROJECT / "weights")
-    for language, comment in (("python", "py"), ("yaml", "yaml")):
-        (block,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-        (path,) = re.findall(rf"^# (\S+\.{comment})\n", block)
-        assert not (PROJECT / path).exists()
-        (tmp_path / path).write_text(block)
-    command = [sys.executable, "-m", "safemax_pl.attack", "weights/digits/without_3", "attack=embedding_noise"]
-    command += ["data=digits", "data.forget_classes=[3]", "trainer=cpu", "sampler.steps=5", "evaluation.guidance=[0]"]
-    command += ["attacks.embedding_noise.images_per_class=10", "data.cache_dir=cache"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"│ +1 +│ +0 +│", done.stdout)  # found in the original alone
