@@ -15,6 +15,7 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.files import digest
+from safemax_pl.common.signals import interruptible
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import SamplingPlan
 from safemax_pl.diffusion.sampler import Sampler
@@ -129,7 +130,9 @@ class Evaluator:
     ) -> tuple[ModelScores, Tensor]:
         """Sample and score a plan; return the scores and all images, uint8 `[N, C, H, W]`."""
         generation = Generation(make_images, self.metric_suite(plan, original, inception), plan, self.batch_size)
-        self.make_trainer().test(generation, verbose=False)
+        trainer = self.make_trainer()
+        with interruptible(trainer):
+            trainer.test(generation, verbose=False)
         return generation.result, generation.images
 
     def test_original(self, original: Model, guidance: float, plan_name: str) -> tuple[ModelScores, Tensor]:

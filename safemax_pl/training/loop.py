@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common import distributed
 from safemax_pl.common.console import progress_bars
 from safemax_pl.common.errors import UserError
+from safemax_pl.common.signals import interruptible
 from safemax_pl.config.build import build
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.runs.forgiving_wandb import end_wandb
@@ -58,18 +59,17 @@ def fit_module(
     preemption = Preemption(run.checkpoint)
     trainer = _make_trainer(cfg, run, loggers, [Beginning(run, made_from), *callbacks], preemption)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if checkpoint else None)
+        with interruptible(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if checkpoint else None)
     except BAD_CONTENT as error:
         if path is None or isinstance(error, torch.OutOfMemoryError) or not while_restoring(error):
             raise
         raise UserError(does_not_fit(path, error)) from error
-    except SystemExit as lightning_exit:  # Lightning exits after KeyboardInterrupt: Ctrl-C or pre-emption
-        if not trainer.interrupted:
-            raise
+    except KeyboardInterrupt:  # Ctrl-C or pre-emption
         if preemption.saved:  # on all ranks; wait, as the first rank that exits ends the others
             end_wandb(exit_code=1)
             distributed.barrier()
-        raise KeyboardInterrupt from lightning_exit
+        raise
     trainer.save_checkpoint(run.checkpoint)
 
 

@@ -2,17 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import history, tiny, tiny_overrides
+from helpers import history, run_command, tiny, tiny_overrides
 from safetensors.torch import load_file
 
-from safemax_pl.common.files import PROJECT
+from safemax_pl.evaluation.generation import Generation
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 from safemax_pl.training.preemption import Preemption
@@ -71,29 +69,25 @@ def test_several_ranks_ask_each_other_only_when_the_losses_are_logged(tmp_path):
     assert asked == [3, 6, 9]
 
 
-@pytest.mark.parametrize(("command", "sent"), [("fit", "SIGUSR1"), ("sweep", "SIGTERM")])
-def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_path, command, sent):
+@pytest.mark.parametrize(("module", "sent"), [("fit", signal.SIGUSR1), ("sweep", signal.SIGTERM)])
+def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_path, monkeypatch, module, sent):
     """In the scoring, where Lightning would write a checkpoint of its own, which other fits would find, and requeue."""
-    program = f"""
-import os, signal, sys
-from safemax_pl import fit, sweep
-from safemax_pl.evaluation.generation import Generation
-def step(self, rows, batch_idx):
-    os.kill(os.getpid(), signal.{sent})
-Generation.test_step = step
-sys.argv[1:] = {tiny_overrides(tmp_path, "name=run")}
-{command}.main()
-"""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\ntouch {tmp_path}/requeued\n")
     scontrol.chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "fit", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    environment = {**os.environ, **job, "SLURM_NTASKS": "1", "PYTHONPATH": str(PROJECT)}
-    environment["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in {"JOB_ID": "7", "JOB_NAME": "fit", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setattr(Generation, "test_step", lambda *_: os.kill(os.getpid(), sent))
+    before = {each: signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    try:
+        done = run_command(*tiny_overrides(tmp_path, "name=run"), module=f"safemax_pl.{module}")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert done.returncode == 130 and "interrupted: the same command resumes" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "requeued").exists() and not list(tmp_path.rglob("hpc_ckpt*"))
 
 
