@@ -1,4 +1,4 @@
-"""What `test_ddp.py` runs on one rank and on two: `python tests/ranks_job.py FOLDER RUN` or `... FOLDER fails`."""
+"""What `test_ddp.py` runs on one rank and on two: `python tests/ranks_job.py FOLDER RUN`, which fails at its end."""
 
 import sys
 from pathlib import Path
@@ -23,8 +23,7 @@ from safemax_pl.training.module import UnlearningModule
 
 # The other methods are these in other settings, or plain sums of losses that DDP averages as it does these.
 METHODS = [
-    *("erasediff", "esd", "finetune", "gradient_ascent", "random_label", "retrain", "safemax", "safemax_robust"),
-    *("salun", "selective_amnesia", "sfr_on", "siss"),
+    *("erasediff", "esd", "retrain", "safemax", "safemax_robust", "salun", "selective_amnesia", "sfr_on", "siss"),
 ]
 CLASSIFIER = [
     "experiment=digits_classifier",
@@ -143,8 +142,6 @@ def fails(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     quiet()
-    where, what = Path(sys.argv[1]), sys.argv[2]
-    if what == "fails":
-        fails(where)
-    else:
-        torch.save(job(where, Path(what), 2), where / f"rank{distributed.rank()}.pt")
+    where = Path(sys.argv[1])
+    torch.save(job(where, Path(sys.argv[2]), 2), where / f"rank{distributed.rank()}.pt")
+    fails(where)

@@ -43,11 +43,11 @@ class Launched(NamedTuple):
         return Ended(code, *((self.folder / name).read_text() for name in ("out.txt", "err.txt")))
 
 
-def launch(folder: Path, *command: str) -> Launched:
+def launch(folder: Path, *command: str, **variables: str) -> Launched:
     folder.mkdir(parents=True, exist_ok=True)
     outside = ("WANDB", "NETRC", "LOCAL_RANK", "MASTER_", "NODE_RANK", "WORLD_SIZE", "SLURM")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
-    environment |= {"HOME": str(folder), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": str(folder), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **variables}
     with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
         process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, env=environment, stdout=out, stderr=err)
     return Launched(process, folder)
@@ -67,15 +67,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def command_of_two(folder) -> Launched:
-    """The fit as a user starts it, on two ranks and with W&B."""
+    """The fit as an agent of W&B starts it, on two ranks."""
     overrides = tiny(folder / "two", 2, "name=run", "logger=wandb")
-    return launch(folder / "command", "-m", "safemax_pl.fit", *overrides)
-
-
-@pytest.fixture(scope="module")
-def failing(folder, command_of_two) -> Launched:
-    command_of_two.process.wait()
-    return launch(folder / "fails", str(SCRIPT), str(folder / "fails"), "fails")
+    agent = {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "job1"}
+    return launch(folder / "command", "-m", "safemax_pl.fit", *overrides, **agent)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +87,19 @@ def runs(run_of_one, command_of_two, folder) -> Both:
 
 
 @pytest.fixture(scope="module")
-def jobs(runs, folder) -> Both:
-    """What `ranks_job.job` returns on one rank, and on both of two; each has a copy of one run."""
-    copies = [Path(shutil.copytree(runs.one, folder / f"attacked{count}")) for count in (1, 2)]
-    launched = launch(folder / "job2", str(SCRIPT), str(folder / "job2"), str(copies[1]))
-    one = job(folder / "job1", copies[0], 1)
-    ended = launched.end()
-    assert ended.code == 0, ended.err
-    return Both(one, [torch.load(folder / "job2" / f"rank{rank}.pt") for rank in (0, 1)])
+def job_of_two(runs, folder) -> Launched:
+    """`ranks_job.py`, which takes a copy of the run."""
+    copy = shutil.copytree(runs.one, folder / "attacked2")
+    return launch(folder / "job2", str(SCRIPT), str(folder / "job2"), str(copy))
+
+
+@pytest.fixture(scope="module")
+def jobs(runs, folder, job_of_two) -> Both:
+    """What `ranks_job.job` returns on one rank, and on both of two."""
+    one = job(folder / "job1", Path(shutil.copytree(runs.one, folder / "attacked1")), 1)
+    ended, files = job_of_two.end(), [folder / "job2" / f"rank{rank}.pt" for rank in (0, 1)]
+    assert all(file.exists() for file in files), ended.err
+    return Both(one, [torch.load(file) for file in files])
 
 
 def scores(metrics: Path) -> dict[str, float]:
@@ -162,7 +162,7 @@ def test_a_job_prints_once_and_leaves_no_scratch(runs, command_of_two):
 
 def test_a_job_is_one_run_of_wandb(runs):
     (record,) = runs.two.glob("wandb/offline-run-*")
-    assert record.name.endswith((runs.two / "wandb_id").read_text())
+    assert record.name.rpartition("-")[2] == "job1", "the id that the agent gave"
 
 
 def test_the_cost_is_that_of_all_ranks(runs):
@@ -230,8 +230,8 @@ def test_a_fit_that_stops_early_does_so_at_the_same_step(jobs, folder):
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rank_that_fails_ends_the_job_with_its_words(failing):
-    ended = failing.end()
+def test_a_rank_that_fails_ends_the_job_with_its_words(job_of_two):
+    ended = job_of_two.end()
     assert ended.code != 0
     assert "error: rank 1: the disk of this machine is gone" in ended.err and "Traceback" not in ended.err
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from subprocess import run
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +24,6 @@ from PIL import Image
 from wandb.sdk.launch.sweeps import utils as agent
 
 from safemax_pl.common.errors import MachineError, UserError
-from safemax_pl.common.files import PROJECT
 from safemax_pl.config.command_line import split_arguments
 from safemax_pl.config.compose import compose
 from safemax_pl.config.groups import CONFIGS
@@ -372,14 +370,3 @@ def test_an_agent_passes_plain_arguments_of_the_fit_command():
     assert words[:4] == ["/usr/bin/env", sys.executable, "-m", "safemax_pl.fit"]
     cfg = compose("fit", words[4:])
     assert cfg.optimizer.lr == 5e-5 and cfg.method == "safemax" and cfg.logger.project == WANDB_SWEEP["project"]
-
-
-def test_a_job_on_two_devices_is_one_run_in_wandb(tmp_path):
-    overrides = dict(item.split("=", 1) for item in arguments(tmp_path, "trainer.devices=2", logger="wandb"))
-    overrides |= {"evaluation.plans.standard.retain_total": "9"}
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "job1"}
-    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
-    done = run(job(first_job() | overrides), capture_output=True, text=True, cwd=PROJECT, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (record,) = tmp_path.rglob("*.wandb")
-    assert record.name == "run-job1.wandb"
