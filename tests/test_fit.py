@@ -350,7 +350,7 @@ def test_a_killed_command_goes_on_by_the_same_command_in_the_same_folder_and_wan
     (first,) = run.glob("wandb/offline-run-*")
     time.sleep(max(0, int(first.stat().st_ctime) + 1 - time.time()))  # W&B names its folders by the second
     done = run_command(*arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and ": off from here on" not in done.stdout, done.stdout + done.stderr
     assert (run / "metrics.json").exists() and len(list(tmp_path.glob("*/config.yaml"))) == 1
     steps = [int(row.split(",")[0]) for row in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == list(range(17))
