@@ -22,6 +22,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.build import build
 from safemax_pl.diffusion.frozen import Frozen
+from safemax_pl.runs.wandb_process import end_service
 from safemax_pl.training.experiment import Experiment
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
@@ -351,6 +352,7 @@ def test_a_killed_command_goes_on_by_the_same_command_in_the_same_folder_and_wan
     time.sleep(max(0, int(first.stat().st_ctime) + 1 - time.time()))  # W&B names its folders by the second
     done = run_command(*arguments)
     assert done.returncode == 0 and ": off from here on" not in done.stdout, done.stdout + done.stderr
+    end_service()  # as at the end of a process: W&B closes its file then
     assert (run / "metrics.json").exists() and len(list(tmp_path.glob("*/config.yaml"))) == 1
     steps = [int(row.split(",")[0]) for row in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == list(range(17))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.files import atomic, file_digest, not_finite, to_json
 from safemax_pl.common.network_limits import check_count, check_sizes, check_weights
 from safemax_pl.common.precision import full_precision
+from safemax_pl.common.untrusted import BAD_CONTENT
 from safemax_pl.config.prerequisites import how_to_make, no_classifier
 from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
@@ -165,17 +165,7 @@ class Classifier(nn.Module):
             classifier.info = dict(config["info"])
             if not TEMPERATURES[0] * 0.999 <= classifier.temperature.item() <= TEMPERATURES[1] * 1.001:  # in float16
                 raise ValueError("its temperature is out of range")
-        except (
-            OSError,
-            KeyError,
-            RuntimeError,
-            SafetensorError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            AssertionError,
-        ) as error:
+        except BAD_CONTENT as error:
             raise UserError(f"the classifier at {folder} can't be read ({type(error).__name__}): {hint}") from error
         classifier.digest = file_digest(folder / "model.safetensors")
         return classifier.eval().requires_grad_(False)

@@ -35,6 +35,25 @@ MAX_TEXT = 4096  # characters of a value in a YAML file
 MAX_LETTERS = 10_000  # characters of a text or a key in a JSON file
 MAX_INTEGER = 2**53  # absolute value of an integer; float64 is exact up to it
 
+# what readers raise for the content of a damaged file
+BAD_CONTENT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    csv.Error,
+    EOFError,
+    LookupError,
+    NameError,
+    OmegaConfBaseException,
+    OSError,
+    RecursionError,
+    RuntimeError,
+    SafetensorError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
 ADVICE = "make the run again, or leave it out"
 
 
@@ -45,23 +64,7 @@ def damaged(path: Path, advice: str = ADVICE) -> Iterator[None]:
         yield
     except (BrokenPipeError, UnicodeEncodeError):
         raise  # errors of printing, not of the file
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        csv.Error,
-        LookupError,
-        NameError,
-        OmegaConfBaseException,
-        OSError,
-        RecursionError,
-        RuntimeError,
-        SafetensorError,
-        StopIteration,
-        TypeError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:
+    except BAD_CONTENT as error:
         reason = one_line(error, 200)
         raise UserError(f"{path} is damaged ({type(error).__name__}: {reason}): {advice}") from error
 

@@ -1,6 +1,7 @@
 """The data module of class unlearning: training batches from the forget and the retain set."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class ForgetRetainDataModule(LightningDataModule):
 
     Raises:
         UserError: for an unknown class, a class without training or test images, all classes forgotten, and unreadable
-            images. All but wrong image sizes and names are found on first use of `source`.
+            images. All but wrong image sizes and names are found on first use of `source`, `forget_labels` or
+            `retain_labels`.
     """
 
     def __init__(
@@ -106,25 +108,29 @@ class ForgetRetainDataModule(LightningDataModule):
         self.forget_classes: list[int | str] = (
             list(forget_classes) if several else [] if forget_classes is None else [forget_classes]  # type: ignore
         )
-        self._source: sources.Source | None = None
 
     # -- splits and classes ------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def source(self) -> sources.Source:
         """Both splits and their names, decoded on first use."""
-        if self._source is None:
-            source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
-            _check_counts(source, self.path)
-            self.forget_labels = class_indices(self.forget_classes, source, self.name)
-            classes = range(len(source.class_names))
-            self.retain_labels = [label for label in classes if label not in self.forget_labels]
-            if not self.retain_labels:
-                raise UserError(
-                    f"data.forget_classes names all {len(classes)} classes of {self.name}: leave at least one"
-                )
-            self._source = source
-        return self._source
+        source = sources.load(self.path, self.columns, self.image_shape, self.resize, self.cache_dir)
+        _check_counts(source, self.path)
+        return source
+
+    @cached_property
+    def forget_labels(self) -> list[int]:
+        """Indices of the forget classes, ascending."""
+        return self.labels_of(self.forget_classes)
+
+    @cached_property
+    def retain_labels(self) -> list[int]:
+        """Indices of the retain classes, ascending."""
+        if not (labels := [label for label in range(self.num_classes) if label not in self.forget_labels]):
+            raise UserError(
+                f"data.forget_classes names all {self.num_classes} classes of {self.name}: leave at least one"
+            )
+        return labels
 
     @property
     def class_names(self) -> list[str]:
@@ -161,7 +167,7 @@ class ForgetRetainDataModule(LightningDataModule):
     # -- Lightning hooks ---------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        _ = self.source
+        _ = self.source, self.retain_labels
 
     def setup(self, stage: str) -> None:
         train = self.source.train

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, digest, not_finite, write_json
 from safemax_pl.common.network_limits import check_count, check_sizes, check_weights
+from safemax_pl.common.untrusted import BAD_CONTENT
 from safemax_pl.config.prerequisites import how_to_make, is_base_model, no_base_model
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.process import Diffusion
@@ -61,17 +61,7 @@ def _unreadable(path: str, hint: str) -> Iterator[None]:
     """Convert errors of damaged files into a `UserError` that names the model."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
+    except BAD_CONTENT as error:
         said = [*str(error).strip().splitlines(), ""][0]
         raise UserError(
             f"the model at {path} can't be loaded, it is missing, truncated or not a diffusers UNet2DModel "

@@ -77,7 +77,7 @@ def few_digits(tmp_path: Path) -> ForgetRetainDataModule:
     data = instantiate(cfg.data, cache_dir=str(tmp_path / "cache"))
     train = data.source.train
     rows = torch.cat([(train.labels == label).nonzero()[:6, 0] for label in range(10)])
-    data._source = data.source._replace(train=Split(*(part[rows] for part in train)))
+    data.source = data.source._replace(train=Split(*(part[rows] for part in train)))
     return data
 
 
