@@ -87,6 +87,9 @@ def test_mistakes_are_named(run, tmp_path):
 
 
 def test_scoring_other_classes_than_were_forgotten_is_said(run, capsys):
-    for label, said in ((3, ""), (4, f"warning: {run} forgot 3; data.forget_classes says 4\n")):
+    for label, said in (
+        (3, ""),
+        (4, f"warning: {run} forgot 3, data.forget_classes names 4: the scores are not of what it forgot\n"),
+    ):
         warn_of_other_classes(run, SimpleNamespace(class_names=list("0123456789"), forget_labels=[label]))
         assert capsys.readouterr().err == said
