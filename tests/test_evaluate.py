@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.runs.subject import warn_of_other_classes
 from safemax_pl.training.fit import fit
 
 
@@ -75,3 +77,19 @@ def test_mistakes_are_named(run, tmp_path):
     shutil.copy(run / "config.yaml", tmp_path / "half")
     with pytest.raises(UserError, match="unfinished"):
         evaluate(str(tmp_path / "half"), [])
+    with pytest.raises(
+        UserError, match=r"neither a run .* nor a diffusers folder .*: give one of the runs in it: .*/half"
+    ):
+        evaluate(str(tmp_path), [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"neither a run .*: give the folder of a run, or a diffusers folder"):
+        evaluate(str(tmp_path / "empty"), [])
+
+
+def test_scoring_other_classes_than_were_forgotten_is_said(run, capsys):
+    for label, said in (
+        (3, ""),
+        (4, f"warning: {run} forgot 3, data.forget_classes names 4: the scores are not of what it forgot\n"),
+    ):
+        warn_of_other_classes(run, SimpleNamespace(class_names=list("0123456789"), forget_labels=[label]))
+        assert capsys.readouterr().err == said

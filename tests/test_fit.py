@@ -110,9 +110,11 @@ def test_the_same_name_with_another_configuration_is_refused(finished):
         fit(tiny(finished.parent, "optimizer.lr=0.001"), "tiny")
 
 
-def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(finished, tmp_path):
+def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(finished, tmp_path, capsys):
     again = fit(tiny(tmp_path), "tiny")
-    other = fit(tiny(tmp_path, "seed=1", "trainer.max_steps=1", "trainer.val_check_interval=1"), "other")
+    assert "warning" not in capsys.readouterr().err
+    other = fit(tiny(tmp_path, "seed=1", "trainer.max_steps=1"), "other")
+    assert "warning: trainer.val_check_interval=2 exceeds trainer.max_steps=1, so curves.png" in capsys.readouterr().err
     weights = "unet/diffusion_pytorch_model.safetensors"
     first, second, third = (load_file(folder / weights) for folder in (finished, again, other))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -25,7 +25,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.sources import Split
-from safemax_pl.training.fit_classifier import fit_classifier
+from safemax_pl.training.fit_classifier import fit_classifier, warn_of_few_images
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -412,3 +412,10 @@ def test_the_calibration_rows_are_not_trained_on(finished, tmp_path, monkeypatch
     assert len(seen) > 100
     assert seen <= free
     assert not seen & (held - free)
+
+
+def test_few_test_images_cause_a_warning(capsys):
+    warn_of_few_images(100)
+    assert not capsys.readouterr().err
+    warn_of_few_images(2)
+    assert capsys.readouterr().err.startswith("warning: 2 test images measure a classifier badly")

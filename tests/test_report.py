@@ -59,7 +59,7 @@ def test_a_report_replaces_no_report_of_more_runs_and_no_other_files(write_run, 
     every = report([tmp_path / "runs"])
     before = (every / "report.html").read_bytes()
     assert report([first]) == first / "report"
-    with pytest.raises(UserError, match=r"report reports 1 runs that are not among these .*out=FOLDER"):
+    with pytest.raises(UserError, match=r"report reports 1 run not among these .*out=FOLDER"):
         report([first, write_run("c")])
     assert (every / "report.html").read_bytes() == before
     report([first, second], every)  # named, so wanted

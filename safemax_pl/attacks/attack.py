@@ -15,7 +15,7 @@ from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.common.console import add_model_columns, plain_console
+from safemax_pl.common.console import add_model_columns, plain_console, print_table
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
@@ -204,6 +204,6 @@ def print_block(block: dict[str, Any]) -> None:
     add_model_columns(table, headline["values"])
     limit = headline["limit"]
     table.add_row(*(f"> {value:g}" if value == limit else f"{value:.3g}" for value in headline["values"].values()))
-    console.print(table)
+    print_table(table)
     console.print(printable(sentence(block["classifiers"]).capitalize()), soft_wrap=True)
     console.print(f"{block['seconds']:.1f} s   {printable(block['folder'])}/figure.png", soft_wrap=True)

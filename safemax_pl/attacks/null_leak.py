@@ -31,7 +31,7 @@ class NullLeak(Attack):
             raise UserError(f"attacks.null_leak.guidance_weights={self.guidance_weights}: the first must be -1")
 
     def series(self) -> dict[str, int]:
-        return {"conditional to unconditional": len(self.guidance_weights)}
+        return {"unconditional to conditional": len(self.guidance_weights)}
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         for guidance in self.guidance_weights:

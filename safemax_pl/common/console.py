@@ -10,6 +10,8 @@ from rich.table import Table
 
 from safemax_pl.common.escaping import printable
 
+MAX_WIDTH = 10_000  # of a table in a file, in letters
+
 
 def progress_bars(trainer: DictConfig, refresh_rate: int = 1) -> list[RichProgressBar]:
     """Return a progress bar with elapsed and remaining time; an empty list if `trainer.enable_progress_bar` is false.
@@ -38,9 +40,20 @@ def add_model_columns(table: Table, models: Iterable[str]) -> None:
     """Add a right-aligned column for every model or control; "unlearned" is bold."""
     for model in models:
         style = "bold" if model == "unlearned" else None
-        table.add_column(printable(model.replace("_", " ")), justify="right", style=style)
+        table.add_column(printable(model).replace("_", "\n"), justify="right", style=style)
 
 
 def plain_console() -> Console:
-    """Return a console that prints text literally, without markup in square brackets or emoji codes."""
-    return Console(markup=False, emoji=False)
+    """Return a console that prints text literally, without markup in square brackets or emoji codes.
+
+    Files and pipes have no width, so tables are as wide there as they need.
+    """
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=MAX_WIDTH)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; where it is too wide for the terminal, cells are folded and nothing is cut off."""
+    for column in table.columns:
+        column.overflow = "fold"
+    plain_console().print(table)

@@ -76,7 +76,7 @@ def style_axis(axis: Axes, width: float = 2 * WIDTH) -> None:
     """Give an axis of `width` inches a light grid, small tick labels, and no more of them than fit."""
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=SMALL)
-    axis.xaxis.set_major_locator(MaxNLocator(max(3, min(8, int(1.5 * width))), steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(max(3, min(8, int(1.3 * width))), steps=[1, 2, 2.5, 5, 10]))
 
 
 def name_axes(axis: Axes, x: str = "", y: str = "", title: str = "") -> None:

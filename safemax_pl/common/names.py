@@ -1,4 +1,4 @@
-"""Names of runs, data sets and methods that may become names of files or folders."""
+"""Names of runs, data sets, methods and classes: check, compare and list them."""
 
 import unicodedata
 
@@ -6,6 +6,7 @@ from safemax_pl.common.errors import UserError
 
 MAX_NAME_BYTES = 200  # file systems allow 255; longer names, such as evaluate_<name>-<digest>, are made from it
 NOT_IN_NAMES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, format, surrogate, line separators
+MAX_LISTED = 5  # names of a shortened list
 
 
 def check_name(setting: str, name: object) -> str:
@@ -25,3 +26,18 @@ def check_name(setting: str, name: object) -> str:
             "/ and \\, no dot at the start, no space at either end"
         )
     return text
+
+
+def composed(name: str) -> str:
+    """Return the name in Unicode's composed form, as keyboards and file systems write é in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def some(names: list[str]) -> str:
+    """Join the first five names; if there are more, add their number."""
+    return ", ".join(names[:MAX_LISTED]) + f" and {len(names) - MAX_LISTED} more" * (len(names) > MAX_LISTED)
+
+
+def count(number: int, what: str) -> str:
+    """Return the number with its noun, such as 1 run and 2 runs."""
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -11,9 +11,11 @@ from matplotlib.transforms import Bbox
 
 from safemax_pl.common.figures import GREY, SMALL
 
+THIN = 25  # pixels: larger markers, and lines that rise more, may be covered
+
 
 def label_points(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write a name beside every point, where it covers neither a point nor another name, as far as there is room.
+    """Write a name beside every point, where it covers no other name, point or level line, as far as there is room.
 
     Args:
         figure: that holds `axis`.
@@ -24,6 +26,7 @@ def label_points(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, 
     frame, pixels = axis.get_window_extent(), figure.dpi / 72
     places = axis.transData.transform([(x, y) for _, x, y in points])
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    taken += [box for line in axis.lines if min((box := line.get_window_extent()).size) < THIN]
     for (name, x, y), (left, bottom) in zip(points, places, strict=True):
         size = figure.text(0, 0, name, fontsize=SMALL)
         width, height = size.get_window_extent().size

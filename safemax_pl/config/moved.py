@@ -22,6 +22,7 @@ METRICS = {
     "judge_disagreement": "classifier_disagreement",
     "prior_seconds": "preparation_seconds",
     "prior_flops": "preparation_flops",
+    "conditional to unconditional": "unconditional to conditional",  # curve of the attack null_leak
 }
 # key of sweep.prune before 0.5.0 -> key now
 PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}

@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.names import check_name
+from safemax_pl.common.names import check_name, some
 from safemax_pl.common.rng import Stream
 from safemax_pl.data import sources
 from safemax_pl.data.batch import LabelledImages, from_uint8
 from safemax_pl.data.forget_classes import class_indices
 from safemax_pl.data.splits import held_out_mask
-from safemax_pl.data.summary import some
 
 PARTS = {"forget": 0, "retain": 1}  # numbers of the parts in the keys of random streams
 DEVICE_LIMIT = 4 * 2**30  # bytes of uint8 images that are moved to the accelerator; larger sets stay in host memory

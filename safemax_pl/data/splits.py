@@ -8,10 +8,11 @@ from torch import Tensor
 
 from safemax_pl.common import distributed, rng
 from safemax_pl.common.errors import UserError
+from safemax_pl.common.names import some
 from safemax_pl.data.decoding import decode_all
 from safemax_pl.data.encoded import Encoded
 from safemax_pl.data.folders import UNUSED
-from safemax_pl.data.summary import print_summary, some
+from safemax_pl.data.summary import print_summary
 
 TEST_FRACTION = 0.2  # of every class, held out from a source without a test split
 

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Mapping
 
 from safemax_pl.common.escaping import printable
+from safemax_pl.common.names import some
 from safemax_pl.data.encoded import Encoded
 
 MAX_CLASSES = 20  # whose counts are printed one by one
-MAX_NAMES = 5  # of a shortened list
 
 
 def print_summary(
@@ -47,8 +47,3 @@ def _by_class(names: list[str], counts: list[int]) -> str:
         return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
     low, high = min(counts), max(counts)
     return f"{some(names)}, {low if low == high else f'{low} to {high}'} each"
-
-
-def some(names: list[str]) -> str:
-    """Join the first five names; if there are more, add their number."""
-    return ", ".join(names[:MAX_NAMES]) + (f", ... ({len(names)} in all)" if len(names) > MAX_NAMES else "")

@@ -82,8 +82,8 @@ def curves(path: Path, rows: list[dict[str, Any]], guidance: float) -> None:
     name_axes(left, "training seconds", "share (higher is better)", f"quick plan, w = {guidance:g}")
     left.set_ylim(-0.03, 1.03)
     harm = [float(row[f"{prefix}fid_retain/classifier"]) for row in points]
-    right.plot(seconds, harm, "-o", ms=4, color=GREY, clip_on=False)  # where it changes little, all are at the top
-    name_axes(right, "training seconds", "fid_retain/classifier (lower is better)", "retained classes")
-    right.set_ylim(bottom=0)
+    right.plot(seconds, harm, "-o", ms=4, color=GREY)
+    name_axes(right, "training seconds", "lower is better", "retained classes: fid_retain/classifier")
+    right.set_ylim(0, 1.1 * max(harm) if max(harm) > 0 else 1)
     legend(figure, left.get_lines())
     save_figure(figure, path)

@@ -56,8 +56,8 @@ def read(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
         else:
             runs.append(found)
     if not runs:
-        reasons = "".join(f"; {line}" for line in left_out)
-        raise UserError(f"no finished run of unlearning in {', '.join(map(str, paths))}{reasons}")
+        remedy = "; ".join(left_out) or "give run folders, or folders that hold runs"
+        raise UserError(f"no finished run of unlearning in {', '.join(map(str, paths))}: {remedy}")
     _refuse_mixtures(runs)
     return runs, left_out
 

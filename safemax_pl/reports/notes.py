@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import chain
 
+from safemax_pl.common.names import count, some
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.outcomes import Outcome
 from safemax_pl.reports.robustness import Robustness, by_protocol
@@ -25,7 +26,7 @@ def _disagreements(summaries: dict[str, list[Row]]) -> list[str]:
         return []
     return [
         f"The two classifiers disagree on more than {MAX_DISAGREEMENT * 100:g} % of the images of: "
-        f"{_some(list(dict.fromkeys(found)))}. Scores of these methods may be errors of the classifier."
+        f"{some(list(dict.fromkeys(found)))}. Scores of these methods may be errors of the classifier."
     ]
 
 
@@ -38,13 +39,13 @@ def _mixtures(groups: dict[str, list[FinishedRun]], rows: list[Row]) -> list[str
             "total_flops can."
         )
     if len(commits := Counter(run.commit for run in runs)) > 1:
-        counts = ", ".join(f"{commit} ({count} run{'s' * (count > 1)})" for commit, count in commits.items())
+        counts = ", ".join(f"{commit} ({count(number, 'run')})" for commit, number in commits.items())
         found.append(f"Different commits of the code: {counts}. Which method has which: see Training.")
     weights: dict[str, list[str]] = {}
     for label, members in groups.items():
         weights.setdefault(members[0].weights, []).append(label)
     if len(weights) > 1:
-        kinds = "; ".join(f"{kind}: {_some(labels)}" for kind, labels in weights.items())
+        kinds = "; ".join(f"{kind}: {some(labels)}" for kind, labels in weights.items())
         found.append(
             f"Different weights are scored ({kinds}): averaging is not part of a method, and changes its scores."
         )
@@ -56,7 +57,7 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
     cells = {(run.seed, run.forget) for run in runs}
     for label, members in groups.items():
         if missing := sorted(cells - {(run.seed, run.forget) for run in members}):
-            lacking = _some([f"seed {seed} forgetting {forget}" for seed, forget in missing])
+            lacking = some([f"seed {seed} forgetting {forget}" for seed, forget in missing])
             found.append(f"{label} lacks runs that others have ({lacking}): its means are over fewer cases.")
     seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
     if few := [label for label, count in seeds.items() if count < 3]:
@@ -64,17 +65,12 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
     without = [run.folder.name for run in runs if not run.has_second_classifier]
     if 0 < len(without) < len(runs):
         found.append(
-            f"Without a second classifier, which others have: {_some(without)}. Only the first decides their †."
+            f"Without a second classifier, which others have: {some(without)}. Only the first decides their †."
         )
     for name, use in (("samples.safetensors", "pictures"), ("metrics.csv", "curves")):
         if without := [run.folder.name for run in runs if not (run.folder / name).exists()]:
-            found.append(f"Without {name}, so not in the {use}: {_some(without)}.")
+            found.append(f"Without {name}, so not in the {use}: {some(without)}.")
     return found
-
-
-def _some(names: list[str]) -> str:
-    """Return the first five names, and the number of the others."""
-    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
 def attack_notes(robustness: Robustness, groups: dict[str, list[FinishedRun]]) -> list[str]:

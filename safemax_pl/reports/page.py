@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.common import escaping
+from safemax_pl.common.names import count
 from safemax_pl.common.templates import environment, line
 from safemax_pl.reports import robustness, tables
 from safemax_pl.reports.figures.picture import Picture
@@ -68,7 +69,7 @@ class Report:
         methods = len(self.groups) - len(references)
         named = f" and the reference {', '.join(references)}" * bool(references)
         return (
-            f"{len(self.runs)} runs of {methods} method{'s' * (methods != 1)}{named} on {said['data.name']}, "
+            f"{count(len(self.runs), 'run')} of {count(methods, 'method')}{named} on {said['data.name']}, "
             f"forgetting {', '.join(forgotten)}; plan {said['plan.name']}: {said['plan.forget_per_class']} images per "
             f"forgotten class and {said['plan.retain_total']} of the retained classes; {said['sampler.name']}, "
             f"{said['sampler.steps']} steps."

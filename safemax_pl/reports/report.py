@@ -12,8 +12,8 @@ from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import cell, printable
 from safemax_pl.common.figures import drawing
-from safemax_pl.common.files import atomic
-from safemax_pl.common.frames import write_csv
+from safemax_pl.common.files import atomic, write_csv
+from safemax_pl.common.names import count
 from safemax_pl.reports import page, robustness, tables
 from safemax_pl.reports.figures import attacks, curves, heat_maps, samples, trade_offs
 from safemax_pl.reports.figures.picture import Picture
@@ -67,7 +67,8 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     write_csv(out / "per_class.csv", tables.per_class(groups))
     if attacked:
         write_csv(out / "robustness.csv", robustness.numbers(attacked))
-    print(f"{len(runs)} runs, {len(groups)} methods; written: {out}/report.html, report.md, and the numbers as .csv")
+    compared = f"{count(len(runs), 'run')}, {count(len(groups), 'method')}"
+    print(f"{compared}; written: {out}/report.html, report.md, and the numbers as .csv")
     return out
 
 
@@ -123,7 +124,7 @@ def folder_of(runs: list[FinishedRun], paths: list[Path], out: Path | None) -> P
     if out is None and any((path / "config.yaml").exists() for path in paths):
         here = {cell(run.command) for run in runs}
         if lacking := sorted(_reported(folder / "results.csv") - here):
-            raise UserError(f"{folder} reports {len(lacking)} runs that are not among these ({lacking[0]}): {OTHER}")
+            raise UserError(f"{folder} reports {count(len(lacking), 'run')} not among these ({lacking[0]}): {OTHER}")
     return folder
 
 

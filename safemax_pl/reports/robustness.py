@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common.files import digest
@@ -14,7 +12,7 @@ from safemax_pl.reports.attacked import Attacked
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.outcomes import Outcome, outcomes
 from safemax_pl.reports.statistics import Row
-from safemax_pl.reports.tables import Table, frame, identity
+from safemax_pl.reports.tables import Table, identity
 
 RETRAIN = "Retrain"  # row of the models that were given to the attacks as retrain= and are not among the runs
 LEAD = "Is the class gone, or hidden? Every attack tries to bring it back, with the same budget for all models."
@@ -168,7 +166,7 @@ def _retrained(found: list[Outcome], belongs: Callable[[str], bool]) -> list[tup
     return [(one, "retrain") for one in first.values()]
 
 
-def numbers(robustness: Robustness) -> pd.DataFrame:
+def numbers(robustness: Robustness) -> list[dict[str, Any]]:
     """Return a line per attack, row and outcome: the number, its meaning, and how it was made."""
     lines = []
     for attacked in robustness.attacks:
@@ -182,4 +180,4 @@ def numbers(robustness: Robustness) -> pd.DataFrame:
                 line |= {"better": outcome.better, "n": outcome.images_behind, "protocol": attacked.protocol}
                 made = {"command": outcome.command, "commit": outcome.commit, "hardware": outcome.hardware}
                 lines.append(line | made)
-    return frame(lines)
+    return lines

@@ -1,8 +1,6 @@
-"""The tables of a report: the summary that its pages show, and the frames that become CSV files."""
+"""The tables of a report: the summary that its pages show, and the lines of its CSV files."""
 
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from safemax_pl.reports.columns import Column
 from safemax_pl.reports.finished_run import FinishedRun
@@ -109,12 +107,7 @@ def identity(label: str, run: FinishedRun) -> dict[str, Any]:
     return names | {"seed": run.seed, "forget_classes": run.forget}
 
 
-def frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return lines as a frame whose whole numbers stay whole, also in columns with empty cells."""
-    return pd.DataFrame(lines, dtype=object)
-
-
-def results(groups: dict[str, list[FinishedRun]]) -> pd.DataFrame:
+def results(groups: dict[str, list[FinishedRun]]) -> list[dict[str, Any]]:
     """Return a line per run and guidance weight: identity, all scalars, those of its original, its cost and command."""
     lines = []
     for label, run in ((label, run) for label, runs in groups.items() for run in runs):
@@ -122,26 +115,23 @@ def results(groups: dict[str, list[FinishedRun]]) -> pd.DataFrame:
             original = {f"original/{name}": value for name, value in run.values(guidance, "original").items()}
             line = identity(label, run) | {"guidance": guidance} | run.values(guidance, "unlearned")
             lines.append(line | original | {"command": run.command})
-    return frame(lines)
+    return lines
 
 
-def per_class(groups: dict[str, list[FinishedRun]]) -> pd.DataFrame:
+def per_class(groups: dict[str, list[FinishedRun]]) -> list[dict[str, Any]]:
     """Return a line per run, guidance weight, model, metric and class."""
-    return frame(
-        [
-            identity(label, run)
-            | {"guidance": guidance, "model": model, "metric": metric, "class": name, "value": value}
-            for label, runs in groups.items()
-            for run in runs
-            for guidance, models in run.scores.items()
-            for model in ("original", "unlearned")
-            for metric, by_class in models[model].per_class.items()
-            for name, value in by_class.items()
-        ]
-    )
+    return [
+        identity(label, run) | {"guidance": guidance, "model": model, "metric": metric, "class": name, "value": value}
+        for label, runs in groups.items()
+        for run in runs
+        for guidance, models in run.scores.items()
+        for model in ("original", "unlearned")
+        for metric, by_class in models[model].per_class.items()
+        for name, value in by_class.items()
+    ]
 
 
-def summary(summaries: dict[str, list[Row]]) -> pd.DataFrame:
+def summary(summaries: dict[str, list[Row]]) -> list[dict[str, Any]]:
     """Return a line per guidance weight and row: mean, both sd and "best" of every column of the table."""
     lines = []
     for guidance, rows in summaries.items():
@@ -155,4 +145,4 @@ def summary(summaries: dict[str, list[Row]]) -> pd.DataFrame:
                 line |= {key: mean, f"{key}/sd_seeds": seeds, f"{key}/sd_classes": classes}
                 line[f"{key}/best"] = row.label in bold[key]
             lines.append(line)
-    return frame(lines)
+    return lines

@@ -11,7 +11,7 @@ from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.classifier.noise_detection import Operation, measure, tables
 from safemax_pl.classifier.training import accuracies
-from safemax_pl.common.console import plain_console
+from safemax_pl.common.console import plain_console, print_table
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
@@ -74,13 +74,13 @@ def print_operation(operation: Operation, title: str) -> None:
         table.add_column(column, justify="right")
     for kind, found in operation.detections.items():
         table.add_row(kind, f"{found.noise_rate:.4f}", f"{found.at_one_percent:.4f}", f"{found.auroc:.4f}")
-    console.print(table)
+    print_table(table)
     table = Table("share of noise", title="blends of real images and noise", title_justify="left")
     for column in ("called noise", "called its class"):
         table.add_column(column, justify="right")
     for blend in operation.blends[::2]:
         table.add_row(f"{blend.weight:.1f}", f"{blend.called_noise:.3f}", f"{blend.called_its_class:.3f}")
-    console.print(table)
+    print_table(table)
     table = Table("class", title="scores of pure noise", title_justify="left")
     for kind in CONTROLS:
         for score in ("ua", "ua_noise_aware"):
@@ -88,4 +88,4 @@ def print_operation(operation: Operation, title: str) -> None:
     for name in dict.fromkeys(control.forget_class for control in operation.controls):
         rows = [row for row in operation.controls if row.forget_class == name and row.noise in CONTROLS]
         table.add_row(printable(name), *(f"{score:.3f}" for row in rows for score in (row.ua, row.ua_noise_aware)))
-    console.print(table)
+    print_table(table)

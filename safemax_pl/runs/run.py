@@ -124,6 +124,11 @@ class Run:
         """Content of metrics.json; None while the run is unfinished."""
         return read_metrics(self.folder)
 
+    @property
+    def finished(self) -> str:
+        """What a command prints that was given again after the run had finished."""
+        return f"{self.folder} is finished; for another run change a setting, or give a name="
+
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json, which marks the run as finished."""
         write_json(self.folder / "metrics.json", metrics)

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safemax_pl.classifier.accuracy import sentence
-from safemax_pl.common.console import add_model_columns, plain_console
+from safemax_pl.common.console import add_model_columns, plain_console, print_table
 from safemax_pl.common.escaping import printable
 from safemax_pl.evaluation.metric_suite import METRICS
 from safemax_pl.runs.run import steps_taken
@@ -24,7 +24,7 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
         for name in METRICS:
             if any(name in scores for scores in models.values()):
                 table.add_row(name, *(f"{scores[name]:.4g}" if name in scores else "-" for scores in models.values()))
-        console.print(table)
+        print_table(table)
     if metrics.get("cost"):
         cost = "   ".join(f"{printable(name)} {value:.4g}" for name, value in metrics["cost"].items())
         console.print(cost, soft_wrap=True)

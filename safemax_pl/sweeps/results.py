@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pandas as pd
 from markupsafe import Markup
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -14,12 +13,11 @@ from rich.table import Table
 
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.common import escaping
-from safemax_pl.common.console import plain_console
+from safemax_pl.common.console import print_table
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing, save_figure
-from safemax_pl.common.files import atomic
-from safemax_pl.common.frames import write_csv
+from safemax_pl.common.files import atomic, write_csv
 from safemax_pl.common.templates import environment, line
 from safemax_pl.reports.load import read
 from safemax_pl.sweeps import figures
@@ -31,7 +29,7 @@ def write(shared: SharedStudy, command_line: Callable[[dict[str, Any]], str]) ->
     study, folder, names = shared.study, shared.folder, list(shared.sweep.objectives)
     trials = counted(study)
     every = sorted([*trials, *lost(study)], key=lambda trial: trial.number)
-    write_csv(folder / "trials.csv", pd.DataFrame([_line(trial, names) for trial in every], dtype=object))
+    write_csv(folder / "trials.csv", [_line(trial, names) for trial in every])
     best = front(study)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     states = ", ".join(
@@ -62,7 +60,7 @@ def _print_front(study: optuna.Study, names: list[str], best: list[FrozenTrial],
         table.add_column(column, justify="right")
     for trial in best:
         table.add_row(str(trial.number), *map(_number, trial.values))
-    plain_console().print(table)
+    print_table(table)
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:

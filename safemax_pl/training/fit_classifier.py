@@ -1,5 +1,6 @@
 """Train, calibrate, score and write one classifier: the body of `python -m safemax_pl.fit_classifier`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from safemax_pl.classifier.model import Classifier
 from safemax_pl.classifier.training import ClassifierModule, calibrate, score_classifier
 from safemax_pl.common import distributed, memory
-from safemax_pl.common.console import plain_console
+from safemax_pl.common.console import plain_console, print_table
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
@@ -28,6 +29,8 @@ from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.run import Run, run_folder
 from safemax_pl.training.loop import fit_module
 from safemax_pl.training.optimizer import make_optimizer
+
+MIN_TEST_IMAGES = 100  # fewer cause a warning
 
 
 @ending_wandb()
@@ -59,6 +62,7 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
     check_batch(cfg, classifier, trainer.world_size, device)
     made_from = identity.of_data(data)
     identity.check(str(run.folder), run.identity, made_from)
+    warn_of_few_images(len(data.source.test.labels))
     distributed.start(trainer)
     run.clear()
     loggers = make_loggers(cfg.get("logger"), run.folder)
@@ -68,6 +72,16 @@ def fit_classifier(cfg: DictConfig, name: str, command_line: str | None = None) 
         calibrate(classifier, calibration)
         write(run, data, classifier, loggers, command_line)
     return run.folder
+
+
+def warn_of_few_images(count: int) -> None:
+    """Warn on stderr if the classifier can hardly be measured on so few test images."""
+    if count < MIN_TEST_IMAGES and distributed.is_first():
+        print(
+            f"warning: {count} test images measure a classifier badly, and it is rejected if it is not clearly better "
+            f"than chance on them: give at least {MIN_TEST_IMAGES}",
+            file=sys.stderr,
+        )
 
 
 def write(
@@ -104,7 +118,7 @@ def show(run: Run, data: ForgetRetainDataModule) -> None:
     run.clear()
     with damaged(run.folder / "metrics.json"):
         print_scores(metrics["scores"], run.folder.name)
-    print(f"{run.folder} is finished; for another run change a setting, or give a name=")
+    print(run.finished)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -147,4 +161,4 @@ def print_scores(scores: dict[str, Any], name: str) -> None:
             printable(found["plain_favourite"]),
             f"{found['plain_favourite_share']:.2f}",
         )
-    console.print(table)
+    print_table(table)

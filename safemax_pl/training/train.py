@@ -54,6 +54,8 @@ def train(experiment: Experiment, run: Run, loggers: list[Logger], callbacks: Se
     cfg, student, evaluator = experiment.cfg, experiment.student, experiment.evaluator
     before = experiment.original or copy.deepcopy(student)
     resumes = distributed.broadcast(run.checkpoints)
+    if not resumes and distributed.is_first():
+        warn_of_no_scores(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
     originals = quick_scores_of(experiment, [] if resumes else loggers)
     module = UnlearningModule(
         student,
@@ -78,6 +80,16 @@ def train(experiment: Experiment, run: Run, loggers: list[Logger], callbacks: Se
         experiment.parameters.merge(student)
     stopped_by = experiment.early_stopping.stopped_by if experiment.early_stopping is not None else None
     return Trained(identified(student).eval(), cost.summary(), cost.by_rank(), cost.steps, stopped_by)
+
+
+def warn_of_no_scores(interval: int, max_steps: int) -> None:
+    """Warn on stderr if the fit ends before its first validation."""
+    if interval > max_steps:
+        print(
+            f"warning: trainer.val_check_interval={interval} exceeds trainer.max_steps={max_steps}, so curves.png has "
+            "no scores after step 0: give a smaller interval to see the fit",
+            file=sys.stderr,
+        )
 
 
 def quick_scores_of(experiment: Experiment, loggers: list[Logger]) -> dict[float, ModelScores]:

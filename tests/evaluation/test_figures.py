@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,21 @@ def test_a_fit_that_was_never_scored_has_no_curves(tmp_path, rows):
 def test_a_single_point_is_drawn(tmp_path, drawn):
     figures.curves(tmp_path / "curves.png", history()[:1], 0.0)
     assert lines(drawn[0].axes[0])["ua"] == ([0.0], [0.0])
+
+
+def test_no_marker_touches_the_edge_of_a_panel(tmp_path, drawn):
+    figures.curves(tmp_path / "curves.png", history(), 0.0)
+    for axis in drawn[0].axes:
+        low, high = axis.get_ylim()
+        values = [value for line in axis.get_lines() for value in line.get_ydata()]
+        assert max(values) + 0.02 * (high - low) < high
+
+
+def test_tick_labels_of_close_values_stand_apart():
+    figure, (axis,) = figures.panels(1)
+    axis.plot([1.41762, 1.42013], [0, 1])
+    figure.draw_without_rendering()
+    low, high = axis.get_xlim()
+    shown = [label for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high]
+    boxes = [label.get_window_extent() for label in shown]
+    assert len(boxes) > 2 and all(left.x1 + 5 < right.x0 for left, right in pairwise(boxes))

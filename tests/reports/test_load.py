@@ -54,6 +54,9 @@ def test_without_a_finished_run_there_is_no_report(write_run, tmp_path):
         UserError, match=r"no finished run of unlearning in .*safemax-0-3 is left out: it was interrupted or failed"
     ):
         read([tmp_path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: give run folders, or folders that hold runs"):
+        read([tmp_path / "empty"])
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read([tmp_path / "nowhere"])
 

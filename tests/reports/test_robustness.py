@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safemax_pl.common.frames import write_csv
+from safemax_pl.common.files import write_csv
 from safemax_pl.reports import robustness
 from safemax_pl.reports.figures import attack_bars, attack_curves, attack_images
 from safemax_pl.reports.figures.attacks import draw
@@ -278,6 +278,14 @@ def test_pictures_show_means_bands_and_images(write_run, write_attack, compared,
         with Image.open(picture.path) as image:
             assert min(image.size) > 150
         assert len(picture.alt) > 60
+
+
+def test_the_bar_of_a_single_method_has_room(write_run, write_attack, compared, tmp_path):
+    write_attack(write_run("a"), controls=NOISE)
+    found, _ = compared()
+    picture = attack_bars.bars(tmp_path, found.attacks, found.rows)
+    with Image.open(picture.path) as image:
+        assert image.height > 0.4 * image.width
 
 
 def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, compared):

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from safemax_pl.common.frames import write_csv
+from safemax_pl.common.files import write_csv
 from safemax_pl.reports import page, tables
 from safemax_pl.reports.columns import COLUMNS
 from safemax_pl.reports.grouping import group

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -24,12 +25,14 @@ def metrics(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def printed(capsys, monkeypatch):
-    """What is printed on a terminal of 80 columns, or of another width."""
+    """What is printed on a terminal of 80 columns, or of another width; None is a pipe."""
 
-    def run(metrics: dict[str, Any], columns: int = 80) -> str:
-        monkeypatch.setenv("COLUMNS", str(columns))
+    def run(metrics: dict[str, Any], columns: int | None = 80) -> str:
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
+            monkeypatch.setenv("FORCE_COLOR", "1")
         print_scores(metrics, "my_run")
-        return capsys.readouterr().out
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
 
     return run
 
@@ -41,7 +44,9 @@ def row(printed: str, name: str, table: int = 0) -> list[str]:
 
 
 def test_every_model_and_control_has_a_column(printed):
-    assert row(printed(metrics()), "metric") == ["original", "unlearned", "normal noise", "uniform noise"]
+    out = printed(metrics())
+    assert row(out, "metric") == ["original", "unlearned", "noise", "noise"]
+    assert "┃ normal ┃ uniform ┃\n" in out
 
 
 def test_values_stand_under_their_models_with_four_digits(printed):
@@ -89,10 +94,20 @@ def test_without_a_cost_there_is_no_such_line(printed):
     assert "seconds" not in out
 
 
-def test_no_name_is_cut_on_a_narrow_terminal(printed):
-    out = printed(metrics(), columns=80)
-    assert "fid_retain/classifier" in out
-    assert "…" not in out
+@pytest.mark.parametrize("columns", [None, 80, 30])
+def test_no_name_and_no_number_is_cut(printed, columns):
+    scores = {
+        "fid_retain/classifier": 0.123456,
+        "classifier_disagreement": -0.006436,
+        "inception_score/classifier": 8.5,
+    }
+    models = dict.fromkeys(("original", "unlearned", "retrain", "normal_noise", "uniform_noise"), scores)
+    lines = printed(metrics(scores={"w=0": models}), columns).splitlines()[1:-1]
+    table = [line.replace("┃", "│").strip("│").split("│") for line in lines if line[0] in "│┃"]
+    text = ["".join(cell.strip() for cell in column) for column in zip(*table, strict=True)]
+    names = "metricfid_retain/classifierinception_score/classifierclassifier_disagreement"
+    assert text[0] == names and text[1] == "original0.12358.5-0.006436" and text[-1] == "uniformnoise0.12358.5-0.006436"
+    assert columns is None or max(map(len, lines)) <= columns
 
 
 def test_a_value_that_is_not_a_number_is_printed_as_such(printed):

@@ -7,7 +7,9 @@ from helpers import cached, tiny, tiny_overrides
 from omegaconf import OmegaConf
 
 from safemax_pl.config import moved
+from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
+from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.locations import comparable
 from safemax_pl.config.saved import read_config
 from safemax_pl.reports.load import read
@@ -79,3 +81,9 @@ def test_a_study_is_the_one_that_its_present_command_describes():
     }
     before["config"] = {"sampler": {"_target_": "safemax_pl.sampler.Sampler", "steps": 3}}
     assert moved.present_study(before) == moved.present_study(now) == now
+
+
+def test_the_curve_of_the_null_leak_has_its_present_name():
+    (now,) = build(OmegaConf.load(CONFIGS / "attack/null_leak.yaml")).series()
+    before = {"attacks": {"null_leak": {"curves": {"original": {"conditional to unconditional": [[-1, 0.5]]}}}}}
+    assert moved.present_metrics(before)["attacks"]["null_leak"]["curves"]["original"] == {now: [[-1, 0.5]]}

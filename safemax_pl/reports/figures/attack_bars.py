@@ -11,14 +11,14 @@ from safemax_pl.reports.figures.attack_look import dashes, looks
 from safemax_pl.reports.figures.picture import Picture, save
 from safemax_pl.reports.statistics import Row
 
-BAR = 0.17  # inches
+BAR, MIN_BARS = 0.17, 5  # inches, and number of bars for which a panel has room at least
 
 
 def bars(folder: Path, attacks: list[Attacked], rows: list[Row]) -> Picture:
     """Draw means with their sd over seeds; the original, references and noise are lines."""
     methods = [row for row in rows if row.kind == "method"]
     columns = min(2, len(attacks))
-    height = (BAR * len(methods) + 0.85) * -(-len(attacks) // columns) + 0.6
+    height = (BAR * max(len(methods), MIN_BARS) + 0.85) * -(-len(attacks) // columns) + 0.6
     figure, axes = panels(len(attacks), 1.2 * WIDTH, height, columns, sharey=True)
     for axis, attacked in zip(axes, attacks, strict=True):
         _bars(axis, attacked, methods, rows)

@@ -19,7 +19,7 @@ MAX_NUMBERED = 20  # classes; with more, cells have no numbers
 def heat_maps(folder: Path, groups: dict[str, list[FinishedRun]], guidance: str) -> list[Picture]:
     """Draw `ua_noise_aware` of the forgotten classes and `retain_accuracy` of the others, means over runs."""
     order = next(iter(groups.values()))[0].class_names
-    scores = tables.per_class(groups)
+    scores = pd.DataFrame(tables.per_class(groups), dtype=object)
     scores = scores[scores["guidance"] == guidance]
     scores = scores.assign(row=scores["configuration"].where(scores["model"] == "unlearned", "Original"))
     pictures = []
