@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import check_writable
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose, override
-from safemax_pl.config.prerequisites import check_needs
+from safemax_pl.config.prerequisites import check_model_folder, check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
@@ -77,12 +76,7 @@ def subject_config(target: str, overrides: list[str], extra: dict[str, Any] | No
     """
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
-    if not folder.exists():
-        raise UserError(
-            f"{target} does not exist: give the folder of a run, or a diffusers folder with unet/ and scheduler/"
-        )
-    if is_run and not (folder / "unet").is_dir():
-        raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
+    check_model_folder(target)
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
     cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
