@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import TINY, history
+from helpers import TINY, history, last_of_each
 from safetensors.torch import load_file
 
 from safemax_pl.common.files import PROJECT
 
 STEPS = 40
-SETTINGS = [*TINY, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10"]
+SETTINGS = last_of_each([*TINY, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10"])
+SETTINGS.remove("trainer.enable_progress_bar=false")  # slurm/fit.sbatch sets it
 
 
 class Fits(NamedTuple):
