@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from safemax_pl.config.command_line import command_on_folders
 from safemax_pl.config.groups import options
+from safemax_pl.config.prerequisites import check_model_folder
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -34,8 +35,14 @@ def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
     return attack_config(folders[0], overrides)
 
 
+def check(folders: list[str], overrides: list[str]) -> None:
+    """Check the folder without slow imports."""
+    check_model_folder(folders[0])
+
+
 def main() -> None:
-    command_on_folders(f"{__doc__}\nAttacks: {', '.join(options('attack'))}", range(1, 2), run, configuration)
+    help_text = f"{__doc__}\nAttacks: {', '.join(options('attack'))}"
+    command_on_folders(help_text, range(1, 2), run, configuration, check)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ the original.
 from omegaconf import DictConfig
 
 from safemax_pl.config.command_line import command_on_folders
+from safemax_pl.config.prerequisites import check_model_folder
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -30,8 +31,13 @@ def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
     return subject_config(folders[0], overrides)
 
 
+def check(folders: list[str], overrides: list[str]) -> None:
+    """Check the folder without slow imports."""
+    check_model_folder(folders[0])
+
+
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1, 2), run, configuration)
+    command_on_folders(__doc__ or "", range(1, 2), run, configuration, check)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ configs/evaluate_classifier.yaml documents every setting.
 from functools import partial
 
 from safemax_pl.config.command_line import command_on_folders, composed
+from safemax_pl.config.prerequisites import check_classifier_folder
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -26,8 +27,13 @@ def run(folders: list[str], overrides: list[str]) -> None:
     evaluate_classifier(folders[0], overrides)
 
 
+def check(folders: list[str], overrides: list[str]) -> None:
+    """Check the command line without slow imports."""
+    check_classifier_folder(folders[0], composed("evaluate_classifier", folders, overrides).data)
+
+
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1, 2), run, partial(composed, "evaluate_classifier"), check=True)
+    command_on_folders(__doc__ or "", range(1, 2), run, partial(composed, "evaluate_classifier"), check)
 
 
 if __name__ == "__main__":

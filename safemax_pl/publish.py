@@ -32,7 +32,8 @@ def run(folders: list[str], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    command_on_folders(__doc__ or "", range(2, 3), run, partial(composed, "publish"), check=True)
+    configuration = partial(composed, "publish")
+    command_on_folders(__doc__ or "", range(2, 3), run, configuration, check=configuration)
 
 
 if __name__ == "__main__":

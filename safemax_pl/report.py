@@ -27,7 +27,8 @@ def run(folders: list[str], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1, 10**6), run, partial(composed, "report"), check=True)
+    configuration = partial(composed, "report")
+    command_on_folders(__doc__ or "", range(1, 10**6), run, configuration, check=configuration)
 
 
 if __name__ == "__main__":

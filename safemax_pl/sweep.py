@@ -26,7 +26,7 @@ def run(folders: list[str], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1), run, sweep_config, check=True)
+    command_on_folders(__doc__ or "", range(1), run, sweep_config, check=sweep_config)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,14 @@ def cached() -> str:
     return f"data.cache_dir={CACHE}"
 
 
+def last_of_each(overrides: list[str]) -> list[str]:
+    """The overrides without those that a later one replaces, as a command line may set a key only once."""
+    return list({item.partition("=")[0]: item for item in overrides}.values())
+
+
 def tiny_overrides(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:
     """The command line of a fit that takes a second; its run lies in `folder`."""
-    return [*TINY, f"logger={logger}", f"runs_dir={folder}", cached(), *overrides]
+    return last_of_each([*TINY, f"logger={logger}", f"runs_dir={folder}", cached(), *overrides])
 
 
 def tiny(folder: Path, *overrides: str, logger: str = "csv") -> DictConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import TINY
+from helpers import TINY, last_of_each
 from hydra.utils import instantiate
 from lightning import Trainer
 
@@ -46,7 +46,7 @@ def tiny(folder: Path, devices: int, *overrides: str) -> list[str]:
     """The overrides of a fit of seconds."""
     sizes = ["data.retain_batch_size=12", "evaluation.plans.standard.forget_per_class=5"]
     places = ["logger=csv", f"runs_dir={folder}", f"data.cache_dir={folder}/cache", f"trainer.devices={devices}"]
-    return [*TINY, *sizes, *places, *overrides]
+    return last_of_each([*TINY, *sizes, *places, *overrides])
 
 
 SOME_WEIGHTS = [  # (method, parameters): masks, inner steps, separate gradients and adapters

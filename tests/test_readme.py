@@ -8,8 +8,9 @@ import pytest
 from helpers import cached, tiny
 
 from safemax_pl.common.files import PROJECT
-from safemax_pl.config.command_line import check_command_line, split_arguments
+from safemax_pl.config.command_line import check_command_line
 from safemax_pl.config.compose import compose
+from safemax_pl.config.flags import split_arguments
 from safemax_pl.config.overrides import parse
 from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.training.fit import fit

@@ -24,8 +24,8 @@ from PIL import Image
 from wandb.sdk.launch.sweeps import utils as agent
 
 from safemax_pl.common.errors import MachineError, UserError
-from safemax_pl.config.command_line import split_arguments
 from safemax_pl.config.compose import compose
+from safemax_pl.config.flags import split_arguments
 from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.locations import comparable
 from safemax_pl.reports.report import report
@@ -320,6 +320,7 @@ def test_a_value_that_is_no_number_is_refused(write_run, bad):
         (["sweep.prune.least_forgetting=0.2"], "did you mean 'sweep.prune.min_forgetting'"),
         (["+sweep.prune.most_harm=2"], "unknown key of sweep.prune 'most_harm': did you mean 'max_harm'"),
         (["~sweep.prune.max_harm"], "sweep.prune.max_harm is missing"),
+        (["data.forget_classes=[]"], "^data.forget_classes is empty, but unlearner=safemax needs at least one"),
         (["trainer.max_stepps=2"], "did you mean 'trainer.max_steps'"),
     ],
 )

@@ -4,7 +4,6 @@ This module imports nothing slow: --help, an unknown experiment and a mistyped k
 """
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,17 +20,17 @@ from safemax_pl.common.escaping import printable
 from safemax_pl.common.signals import interrupt_on_stop_signals
 from safemax_pl.config import compose as composition
 from safemax_pl.config.compose import check_install, compose, name_method
-from safemax_pl.config.groups import CONFIGS, options
-from safemax_pl.config.overrides import check_single, parse, values_of
-
-TAKE_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
-SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=|~[A-Za-z_][\w.@]*$")  # key=value or ~key; write such a folder as ./a=b
+from safemax_pl.config.flags import CFG, HELP, SETTING, SEVERAL, check_flags, split_arguments
+from safemax_pl.config.groups import options
+from safemax_pl.config.overrides import check_once, check_single, parse, values_of
+from safemax_pl.config.ownership import settings_and_groups
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:
     """Run `task(configuration, overrides)` as a command of Hydra, with -m for several runs.
 
-    Invalid input prints one line on stderr and exits with 1. In a multirun, a failed run does not stop the others.
+    Without arguments it prints its help. Invalid input prints one line on stderr and exits with 1. In a multirun, a
+    failed run does not stop the others.
 
     Args:
         config_name: file in configs/, without suffix.
@@ -41,13 +40,15 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[s
     overrides, flags = split_arguments(sys.argv[1:])
     with clear_errors():
         check_install()
-        if {"-h", "--help"} & set(flags):
-            print(f"{help_text.strip()}\n\n{_list_choices()}", flush=True)
+        if set(HELP) & set(flags) or not sys.argv[1:]:
+            print(f"{help_text.strip()}\n\n{_list_choices(config_name)}", flush=True)
             return
     failed: list[str] = []
     quiet()
     with clear_errors():
-        check_command_line(config_name, overrides, several=bool({"-m", "--multirun"} & set(flags)))
+        check_flags(sys.argv[1:], [*CFG, *SEVERAL])
+        check_once(overrides)
+        check_command_line(config_name, overrides, several=bool(set(SEVERAL) & set(flags)))
     sys.argv[1:] = [*overrides, *flags]
     main = hydra.main(version_base="1.3", config_path=str(composition.CONFIGS), config_name=config_name)
     main(partial(_one_run, task, failed))()
@@ -80,37 +81,38 @@ def command_on_folders(
     folders: range,
     task: Callable[[list[str], list[str]], Any],
     configuration: Callable[[list[str], list[str]], DictConfig],
-    check: bool = False,
+    check: Callable[[list[str], list[str]], Any] | None = None,
 ) -> None:
     """Run `task(folders, overrides)` as a command that takes folders and settings.
 
     Args:
-        help_text: printed by --help, and for a command line without arguments if a folder is required.
+        help_text: printed by --help, and for a command line without arguments.
         folders: legal numbers of folders.
         task: body of the command; imports slow modules itself.
         configuration: composes the configuration, for --cfg job.
-        check: compose it also before `task`, to report mistakes at once; only if nothing slow is imported for it.
+        check: called with (folders, overrides) before `task`, to report mistakes at once; must not import slow modules.
     """
     settings, flags = split_arguments(sys.argv[1:])
     given = [item for item in settings if not SETTING.match(item)]
     overrides = [item for item in settings if SETTING.match(item)]
-    if {"-h", "--help"} & set(flags) or (not sys.argv[1:] and folders.start):
+    if set(HELP) & set(flags) or not sys.argv[1:]:
         with clear_errors():
             print(help_text.strip(), flush=True)
         return
     quiet()
     with clear_errors():
         check_install()
-        show = _shows_configuration(flags)
+        check_flags(sys.argv[1:], CFG)
         if len(given) not in folders:
             legal = f"{folders.start}" if len(folders) == 1 else f"at least {folders.start}"
             raise UserError(f"got {len(given)} folders ({' '.join(given) or 'none'}), expected {legal}; see --help")
         if not all(folder.strip() for folder in given):  # such as an unset shell variable
             raise UserError("a folder is empty: give its name; see --help")
         parse(overrides)
-        if check and not show:
-            configuration(given, overrides)
-    if show:
+        check_once(overrides)
+        if check:
+            check(given, overrides)
+    if flags:  # --cfg job
         with clear_errors():
             print(OmegaConf.to_yaml(configuration(given, overrides)), end="")
         return
@@ -121,27 +123,9 @@ def command_on_folders(
         task(given, overrides)
 
 
-def _shows_configuration(flags: list[str]) -> bool:
-    """Whether the flags are --cfg job; raise `UserError` for other flags."""
-    if not flags:
-        return False
-    if flags[0] not in ("--cfg", "-c") or flags[1:] != ["job"]:
-        raise UserError(f"{' '.join(flags)}: legal flags are --help and --cfg job; give settings as key=value")
-    return True
-
-
 def composed(config_name: str, folders: list[str], overrides: list[str]) -> DictConfig:
     """Compose configs/<config_name>.yaml for --cfg job; the folders are not used."""
     return compose(config_name, overrides)
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return (overrides, flags with their values); Hydra rejects mixed ones, as in `experiment=x -m seed=0,1`."""
-    overrides: list[str] = []
-    flags: list[str] = []
-    for argument, before in zip(arguments, ["", *arguments], strict=False):
-        (flags if argument.startswith("-") or before in TAKE_VALUE else overrides).append(argument)
-    return overrides, flags
 
 
 def quiet() -> None:
@@ -163,10 +147,10 @@ def _import_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _list_choices() -> str:
+def _list_choices(config_name: str) -> str:
     lines = ["Choices:"]
-    for group in sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir()):
-        lines.append(f"  {group + '=':12}" + " ".join(options(group)))
+    for group in sorted(settings_and_groups(composition.CONFIGS / f"{config_name}.yaml")[1]):
+        lines.append(f"  {group + '=':14}" + " ".join(options(group)))
     return "\n".join(lines)
 
 

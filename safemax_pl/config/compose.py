@@ -13,10 +13,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.config import resolvers
-from safemax_pl.config.constructors import names_of_arguments
 from safemax_pl.config.groups import CONFIGS
+from safemax_pl.config.legal_values import TRAINER
 from safemax_pl.config.overrides import check_single, parse
-from safemax_pl.config.schema import check_keys, check_values, flat_keys, is_mapping, resolved
+from safemax_pl.config.ownership import check_experiment, check_group, settings_and_groups
+from safemax_pl.config.schema import (
+    check_keys,
+    check_training,
+    check_values,
+    flat_keys,
+    is_mapping,
+    legal_keys,
+    resolved,
+)
 
 
 def check_install() -> None:
@@ -37,15 +46,13 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    schema: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
-    defaults = schema.pop("defaults", [])
-    groups = {key for entry in defaults if isinstance(entry, dict) for key in entry if " " not in key}
-    schema.pop("hydra", None)
-    _check_removals(cfg, schema, groups - {"experiment", "logger"})
+    schema, groups = settings_and_groups(CONFIGS / f"{config_name}.yaml")
+    _check_removals(cfg, schema, set(groups) - {"experiment", "logger"})
     resolved(cfg)
     name_method(cfg, choices)
-    check_keys(cfg, schema | dict.fromkeys(groups - {"experiment"}))
+    check_keys(cfg, schema | dict.fromkeys(set(groups) - {"experiment"}))
     check_values(cfg)
+    check_training(cfg)
     return cfg
 
 
@@ -57,7 +64,10 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
     """
     check_install()
     resolvers.register()
-    parse(overrides)
+    for change in parse(overrides):
+        check_group(config_name, change.key_or_group)
+        if change.key_or_group == "experiment" and not change.is_sweep_override():
+            check_experiment(config_name, change.value())
     GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -102,9 +112,7 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
     text = one_line(f"{error} {error.__cause__ or ''}")
     match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
     if "In 'experiment/" in text:
-        return UserError(
-            f"{text} If the experiment belongs to another command, use that one: the file's first lines name it."
-        )
+        return UserError(f"{text} Change the experiment's defaults list.")
     if not match:
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
@@ -117,13 +125,29 @@ def _composition_error(config_name: str, overrides: list[str], error: Exception)
     legal = flat_keys(cfg)
     if got in legal:
         return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
-    deeper = [name for name in legal if name.endswith(f".{got}")]  # forget_classes for data.forget_classes
-    siblings = deeper or [name for name in legal if name.rpartition(".")[0] == above]
     parent = OmegaConf.select(cfg, above) if above else None
-    mistyped = get_close_matches(got, siblings, n=1, cutoff=0.8)
-    if not mistyped and isinstance(parent, DictConfig) and key in names_of_arguments(parent.get("_target_")):
-        return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
-    return unknown("key on the command line", got, siblings or legal)
+    near = _nearby(got, legal)
+    mistyped = get_close_matches(key, [name.rpartition(".")[2] for name in near], n=1, cutoff=0.8)
+    if not mistyped and isinstance(parent, DictConfig) and "_target_" in parent:
+        arguments = TRAINER if above == "trainer" else legal_keys(parent, above)
+        if key in arguments:
+            return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
+    return unknown("key on the command line", got, near)
+
+
+def _nearby(got: str, legal: list[str]) -> list[str]:
+    """Return the keys that an unknown one may stand for; keys of Hydra, such as _target_, are left out.
+
+    They are those that end in it, else those beside it, else all below the nearest node that exists.
+    """
+    legal = [name for name in legal if not name.rpartition(".")[2].startswith("_")]
+    above = got.rpartition(".")[0]
+    found = [name for name in legal if name.endswith(f".{got}")]  # data.forget_classes for forget_classes
+    found = found or [name for name in legal if name.rpartition(".")[0] == above]
+    while above and not found:
+        above = above.rpartition(".")[0]
+        found = [name for name in legal if name.startswith(f"{above}.".lstrip("."))]
+    return found
 
 
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -145,7 +169,8 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if (CONFIGS / key).is_dir() and key in cfg:
             OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)
         elif key not in flat_keys(cfg):
-            raise unknown("key", key, flat_keys(cfg))
+            check_group("", key)
+            raise unknown("key", key, _nearby(key, flat_keys(cfg)))
         else:
             OmegaConf.update(cfg, key, change.value(), merge=False)  # replaces the whole node
     if overrides:

@@ -32,6 +32,13 @@ NEEDED = {  # group -> keys that the program reads itself
 MAY_BE_NULL = ("trainer.max_epochs",)
 PLAN = {"forget_per_class": (0, 10**7), "retain_total": (0, 10**7)}
 PLAN_EXAMPLE = "{forget_per_class: 100, retain_total: 100}"
+GIVEN = {  # node -> arguments of its constructor that the program gives
+    "architecture": {"image_shape", "num_outputs"},
+    "logger": {"folder"},
+    "lr_scheduler": {"optimizer"},
+    "model": {"data"},
+    "optimizer": {"params"},
+}
 FOLDERS = ("runs_dir", "data.path", "data.cache_dir", "model.path", "classifier")  # neither null nor empty
 TRAINER = {  # legal arguments of Lightning's Trainer; the program decides the others
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_steps", "max_epochs", "max_time"),

@@ -68,6 +68,16 @@ def _quote_if_needed(text: str) -> str:
     return text
 
 
+def check_once(overrides: list[str]) -> None:
+    """Raise `UserError` if a key is set twice; ~key +key=value, which replaces a whole node, is legal."""
+    found: dict[str, str] = {}
+    for item in overrides:
+        key = item.partition("=")[0].lstrip("+")
+        if key in found:
+            raise UserError(f"got {found[key]} and {item}: {key} is legal once; remove {found[key]} to use {item}")
+        found[key] = item
+
+
 def check_single(override: Override, more: str = "") -> None:
     """Raise `UserError` if the override is a sweep such as seed=0,1; the message ends with `more`."""
     if override.is_sweep_override():

@@ -1,13 +1,14 @@
-"""Check that data, base model and classifiers exist, before any image is decoded."""
+"""Check that folders, data, base model and classifiers exist, before any slow import."""
 
 import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from safemax_pl.common.data_path import check_path
 from safemax_pl.common.errors import UserError
+from safemax_pl.common.names import some
 from safemax_pl.config.groups import CONFIGS, options
-from safemax_pl.data import sources
 
 MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
     "model.path": ("pretrain", ""),
@@ -25,7 +26,7 @@ def check_needs(cfg: DictConfig) -> None:
     missing = []
     path = None if OmegaConf.is_missing(cfg.data, "path") else cfg.data.path
     try:
-        sources.check_path("" if path is None else path)
+        check_path("" if path is None else path)
     except UserError as error:
         missing.append("data.path is missing: give data.path=FOLDER" if path is None else str(error))
     base = cfg.get("model", {}).get("path")
@@ -39,6 +40,27 @@ def check_needs(cfg: DictConfig) -> None:
         raise UserError(f"{len(missing)} things are missing: {lines}")
     if missing:
         raise UserError(missing[0])
+
+
+def check_model_folder(target: str) -> None:
+    """Raise `UserError` unless `target` is a finished run or a diffusers folder."""
+    folder, expected = Path(target), "give the folder of a run, or a diffusers folder with unet/ and scheduler/"
+    if not folder.exists():
+        raise UserError(f"{target} does not exist: {expected}")
+    is_run = (folder / "config.yaml").exists()
+    if is_run and not (folder / "unet").is_dir():
+        raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
+    if not is_run and not is_base_model(target):
+        runs = [str(config.parent) for config in sorted(folder.glob("*/config.yaml"))]
+        remedy = f"give one of the runs in it: {some(runs)}" if runs else expected
+        raise UserError(f"{target} is neither a run (config.yaml) nor a diffusers folder (unet/config.json): {remedy}")
+
+
+def check_classifier_folder(target: str, data: DictConfig) -> None:
+    """Raise `UserError` unless `target` holds a classifier; `data` is the node of the configuration, for the advice."""
+    if not (Path(target) / "config.json").exists():
+        path = None if OmegaConf.is_missing(data, "path") else data.path
+        raise UserError(no_classifier("classifier", target, data.name, path))
 
 
 def is_base_model(path: str) -> bool:

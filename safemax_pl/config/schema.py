@@ -1,15 +1,18 @@
 """Check keys, types and ranges of a configuration, and reject keys that nothing reads; Hydra accepts them."""
 
 import math
-from typing import Any, TypeGuard, get_origin
+from collections import Counter
+from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, check_whole, one_line, unknown
+from safemax_pl.common.names import check_name
 from safemax_pl.config.constructors import arguments_of
 from safemax_pl.config.legal_values import (
     FOLDERS,
+    GIVEN,
     INSTEAD,
     MAY_BE_NULL,
     NEEDED,
@@ -40,6 +43,9 @@ def check_values(cfg: DictConfig) -> None:
             check_whole(key, value, *bounds)
     if _at(values, "data.channels") not in (ABSENT, 1, 3):
         raise UserError(f"data.channels={values['data']['channels']}: give 1 (grey) or 3 (RGB)")
+    classes = _at(values, "data.forget_classes")
+    if isinstance(classes, list) and (twice := [one for one, count in Counter(map(str, classes)).items() if count > 1]):
+        raise UserError(f"data.forget_classes={classes}: {twice[0]} is there more than once; give every class once")
     if (evaluation := _at(values, "evaluation")) is not ABSENT:
         _check_plans(evaluation)
     for key in FOLDERS:
@@ -60,6 +66,22 @@ def check_values(cfg: DictConfig) -> None:
         if legal_values and (trainer[key], type(trainer[key])) not in legal_values:
             legal = ", ".join("null" if one is None else str(one).lower() for one in TRAINER_CHOICES[key])
             raise UserError(f"trainer.{key}={trainer[key]!r}: legal: {legal}")
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Check what only new runs need, as saved ones may lack it: the learning rate, and the name of the folder.
+
+    Raises:
+        UserError: for a learning rate that is missing or not above 0, and for a name that can't name a folder.
+    """
+    if is_mapping(optimizer := cfg.get("optimizer")) and "lr" in arguments_of(optimizer.get("_target_")):
+        if "lr" not in optimizer:
+            raise UserError("optimizer.lr is missing: give it a value, such as optimizer.lr=2e-4")
+        lr = optimizer["lr"]
+        if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < math.inf:
+            raise UserError(f"optimizer.lr={lr!r}: give a number above 0, such as 2e-4")
+    if (name := cfg.get("name")) is not None:
+        check_name("name", name)
 
 
 def resolved(cfg: DictConfig) -> Any:
@@ -135,7 +157,9 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
         UserError: for a key that nothing reads, and for a value of the wrong type.
     """
     legal: dict[str, Any] = (
-        arguments_of(cfg["_target_"]) if "_target_" in cfg else {key: type(value) for key, value in schema.items()}
+        legal_keys(cfg, path.removesuffix("."))
+        if "_target_" in cfg
+        else {key: type(value) for key, value in schema.items()}
     )
     for key in map(str, cfg):
         if key not in legal and key not in ("_target_", "_partial_"):
@@ -148,11 +172,17 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
                 check_keys(value, inner, f"{path}{key}.")
 
 
+def legal_keys(node: DictConfig, path: str) -> dict[str, Any]:
+    """Return key -> type of the settings of a node with `_target_`; those that the program gives are left out."""
+    given = GIVEN.get(path, ())
+    return {name: expected for name, expected in arguments_of(node["_target_"]).items() if name not in given}
+
+
 def _check_type(path: str, cfg: DictConfig, key: str, expected: Any, nullable: bool) -> None:
     """Compare a number, boolean or list with its annotated type; constructors check all other types."""
     if OmegaConf.is_missing(cfg, key):
         return
-    if get_origin(expected) is list and not OmegaConf.is_list(cfg[key]):
+    if expected is list and not OmegaConf.is_list(cfg[key]):
         raise UserError(f"{path}={cfg[key]!r}: expected a list, such as [{cfg[key]}]")
     if expected not in (int, float, bool):
         return

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from safemax_pl.common.errors import UserError, first_line
+from safemax_pl.common.data_path import DIGITS, check_path
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import atomic, digest, file_digest
 from safemax_pl.data import folders, tabular
 from safemax_pl.data.columns import Columns
@@ -17,7 +18,6 @@ from safemax_pl.data.splits import Split, decode_splits, digits
 from safemax_pl.data.summary import left_out
 from safemax_pl.data.tree import walk
 
-DIGITS = "sklearn/digits"
 CACHE_VERSION = 2  # raise it when a code change alters a decoded pixel or the split of a row
 HASHED_BYTES = 2**30  # maximum size of a folder whose content is hashed, which takes two seconds
 
@@ -88,31 +88,6 @@ def is_here(path: str, columns: Columns, shape: tuple[int, int, int], resize: bo
     """
     path = check_path(path)
     return path == DIGITS or Path(path).is_dir() or _cached(path, columns, shape, resize, cache_dir).exists()
-
-
-def check_path(path: str) -> str:
-    """Return `path` with ~ expanded. It is `sklearn/digits`, a folder or a hub id.
-
-    Raises:
-        UserError: for an empty or unreadable path, a file, and a folder that does not exist.
-    """
-    if not isinstance(path, str) or not path.strip():
-        raise UserError(
-            f"data.path={path!r}: give {DIGITS}, an existing folder (one that reads like a number as ./2024) or a "
-            "hub id such as uoft-cs/cifar10"
-        )
-    try:
-        folder = Path(path).expanduser() if path.startswith("~") else Path(path)
-        here, folder_here = folder.exists(), folder.is_dir()
-    except (OSError, RuntimeError) as error:  # too long, or ~ of an unknown user
-        raise UserError(f"data.path {path} can't be read ({first_line(error)}): give another folder") from error
-    if here and not folder_here:
-        raise UserError(f"data.path {path} is a file: give the folder that holds it")
-    if not here and (folder.is_absolute() or path.startswith(".") or path.count("/") != 1):
-        raise UserError(
-            f"data.path {path} does not exist: give {DIGITS}, an existing folder or a hub id such as uoft-cs/cifar10"
-        )
-    return str(folder) if path.startswith("~") else path
 
 
 def _cached(path: str, columns: Columns, shape: tuple[int, int, int], resize: bool, cache_dir: Path) -> Path:

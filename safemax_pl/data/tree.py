@@ -15,6 +15,7 @@ from safemax_pl.data.encoded import Skipped
 # Folders of macOS, Windows, Python, file systems and network disks; also hidden: names that begin with a dot
 HIDDEN = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 MAX_VISITS = 16  # of one folder through different links
+MANY = 10_000  # files and folders left out, after which the search says what it is doing
 
 
 @dataclass
@@ -63,6 +64,7 @@ class _Search:
         self.root = root
         self.skipped: Skipped = defaultdict(list)
         self.visits: Counter[Path] = Counter()
+        self.left_out = 0
 
     def visit(self, path: Path, above: tuple[Path, ...]) -> Folder:
         """Read a folder. `above` are the resolved paths of the folders that contain it."""
@@ -104,3 +106,9 @@ class _Search:
 
     def skip(self, reason: str, path: Path) -> None:
         self.skipped[reason].append(str(path.relative_to(self.root)))
+        self.left_out += 1
+        if self.left_out == MANY:
+            print(
+                f"data.path {self.root} holds {MANY} files and folders without images so far, and is searched further: "
+                "if it holds more than the data, stop and give a folder with the data alone"
+            )

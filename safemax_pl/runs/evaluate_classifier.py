@@ -12,13 +12,12 @@ from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.classifier.noise_detection import Operation, measure, tables
 from safemax_pl.classifier.training import accuracies
 from safemax_pl.common.console import plain_console, print_table
-from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import check_writable, digest, write_csv, write_json
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
-from safemax_pl.config.prerequisites import no_classifier
+from safemax_pl.config.prerequisites import check_classifier_folder
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.run import run_folder
@@ -35,8 +34,7 @@ def evaluate_classifier(target: str, overrides: list[str]) -> Path:
         UserError: if the folder holds no classifier.
     """
     cfg = compose("evaluate_classifier", overrides)
-    if not (Path(target) / "config.json").exists():
-        raise UserError(no_classifier("classifier", target, cfg.data.name, cfg.data.path))
+    check_classifier_folder(target, cfg.data)
     check_writable(run_folder(cfg, "evaluate_classifier"), "set runs_dir to another folder")
     data: ForgetRetainDataModule = build(cfg.data)
     classifier = Classifier.load(target, data).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,21 +7,17 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
-from safemax_pl.common.names import some
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose, override
-from safemax_pl.config.prerequisites import check_needs, is_base_model
+from safemax_pl.config.prerequisites import check_model_folder, check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.runs import identity
 from safemax_pl.runs.run import read_metrics, run_folder
 from safemax_pl.runs.saved_config import saved_config
-
-EXPECTED = "give the folder of a run, or a diffusers folder with unet/ and scheduler/"
 
 
 class Subject(NamedTuple):
@@ -84,25 +80,13 @@ def subject_config(target: str, overrides: list[str], extra: dict[str, Any] | No
     """
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
-    if not folder.exists():
-        raise UserError(f"{target} does not exist: {EXPECTED}")
-    if not is_run and not is_base_model(target):
-        raise UserError(_no_model(folder))
-    if is_run and not (folder / "unet").is_dir():
-        raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
+    check_model_folder(target)
     mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
     rest = [item for item in overrides if item not in mine]
     cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
     for key in set(extra or {}) & set(map(str, cfg)):
         del cfg[key]  # budgets of attacks from the folder are not trusted
     return override(OmegaConf.merge(OmegaConf.create(extra or {}), cfg), mine)  # type: ignore[arg-type]
-
-
-def _no_model(folder: Path) -> str:
-    """Return the error about a folder that is neither a run nor a diffusers folder."""
-    runs = [str(config.parent) for config in sorted(folder.glob("*/config.yaml"))]
-    remedy = f"give one of the runs in it: {some(runs)}" if runs else EXPECTED
-    return f"{folder} is neither a run (config.yaml) nor a diffusers folder (unet/config.json): {remedy}"
 
 
 def check_identity(

@@ -95,9 +95,15 @@ class Sweep:
         for i in range(max(map(len, corners))):
             corner = {key: values[min(i, len(values) - 1)] for key, values in zip(distributions, corners, strict=True)}
             try:
-                build(compose("fit", [*overrides, *as_overrides(corner)]).unlearner)
+                cfg = compose("fit", [*overrides, *as_overrides(corner)])
+                unlearner = build(cfg.unlearner)
             except UserError as error:
                 raise UserError(f"sweep.space at {' '.join(as_overrides(corner))}: {error}") from error
+            if unlearner.needs_forget and not build(cfg.data).forget_classes:
+                raise UserError(
+                    f"data.forget_classes is empty, but unlearner={self.unlearner} needs at least one: give the "
+                    "classes, such as data.forget_classes=[3]"
+                )
 
     def identity(self, cfg: DictConfig, distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
         """Return everything in which the commands of one study must agree."""

@@ -15,6 +15,8 @@ from safemax_pl.evaluation.metrics.forgetting import Forgetting
 from safemax_pl.evaluation.results import ModelScores, guidance_key
 from safemax_pl.training.module import UnlearningModule
 
+SHARES = ("ua", "ua_noise_aware", "forget_probability", "retain_accuracy", "precision", "recall")
+
 
 @final
 class StopWhen(Callback):
@@ -52,6 +54,9 @@ class StopWhen(Callback):
                 raise unknown("metric of the quick plan in stop_when", name, legal)
             if not isinstance(bound, int | float) or isinstance(bound, bool) or not isfinite(bound):
                 raise UserError(f"stop_when.{name}={bound!r}: expected a finite number")
+            if not _is_reachable(name, bound):
+                lowest = -1 if str(name).startswith("delta/") else 0
+                raise UserError(f"stop_when.{name}={bound!r} can never be met: give a number in [{lowest}, 1]")
         self.bounds: dict[str, float] = dict(bounds)
         self.stopped_by: dict[str, dict[str, float]] | None = None
 
@@ -94,6 +99,14 @@ class StopWhen(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stopped_by = state_dict["stopped_by"]
+
+
+def _is_reachable(name: str, bound: float) -> bool:
+    """Whether a score can satisfy a bound: shares are in [0, 1], and their differences in [-1, 1]."""
+    metric = name.removeprefix("delta/")
+    if metric.partition("/")[0] not in SHARES:
+        return True
+    return bound <= 1 if BETTER[metric] == "higher" else bound >= (0 if metric == name else -1)
 
 
 def quick_names(evaluator: Evaluator) -> list[str]:

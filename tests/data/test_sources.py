@@ -18,6 +18,7 @@ from safemax_pl.data import sources
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sources import DIGITS, Source
 from safemax_pl.data.splits import held_out_mask
+from safemax_pl.data.tree import walk
 
 COLUMNS = {"image": "image", "label": "label", "superclass": None}
 CIFAR = PROJECT.parent / "shared" / "data"
@@ -532,6 +533,14 @@ def test_what_systems_leave_in_folders_is_left_out_and_named(tmp_path, folder, n
         write_class(folder / name, 3)
     assert counts(load(folder, tmp_path)) == HELD_OUT
     assert f"left out, hidden: 1 ({name})" in capsys.readouterr().out
+
+
+def test_a_long_search_says_what_it_is_doing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("safemax_pl.data.tree.MANY", 3)
+    for name in "abcde":
+        (tmp_path / f"{name}.txt").touch()
+    walk(tmp_path)
+    assert capsys.readouterr().out.count(f"data.path {tmp_path} holds 3 files and folders without images") == 1
 
 
 def test_what_is_found_is_printed_when_it_is_decoded_and_only_then(tmp_path, folder, capsys):

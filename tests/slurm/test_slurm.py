@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import TINY, history
+from helpers import TINY, history, last_of_each
 from safetensors.torch import load_file
 
 from safemax_pl.common.files import PROJECT
 
 STEPS = 40
-SETTINGS = [*TINY, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=10"]
+ALL_STEPS = f"trainer.max_steps={STEPS}"
+SETTINGS = last_of_each([*TINY, ALL_STEPS, "trainer.val_check_interval=10"])
+SETTINGS.remove("trainer.enable_progress_bar=false")  # slurm/fit.sbatch sets it
 
 
 class Fits(NamedTuple):
@@ -57,11 +59,11 @@ def fits(cluster, runs, settings, slow_python) -> Fits:
     cluster.wait("requeue", lambda: cluster.show(limited)["Restarts"] == "1")
     cluster("scontrol", "update", f"job={limited}", "timelimit=60")  # a busy machine may need minutes to start a fit
     cluster.completed(ddp)
-    study = runs / "run.sh"
+    study, others = runs / "run.sh", [item for item in settings if item != ALL_STEPS]
     study.write_text(
         f'#!/usr/bin/env bash\nset -euo pipefail\ncd "$(dirname "$0")"\n'
-        f'fit="${{PYTHON:-python}} -m safemax_pl.fit {shlex.join(settings)} logger=csv"\n'
-        "$fit name=whole\n$fit name=short trainer.max_steps=1\nfalse\n"
+        f'fit="${{PYTHON:-python}} -m safemax_pl.fit {shlex.join(others)} logger=csv"\n'
+        f"$fit name=whole {ALL_STEPS}\n$fit name=short trainer.max_steps=1\nfalse\n"
     )
     options = ("--parsable", f"--output={cluster.folder}/study-%a.out")
     array = cluster("bash", "slurm/study.sbatch", study, *options, PYTHON=sys.executable)

@@ -58,7 +58,7 @@ def test_it_is_a_fit_of_fewer_steps(stopped, tmp_path):
 
 
 def test_bounds_that_are_not_met_change_nothing(tmp_path):
-    folder = fit(tiny(tmp_path, "stop_when={ua: 0, retain_accuracy: 1.1}"), "run")
+    folder = fit(tiny(tmp_path, "stop_when={ua: 0, fid_retain/classifier: 0}"), "run")
     made = json.loads((folder / "metrics.json").read_text())["training"]
     assert made["steps"] == 4 and made["stopped_by"] is None
 
@@ -112,6 +112,8 @@ MISTAKES = {
     "stop_when={fid_retain/inception: 10}": "did you mean 'fid_retain/classifier'? legal: ua, ua_noise_aware, ",
     "stop_when={kid_retain/classifier: 0}": "in stop_when 'kid_retain/classifier'",  # one image per class
     "stop_when={ua: many}": "stop_when.ua='many': expected a finite number",
+    "stop_when={ua_noise_aware: 1.99}": "stop_when.ua_noise_aware=1.99 can never be met: give a number in [0, 1]",
+    "stop_when={delta/forget_probability: -1.1}": "can never be met: give a number in [-1, 1]",
     "stop_when=[ua]": "give metrics and bounds, such as {ua_noise_aware: 0.99}, or null",
     "stop_when={ua: 1, retain_accuracy: 0.9}+trainer.val_check_interval=5": "give a smaller interval",
 }
