@@ -14,9 +14,10 @@ Output, in a folder of runs_dir:
 configs/evaluate_classifier.yaml documents every setting.
 """
 
-from functools import partial
+from omegaconf import DictConfig
 
-from safemax_pl.config.command_line import command_on_folders, composed
+from safemax_pl.config.command_line import command_on_folders
+from safemax_pl.config.compose import compose
 from safemax_pl.config.prerequisites import check_classifier_folder
 
 
@@ -27,13 +28,18 @@ def run(folders: list[str], overrides: list[str]) -> None:
     evaluate_classifier(folders[0], overrides)
 
 
+def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
+    """Return the configuration for --cfg job."""
+    return compose("evaluate_classifier", overrides)
+
+
 def check(folders: list[str], overrides: list[str]) -> None:
     """Check the command line without slow imports."""
-    check_classifier_folder(folders[0], composed("evaluate_classifier", folders, overrides).data)
+    check_classifier_folder(folders[0], configuration(folders, overrides).data)
 
 
 def main() -> None:
-    command_on_folders(__doc__ or "", range(1, 2), run, partial(composed, "evaluate_classifier"), check)
+    command_on_folders(__doc__ or "", range(1, 2), run, configuration, check)
 
 
 if __name__ == "__main__":

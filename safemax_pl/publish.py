@@ -17,22 +17,28 @@ replaced, and nothing else in the folder is touched. A folder is refused if it i
 has one of these names.
 """
 
-from functools import partial
 from pathlib import Path
 
-from safemax_pl.config.command_line import command_on_folders, composed
+from omegaconf import DictConfig
+
+from safemax_pl.config.command_line import command_on_folders
+from safemax_pl.config.compose import compose
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
     """Publish. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.runs.publication import publish
 
-    cfg = composed("publish", folders, overrides)
+    cfg = compose("publish", overrides)
     publish(Path(folders[0]), Path(folders[1]), cfg.precision, cfg.max_mb)
 
 
+def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
+    """Return the configuration for --cfg job."""
+    return compose("publish", overrides)
+
+
 def main() -> None:
-    configuration = partial(composed, "publish")
     command_on_folders(__doc__ or "", range(2, 3), run, configuration, check=configuration)
 
 

@@ -12,22 +12,28 @@ scored under different protocols are refused. Unfinished runs and base models ar
 attacked (python -m safemax_pl.attack) add a section on robustness and robustness.csv.
 """
 
-from functools import partial
 from pathlib import Path
 
-from safemax_pl.config.command_line import command_on_folders, composed
+from omegaconf import DictConfig
+
+from safemax_pl.config.command_line import command_on_folders
+from safemax_pl.config.compose import compose
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
     """Write the report. Imports are here, as they take seconds and must follow the checks of the command line."""
     from safemax_pl.reports.report import report
 
-    cfg = composed("report", folders, overrides)
+    cfg = compose("report", overrides)
     report([Path(folder) for folder in folders], Path(cfg.out) if cfg.out else None, str(cfg.title))
 
 
+def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
+    """Return the configuration for --cfg job."""
+    return compose("report", overrides)
+
+
 def main() -> None:
-    configuration = partial(composed, "report")
     command_on_folders(__doc__ or "", range(1, 10**6), run, configuration, check=configuration)
 
 

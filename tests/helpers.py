@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from safemax_pl.config.compose import compose
 from safemax_pl.config.groups import CONFIGS
+from safemax_pl.config.overrides import last_of_each
 from safemax_pl.data.sources import Source, Split
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
@@ -52,11 +53,6 @@ CACHE = Path("runs/cache")  # data, reference features and original samples of a
 def cached() -> str:
     """The override that names the cache."""
     return f"data.cache_dir={CACHE}"
-
-
-def last_of_each(overrides: list[str]) -> list[str]:
-    """The overrides without those that a later one replaces, as a command line may set a key only once."""
-    return list({item.partition("=")[0]: item for item in overrides}.values())
 
 
 def tiny_overrides(folder: Path, *overrides: str, logger: str = "csv") -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import TINY, last_of_each
+from helpers import TINY
 from hydra.utils import instantiate
 from lightning import Trainer
 
@@ -14,6 +14,7 @@ from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.config.command_line import quiet
 from safemax_pl.config.compose import compose
+from safemax_pl.config.overrides import last_of_each
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.runs.evaluate import evaluate

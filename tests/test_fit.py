@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import TINY, cached, last_of_each, run_command, tiny, tiny_overrides
+from helpers import TINY, cached, run_command, tiny, tiny_overrides
 from PIL import Image
 from safetensors.torch import load_file
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 from safemax_pl.config.build import build
+from safemax_pl.config.overrides import last_of_each
 from safemax_pl.diffusion.frozen import Frozen
 from safemax_pl.runs.wandb_process import end_service
 from safemax_pl.training.experiment import Experiment

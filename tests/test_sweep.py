@@ -28,11 +28,12 @@ from safemax_pl.config.compose import compose
 from safemax_pl.config.flags import split_arguments
 from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.locations import comparable
+from safemax_pl.config.overrides import check_once
 from safemax_pl.reports.report import report
 from safemax_pl.sweep import main
 from safemax_pl.sweeps import results, worker
 from safemax_pl.sweeps import study as shared
-from safemax_pl.sweeps.worker import sweep, values
+from safemax_pl.sweeps.worker import command_line, sweep, values
 
 ONLY_STEPS = [
     "~sweep.space.optimizer",
@@ -103,6 +104,13 @@ def test_the_command_of_a_point_makes_its_run_again(study, rows):
     again, _ = split_arguments(shlex.split(line)[3:])
     assert comparable(compose("fit", again)) == comparable(OmegaConf.load(kept / "config.yaml"))
     assert json.loads((kept / "metrics.json").read_text())["provenance"]["command"] == line
+
+
+def test_the_command_of_a_point_gives_every_key_once():
+    given = ["experiment=digits_forget1", "+optimizer.weight_decay=0", "~sampler.steps", "name=s"]
+    words = shlex.split(command_line(given, {"optimizer.weight_decay": 0.1, "seed": 1}))[3:]
+    check_once(words)
+    assert words == ["experiment=digits_forget1", "~sampler.steps", "++optimizer.weight_decay=0.1", "seed=1"]
 
 
 def test_pictures_are_drawn(study):

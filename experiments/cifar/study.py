@@ -40,6 +40,7 @@ from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import SCRATCH, atomic, write_json
 from safemax_pl.config.command_line import quiet
 from safemax_pl.config.compose import compose
+from safemax_pl.config.overrides import last_of_each
 from safemax_pl.diffusion import group_norm
 from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.runs.provenance import provenance
@@ -164,7 +165,7 @@ def configured(kind: str, folder: Path, experiment: str, *overrides: str) -> tup
         place += own_classifiers(data)
         place += [f"evaluation.inception={path}"] if (path := os.environ.get("INCEPTION")) else []
     every = [f"experiment={experiment}", *place, *data_path(data), *overrides]
-    words = with_tiny([kind, *every])
+    words = last_of_each(with_tiny([kind, *every]))
     return compose(kind, words), folder.name, shlex.join(["python", "-m", f"safemax_pl.{kind}", *words])
 
 
@@ -449,7 +450,7 @@ def main() -> None:
                         break
                 if failed and part == "base":
                     break  # all that follows needs it
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former while it scores
+        except KeyboardInterrupt:
             print(f"the time is over in {part}: the same call goes on from here")
             sys.exit(75)
     print(f"[{time.monotonic() - STARTED:.0f} s] all done, {failed} failed")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from safemax_pl.common.escaping import printable
 
-MAX_WIDTH = 10_000  # of a table in a file, in letters
+MAX_WIDTH = 10_000  # of a table in a file, in columns of text
 
 
 def progress_bars(trainer: DictConfig, refresh_rate: int = 1) -> list[RichProgressBar]:

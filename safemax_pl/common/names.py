@@ -28,7 +28,7 @@ def check_name(setting: str, name: object) -> str:
     return text
 
 
-def composed(name: str) -> str:
+def normalized(name: str) -> str:
     """Return the name in Unicode's composed form, as keyboards and file systems write é in two ways."""
     return unicodedata.normalize("NFC", name)
 

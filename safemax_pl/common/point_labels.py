@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 
 from safemax_pl.common.figures import GREY, SMALL
 
-THIN = 25  # pixels: larger markers, and lines that rise more, may be covered
+THIN = 25  # pixels: maximum extent of markers and lines that names must not cover
 
 
 def label_points(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:

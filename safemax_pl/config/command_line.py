@@ -18,12 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.signals import interrupt_on_stop_signals
-from safemax_pl.config import compose as composition
 from safemax_pl.config.compose import check_install, compose, name_method
 from safemax_pl.config.flags import CFG, HELP, SETTING, SEVERAL, check_flags, split_arguments
-from safemax_pl.config.groups import options
+from safemax_pl.config.groups import CONFIGS, options, settings_and_groups
 from safemax_pl.config.overrides import check_once, check_single, parse, values_of
-from safemax_pl.config.ownership import settings_and_groups
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:
@@ -50,7 +48,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[s
         check_once(overrides)
         check_command_line(config_name, overrides, several=bool(set(SEVERAL) & set(flags)))
     sys.argv[1:] = [*overrides, *flags]
-    main = hydra.main(version_base="1.3", config_path=str(composition.CONFIGS), config_name=config_name)
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
     main(partial(_one_run, task, failed))()
     if failed:
         print("\n".join([f"error: {len(failed)} of the runs failed:", *failed]), file=sys.stderr)
@@ -123,11 +121,6 @@ def command_on_folders(
         task(given, overrides)
 
 
-def composed(config_name: str, folders: list[str], overrides: list[str]) -> DictConfig:
-    """Compose configs/<config_name>.yaml for --cfg job; the folders are not used."""
-    return compose(config_name, overrides)
-
-
 def quiet() -> None:
     """Silence library output that users cannot act on, and install the signal handlers."""
     interrupt_on_stop_signals()
@@ -149,7 +142,7 @@ def _import_lightning() -> None:
 
 def _list_choices(config_name: str) -> str:
     lines = ["Choices:"]
-    for group in sorted(settings_and_groups(composition.CONFIGS / f"{config_name}.yaml")[1]):
+    for group in sorted(settings_and_groups(config_name)[1]):
         lines.append(f"  {group + '=':14}" + " ".join(options(group)))
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
 """Compose configurations by Hydra, and reject keys and values that Hydra accepts but nothing reads."""
 
 import re
-from difflib import get_close_matches
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -13,19 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.config import resolvers
-from safemax_pl.config.groups import CONFIGS
-from safemax_pl.config.legal_values import TRAINER
+from safemax_pl.config.groups import CONFIGS, check_group, settings_and_groups
+from safemax_pl.config.mistakes import composition_error, nearby
 from safemax_pl.config.overrides import check_single, parse
-from safemax_pl.config.ownership import check_experiment, check_group, settings_and_groups
-from safemax_pl.config.schema import (
-    check_keys,
-    check_training,
-    check_values,
-    flat_keys,
-    is_mapping,
-    legal_keys,
-    resolved,
-)
+from safemax_pl.config.schema import check_keys, check_training, check_values, flat_keys, is_mapping, resolved
 
 
 def check_install() -> None:
@@ -42,11 +33,40 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: for an unknown option, key or value, including those in experiment files.
     """
+    try:
+        return _checked(config_name, overrides)
+    except UserError:
+        _check_experiment(config_name, overrides)
+        raise
+
+
+def _check_experiment(config_name: str, overrides: list[str]) -> None:
+    """Raise `UserError` if the experiment fits another command, and not this one."""
+    for experiment in [item for item in overrides if item.startswith("experiment=")]:
+        if _fits(config_name, experiment):
+            return
+        for other in {"fit", "fit_classifier"} - {config_name}:
+            if _fits(other, experiment):
+                raise UserError(
+                    f"{experiment} belongs to another command: use python -m safemax_pl.{other} {experiment}"
+                )
+
+
+def _fits(config_name: str, experiment: str) -> bool:
+    """Whether a command can be composed with an experiment alone."""
+    try:
+        _checked(config_name, [experiment])
+    except UserError:
+        return False
+    return True
+
+
+def _checked(config_name: str, overrides: list[str]) -> DictConfig:
     cfg = composed_by_hydra(config_name, overrides)
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    schema, groups = settings_and_groups(CONFIGS / f"{config_name}.yaml")
+    schema, groups = settings_and_groups(config_name)
     _check_removals(cfg, schema, set(groups) - {"experiment", "logger"})
     resolved(cfg)
     name_method(cfg, choices)
@@ -66,8 +86,6 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
     resolvers.register()
     for change in parse(overrides):
         check_group(config_name, change.key_or_group)
-        if change.key_or_group == "experiment" and not change.is_sweep_override():
-            check_experiment(config_name, change.value())
     GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -76,8 +94,14 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             raise unknown(group or "config", name, error.options or []) from error
         except (ConfigCompositionException, OmegaConfBaseException) as error:
-            raise _composition_error(config_name, overrides, error) from error
-        except (HydraException, ValueError) as error:  # such as data=null; Hydra's message lacks the override
+            raise composition_error(config_name, overrides, error) from error
+        except yaml.YAMLError as error:
+            raise UserError(f"a file in {CONFIGS} is not YAML: {one_line(error)}") from error
+        except (
+            HydraException,
+            TypeError,
+            ValueError,
+        ) as error:  # such as data=null; the message lacks the override
             raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
 
 
@@ -107,49 +131,6 @@ def name_method(cfg: DictConfig, choices: Any) -> None:
         raise UserError(f"method={cfg.method}: give a name of letters, digits, spaces and . , _ + - ( )")
 
 
-def _composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
-    """Return an error for a failed composition; for an unknown key it suggests the most similar one."""
-    text = one_line(f"{error} {error.__cause__ or ''}")
-    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
-    if "In 'experiment/" in text:
-        return UserError(f"{text} Change the experiment's defaults list.")
-    if not match:
-        return UserError(text)
-    choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
-    got = match[1]
-    try:
-        cfg = hydra.compose(config_name, choices)
-    except (HydraException, OmegaConfBaseException):
-        return UserError(text)
-    above, _, key = got.rpartition(".")
-    legal = flat_keys(cfg)
-    if got in legal:
-        return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
-    parent = OmegaConf.select(cfg, above) if above else None
-    near = _nearby(got, legal)
-    mistyped = get_close_matches(key, [name.rpartition(".")[2] for name in near], n=1, cutoff=0.8)
-    if not mistyped and isinstance(parent, DictConfig) and "_target_" in parent:
-        arguments = TRAINER if above == "trainer" else legal_keys(parent, above)
-        if key in arguments:
-            return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
-    return unknown("key on the command line", got, near)
-
-
-def _nearby(got: str, legal: list[str]) -> list[str]:
-    """Return the keys that an unknown one may stand for; keys of Hydra, such as _target_, are left out.
-
-    They are those that end in it, else those beside it, else all below the nearest node that exists.
-    """
-    legal = [name for name in legal if not name.rpartition(".")[2].startswith("_")]
-    above = got.rpartition(".")[0]
-    found = [name for name in legal if name.endswith(f".{got}")]  # data.forget_classes for forget_classes
-    found = found or [name for name in legal if name.rpartition(".")[0] == above]
-    while above and not found:
-        above = above.rpartition(".")[0]
-        found = [name for name in legal if name.startswith(f"{above}.".lstrip("."))]
-    return found
-
-
 def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Return a copy of a composed configuration with `key=value` changes; `group=choice` replaces a whole group.
 
@@ -170,7 +151,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)
         elif key not in flat_keys(cfg):
             check_group("", key)
-            raise unknown("key", key, _nearby(key, flat_keys(cfg)))
+            raise unknown("key", key, nearby(key, flat_keys(cfg)))
         else:
             OmegaConf.update(cfg, key, change.value(), merge=False)  # replaces the whole node
     if overrides:

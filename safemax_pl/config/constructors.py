@@ -12,13 +12,13 @@ from typing import Any, get_origin
 
 import hydra
 
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, first_line, one_line
 
 TYPES = {"int": int, "float": float, "bool": bool, "list": list}
 
 
 @cache
-def arguments_of(target: str | None) -> dict[str, type[Any] | None]:
+def arguments_of(target: Any) -> dict[str, type[Any] | None]:
     """Return name -> type of a constructor's arguments: int, float, bool, list, or None for all other types.
 
     The constructor is imported only if its source does not tell.
@@ -28,19 +28,21 @@ def arguments_of(target: str | None) -> dict[str, type[Any] | None]:
     """
     if target is None:
         return {}
+    if not isinstance(target, str):
+        raise UserError(f"_target_={target!r}: give the dotted name of a class, such as torch.optim.Adam")
     module, _, name = target.rpartition(".")
     found = _parsed(module, name)
     return _imported(target) if found is None else found
 
 
 def _parsed(module: str, name: str) -> dict[str, type[Any] | None] | None:
-    """Return the arguments of a class or function of `module`, which may import it; None if the source does not tell.
+    """Return the arguments of a class or function; None if the source does not tell.
 
-    A class without constructor has that of its first base.
+    Names that `module` imports are followed, and a class without constructor has that of its first base.
     """
     if (file := _file(module)) is None:
         return None
-    for node in _statements(file):
+    for node in reversed(_statements(file)):  # the last definition of a name counts
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -53,7 +55,9 @@ def _parsed(module: str, name: str) -> dict[str, type[Any] | None] | None:
                     return _arguments(part.args, skip=1)
             plain = all(isinstance(one, ast.Name) and one.id == "final" for one in node.decorator_list)
             base = node.bases[0] if node.bases and plain else None  # a dataclass makes a constructor
-            return _parsed(module, base.id) if isinstance(base, ast.Name) and base.id != "NamedTuple" else None
+            if not isinstance(base, ast.Name) or base.id in ("NamedTuple", name):
+                return None
+            return _parsed(module, base.id)
     return None
 
 
@@ -74,8 +78,11 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _statements(file: Path) -> list[ast.stmt]:
-    """Return the top-level statements of a source file."""
-    return ast.parse(file.read_text(encoding="utf-8")).body
+    """Return the top-level statements of a source file; raise `UserError` if Python can't read it."""
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"), str(file)).body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{file} is no Python: {one_line(error)}") from error
 
 
 def _absolute(module: str, file: Path, node: ast.ImportFrom) -> str:
@@ -97,10 +104,10 @@ def _imported(target: str) -> dict[str, type[Any] | None]:
     try:
         parameters = inspect.signature(hydra.utils.get_object(target)).parameters
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_ {target} can't be imported: {str(error).splitlines()[0]}") from error
-    types = {name: get_origin(one.annotation) or one.annotation for name, one in parameters.items()}
-    return {
-        name: found if found in TYPES.values() else None
-        for name, found in types.items()
-        if name not in ("args", "kwargs")
+        raise UserError(f"_target_ {target} can't be imported: {first_line(error)}") from error
+    types = {
+        name: get_origin(one.annotation) or one.annotation
+        for name, one in parameters.items()
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
     }
+    return {name: found if found in TYPES.values() else None for name, found in types.items()}

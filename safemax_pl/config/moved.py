@@ -16,7 +16,7 @@ TARGETS = {
     "safemax_pl.networks.fresh": "safemax_pl.diffusion.unet.fresh",
     "safemax_pl.networks.pretrained": "safemax_pl.diffusion.saved_model.pretrained",
 }
-# key of metrics.json before 0.5.0 -> key now, at any depth
+# key of metrics.json before 0.5.0 -> key now, at any depth above the names of classes
 METRICS = {
     "judges": "classifiers",
     "judge_disagreement": "classifier_disagreement",
@@ -70,5 +70,8 @@ def present_target(target: Any) -> Any:
 def present_metrics(content: Any) -> Any:
     """Return the content of a metrics.json with the present names of its keys."""
     if isinstance(content, dict):
-        return {METRICS.get(key, key): present_metrics(value) for key, value in content.items()}
+        return {
+            METRICS.get(key, key): value if key == "per_class" else present_metrics(value)
+            for key, value in content.items()
+        }
     return [present_metrics(value) for value in content] if isinstance(content, list) else content

@@ -69,13 +69,17 @@ def _quote_if_needed(text: str) -> str:
 
 
 def check_once(overrides: list[str]) -> None:
-    """Raise `UserError` if a key is set twice; ~key +key=value, which replaces a whole node, is legal."""
+    """Raise `UserError` if a key has two values; ~key +key=value, which replaces a whole node, is legal."""
     found: dict[str, str] = {}
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
-        if key in found:
-            raise UserError(f"got {found[key]} and {item}: {key} is legal once; remove {found[key]} to use {item}")
-        found[key] = item
+        if found.setdefault(key, item) != item:
+            raise UserError(f"got {found[key]} and {item}: {key} is legal once; remove one of them")
+
+
+def last_of_each(overrides: list[str]) -> list[str]:
+    """Return the overrides without those that a later one of the same key replaces."""
+    return list({item.partition("=")[0].lstrip("+"): item for item in overrides}.values())
 
 
 def check_single(override: Override, more: str = "") -> None:

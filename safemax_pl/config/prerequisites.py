@@ -48,6 +48,10 @@ def check_model_folder(target: str) -> None:
     if not folder.exists():
         raise UserError(f"{target} does not exist: {expected}")
     is_run = (folder / "config.yaml").exists()
+    if (folder / "classifier/config.json").is_file():
+        raise UserError(
+            f"{target} holds a classifier: use python -m safemax_pl.evaluate_classifier {target}/classifier"
+        )
     if is_run and not (folder / "unet").is_dir():
         raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
     if not is_run and not is_base_model(target):

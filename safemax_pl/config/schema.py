@@ -43,9 +43,6 @@ def check_values(cfg: DictConfig) -> None:
             check_whole(key, value, *bounds)
     if _at(values, "data.channels") not in (ABSENT, 1, 3):
         raise UserError(f"data.channels={values['data']['channels']}: give 1 (grey) or 3 (RGB)")
-    classes = _at(values, "data.forget_classes")
-    if isinstance(classes, list) and (twice := [one for one, count in Counter(map(str, classes)).items() if count > 1]):
-        raise UserError(f"data.forget_classes={classes}: {twice[0]} is there more than once; give every class once")
     if (evaluation := _at(values, "evaluation")) is not ABSENT:
         _check_plans(evaluation)
     for key in FOLDERS:
@@ -69,11 +66,15 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Check what only new runs need, as saved ones may lack it: the learning rate, and the name of the folder.
+    """Check what only new runs need, as saved ones may lack it: learning rate, name, and every class once.
 
     Raises:
-        UserError: for a learning rate that is missing or not above 0, and for a name that can't name a folder.
+        UserError: for a learning rate that is missing or not above 0, a name that can't name a folder, and for classes
+            that are named twice.
     """
+    classes = OmegaConf.select(cfg, "data.forget_classes", default=None)
+    if OmegaConf.is_list(classes) and (twice := [one for one, n in Counter(map(str, classes)).items() if n > 1]):
+        raise UserError(f"data.forget_classes={list(classes)}: {twice[0]} is there twice; give every class once")
     if is_mapping(optimizer := cfg.get("optimizer")) and "lr" in arguments_of(optimizer.get("_target_")):
         if "lr" not in optimizer:
             raise UserError("optimizer.lr is missing: give it a value, such as optimizer.lr=2e-4")

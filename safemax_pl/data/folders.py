@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.common.names import composed
+from safemax_pl.common.names import normalized
 from safemax_pl.data.encoded import Encoded, EncodedSplit, Skipped, check_class_name
 from safemax_pl.data.tree import Folder
 
@@ -180,7 +180,7 @@ def _classes(split: Folder, root: Path, skipped: Skipped) -> dict[str, list[Path
                 f"{inner.path} holds images below the class folder {folder.path}: put images directly into their class "
                 f"folders ({LAYOUT}), or give the folder above the classes as data.path"
             )
-        name = composed(folder.path.name)
+        name = normalized(folder.path.name)
         check_class_name(name, f"the class folder {str(folder.path)!r}")
         if name in classes:
             raise UserError(f"{folder.path.parent} has two folders that read {name}: rename one")

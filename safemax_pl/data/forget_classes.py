@@ -3,7 +3,7 @@
 import re
 
 from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.common.names import composed
+from safemax_pl.common.names import normalized
 from safemax_pl.data.sources import Source
 
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")  # names that Hydra and YAML read as whole numbers
@@ -22,13 +22,13 @@ def class_indices(wanted: list[int | str], source: Source, name: str | None) -> 
     Raises:
         UserError: for an unknown class, and for a number that is both an index and the name of another class.
     """
-    names, superclasses = (list(map(composed, found)) for found in (source.class_names, source.superclass_names))
+    names, superclasses = (list(map(normalized, found)) for found in (source.class_names, source.superclass_names))
     found: set[int] = set()
     for item in wanted:
         spelt = item
         if isinstance(item, int) and not isinstance(item, bool):
             spelt = _name_of_number(item, names, superclasses, name)
-        spelt = composed(spelt) if isinstance(spelt, str) else spelt
+        spelt = normalized(spelt) if isinstance(spelt, str) else spelt
         if spelt in names:
             found.add(names.index(str(spelt)))
         elif spelt in superclasses:

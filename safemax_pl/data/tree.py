@@ -8,14 +8,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
+from safemax_pl.common.escaping import printable
 from safemax_pl.data.decoding import ENDINGS
 from safemax_pl.data.encoded import Skipped
 
 # Folders of macOS, Windows, Python, file systems and network disks; also hidden: names that begin with a dot
 HIDDEN = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 MAX_VISITS = 16  # of one folder through different links
-MANY = 10_000  # files and folders left out, after which the search says what it is doing
+SAY_AFTER = 10_000  # files and folders left out, after which the search says what it is doing
 
 
 @dataclass
@@ -107,8 +109,8 @@ class _Search:
     def skip(self, reason: str, path: Path) -> None:
         self.skipped[reason].append(str(path.relative_to(self.root)))
         self.left_out += 1
-        if self.left_out == MANY:
+        if self.left_out == SAY_AFTER and distributed.is_first():
             print(
-                f"data.path {self.root} holds {MANY} files and folders without images so far, and is searched further: "
-                "if it holds more than the data, stop and give a folder with the data alone"
+                f"still searching {printable(self.root)}: {SAY_AFTER} entries without images so far; if the folder "
+                "holds other files too, press Ctrl-C and set data.path to the folder of the images"
             )

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from huggingface_hub import hf_hub_download
 
 from safemax_pl.common import distributed, untrusted
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, first_line
 from safemax_pl.common.files import atomic, digest, not_finite, write_json
 from safemax_pl.common.network_limits import check_count, check_sizes, check_weights
 from safemax_pl.common.untrusted import BAD_CONTENT
@@ -62,10 +62,9 @@ def _unreadable(path: str, hint: str) -> Iterator[None]:
     try:
         yield
     except BAD_CONTENT as error:
-        said = [*str(error).strip().splitlines(), ""][0]
         raise UserError(
             f"the model at {path} can't be loaded, it is missing, truncated or not a diffusers UNet2DModel "
-            f"({type(error).__name__}: {said}): copy it again, or {hint}"
+            f"({type(error).__name__}: {first_line(error)}): copy it again, or {hint}"
         ) from error
 
 

@@ -31,6 +31,8 @@ BETTER = {
     **{f"{name}/{network}": way for network in ("classifier", "inception") for name, way in FEATURES_BETTER.items()},
     "drift": "lower",
 }
+# Metrics in [0, 1], without the name of a network
+SHARES = {"ua_noise_aware", "ua", "forget_probability", "retain_accuracy", "precision", "recall"}
 # All metrics in the order of tables
 METRICS = (
     "ua_noise_aware",

@@ -60,7 +60,7 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
             lacking = some([f"seed {seed} forgetting {forget}" for seed, forget in missing])
             found.append(f"{label} lacks runs that others have ({lacking}): its means are over fewer cases.")
     seeds = {label: len({run.seed for run in members}) for label, members in groups.items()}
-    if few := [label for label, count in seeds.items() if count < 3]:
+    if few := [label for label, number in seeds.items() if number < 3]:
         found.append(f"Fewer than three seeds: {', '.join(few)}. Differences may be chance.")
     without = [run.folder.name for run in runs if not run.has_second_classifier]
     if 0 < len(without) < len(runs):

@@ -114,11 +114,16 @@ def _rescore(evaluation: Path, found: dict[str, Any], folder: Path) -> Path:
 
 def _on_any_machine(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics without the names of machines and folders."""
-    found = {key: value for key, value in metrics.items() if key != "ranks"}
-    for block in (found, *(found.get("attacks") or {}).values()):
-        command = without_locations(block["provenance"]["command"])
-        block["provenance"] = block["provenance"] | {"command": command}
+    found = _without_places({key: value for key, value in metrics.items() if key != "ranks"})
+    if attacks := found.get("attacks"):
+        found["attacks"] = {name: _without_places(block) for name, block in attacks.items()}
     return found
+
+
+def _without_places(block: dict[str, Any]) -> dict[str, Any]:
+    """Return a block of metrics whose recorded command names no folders."""
+    command = without_locations(block["provenance"]["command"])
+    return block | {"provenance": block["provenance"] | {"command": command}}
 
 
 def configuration(run: Path) -> DictConfig:

@@ -125,7 +125,7 @@ class Run:
         return read_metrics(self.folder)
 
     @property
-    def finished(self) -> str:
+    def finished_notice(self) -> str:
         """What a command prints that was given again after the run had finished."""
         return f"{self.folder} is finished; for another run change a setting, or give a name="
 

@@ -124,5 +124,5 @@ def warn_of_other_classes(folder: Path, data: ForgetRetainDataModule) -> None:
         forgot = None if forgot is None else ", ".join(map(str, forgot)) or "nothing"
     scored = ", ".join(data.class_names[label] for label in data.forget_labels) or "nothing"
     if forgot not in (None, scored) and distributed.is_first():
-        says = f"{folder} forgot {forgot}, data.forget_classes names {scored}: the scores are not of what it forgot"
-        print(printable(f"warning: {says}"), file=sys.stderr)
+        said = f"{folder} forgot {forgot}, and these scores are of {scored} (data.forget_classes)"
+        print(printable(f"warning: {said}: leave data.forget_classes out to score {forgot}"), file=sys.stderr)

@@ -99,8 +99,15 @@ def _study(sweep: Sweep, arguments: list[str], cfg: DictConfig, name: str) -> Sh
 
 def command_line(arguments: list[str], params: dict[str, object]) -> str:
     """Return the command that repeats a trial as a run with a name of its own."""
-    kept = [item for item in arguments if item.partition("=")[0] not in ("name", "runs_dir", "logger", *params)]
-    return shlex.join(["python", "-m", "safemax_pl.fit", *kept, *as_overrides(params)])
+    dropped, kept, added = {"name", "runs_dir", "logger", *params}, list[str](), set[str]()
+    for item in arguments:
+        key = item.lstrip("+~").partition("=")[0]
+        if key not in dropped:
+            kept.append(item)
+        elif item != item.lstrip("+~"):
+            added.add(key)  # not in the configuration, or removed from it
+    point = [f"++{item}" if item.partition("=")[0] in added else item for item in as_overrides(params)]
+    return shlex.join(["python", "-m", "safemax_pl.fit", *kept, *point])
 
 
 def run_trial(study: SharedStudy, claim: Claim, trials: Trials) -> None:

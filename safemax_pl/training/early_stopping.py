@@ -10,12 +10,10 @@ from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.feature_scores import feature_scores
-from safemax_pl.evaluation.metric_suite import BETTER
+from safemax_pl.evaluation.metric_suite import BETTER, SHARES
 from safemax_pl.evaluation.metrics.forgetting import Forgetting
 from safemax_pl.evaluation.results import ModelScores, guidance_key
 from safemax_pl.training.module import UnlearningModule
-
-SHARES = ("ua", "ua_noise_aware", "forget_probability", "retain_accuracy", "precision", "recall")
 
 
 @final

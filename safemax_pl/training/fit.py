@@ -107,7 +107,7 @@ def show(run: Run) -> None:
         tables.print_end_of_fit(metrics["training"])
     run.clear()
     draw_pictures(run.folder, metrics, name)
-    print(run.finished)
+    print(run.finished_notice)
 
 
 def draw_pictures(folder: Path, metrics: dict[str, Any], title: str) -> None:

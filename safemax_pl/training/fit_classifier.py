@@ -78,8 +78,8 @@ def warn_of_few_images(count: int) -> None:
     """Warn on stderr if the classifier can hardly be measured on so few test images."""
     if count < MIN_TEST_IMAGES and distributed.is_first():
         print(
-            f"warning: {count} test images measure a classifier badly, and it is rejected if it is not clearly better "
-            f"than chance on them: give at least {MIN_TEST_IMAGES}",
+            f"warning: only {count} test images: the accuracy is imprecise, and a classifier that is not clearly "
+            f"better than chance is rejected; give at least {MIN_TEST_IMAGES}",
             file=sys.stderr,
         )
 
@@ -118,7 +118,7 @@ def show(run: Run, data: ForgetRetainDataModule) -> None:
     run.clear()
     with damaged(run.folder / "metrics.json"):
         print_scores(metrics["scores"], run.folder.name)
-    print(run.finished)
+    print(run.finished_notice)
 
 
 def check_settings(cfg: DictConfig) -> None:

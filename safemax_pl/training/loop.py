@@ -29,7 +29,7 @@ from safemax_pl.training.checkpoints import (
 from safemax_pl.training.ema import Average
 from safemax_pl.training.preemption import Preemption
 
-BAD_CONTENT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a checkpoint
+BAD_CHECKPOINT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a checkpoint
 
 
 def fit_module(
@@ -61,7 +61,7 @@ def fit_module(
     try:
         with interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if checkpoint else None)
-    except BAD_CONTENT as error:
+    except BAD_CHECKPOINT as error:
         if path is None or isinstance(error, torch.OutOfMemoryError) or not while_restoring(error):
             raise
         raise UserError(does_not_fit(path, error)) from error
@@ -101,7 +101,7 @@ def _restore_finished(
         for callback in callbacks:
             if callback.state_key in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-    except BAD_CONTENT as error:
+    except BAD_CHECKPOINT as error:
         raise UserError(does_not_fit(path, error)) from error
     return True
 

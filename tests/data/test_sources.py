@@ -536,11 +536,11 @@ def test_what_systems_leave_in_folders_is_left_out_and_named(tmp_path, folder, n
 
 
 def test_a_long_search_says_what_it_is_doing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("safemax_pl.data.tree.MANY", 3)
+    monkeypatch.setattr("safemax_pl.data.tree.SAY_AFTER", 3)
     for name in "abcde":
         (tmp_path / f"{name}.txt").touch()
     walk(tmp_path)
-    assert capsys.readouterr().out.count(f"data.path {tmp_path} holds 3 files and folders without images") == 1
+    assert capsys.readouterr().out.count(f"still searching {tmp_path}: 3 entries without images") == 1
 
 
 def test_what_is_found_is_printed_when_it_is_decoded_and_only_then(tmp_path, folder, capsys):

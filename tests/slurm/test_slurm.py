@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import TINY, history, last_of_each
+from helpers import TINY, history
 from safetensors.torch import load_file
 
 from safemax_pl.common.files import PROJECT
+from safemax_pl.config.overrides import last_of_each
 
 STEPS = 40
 ALL_STEPS = f"trainer.max_steps={STEPS}"

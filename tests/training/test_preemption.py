@@ -81,6 +81,8 @@ def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_
     monkeypatch.setenv("SLURM_NODEID", "0")
     monkeypatch.setattr(Generation, "test_step", lambda *_: os.kill(os.getpid(), sent))
     before = {each: signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    for each in before:  # or a command without handlers would end pytest
+        signal.signal(each, lambda *_: pytest.fail("the command does not listen"))
     try:
         done = run_command(*tiny_overrides(tmp_path, "name=run"), module=f"safemax_pl.{module}")
     finally:

@@ -1,0 +1,57 @@
+"""Say what is wrong with a key, and which key may be meant."""
+
+import re
+from difflib import get_close_matches
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from safemax_pl.common.errors import UserError, one_line, unknown
+from safemax_pl.config.groups import CONFIGS
+from safemax_pl.config.legal_values import TRAINER
+from safemax_pl.config.schema import flat_keys, legal_keys
+
+
+def composition_error(config_name: str, overrides: list[str], error: Exception) -> UserError:
+    """Return an error for a failed composition; for an unknown key it suggests the most similar one."""
+    text = one_line(f"{error} {error.__cause__ or ''}")
+    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
+    if "In 'experiment/" in text:
+        return UserError(f"{text} Change the experiment's defaults list.")
+    if not match:
+        return UserError(text)
+    choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
+    got = match[1]
+    try:
+        cfg = hydra.compose(config_name, choices)
+    except (HydraException, OmegaConfBaseException):
+        return UserError(text)
+    above, _, key = got.rpartition(".")
+    legal = flat_keys(cfg)
+    if got in legal:
+        return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
+    parent = OmegaConf.select(cfg, above) if above else None
+    near = nearby(got, legal)
+    mistyped = get_close_matches(key, [name.rpartition(".")[2] for name in near], n=1, cutoff=0.8)
+    if not mistyped and isinstance(parent, DictConfig) and "_target_" in parent:
+        arguments = TRAINER if above == "trainer" else legal_keys(parent, above)
+        if key in arguments:
+            return UserError(f"{got} is legal but not shown in the configuration: add it with +{got}=...")
+    return unknown("key on the command line", got, near)
+
+
+def nearby(got: str, legal: list[str]) -> list[str]:
+    """Return the keys that an unknown one may stand for; keys of Hydra, such as _target_, are left out.
+
+    They are those that end in it, else those beside it, else all below the nearest node that exists.
+    """
+    legal = [name for name in legal if not name.rpartition(".")[2].startswith("_")]
+    above = got.rpartition(".")[0]
+    found = [name for name in legal if name.endswith(f".{got}")]  # data.forget_classes for forget_classes
+    found = found or [name for name in legal if name.rpartition(".")[0] == above]
+    while above and not found:
+        above = above.rpartition(".")[0]
+        found = [name for name in legal if name.startswith(f"{above}.".lstrip("."))]
+    return found
