@@ -42,7 +42,7 @@ from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")
 CEILING = 1e12  # FLOPs or bytes per second
-TINY = ("model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4")
+TINY = ("model=unet_digits", "model.channels=[8,8]", "model.blocks=1", "model.head_dim=8", "model.norm_groups=4")
 
 
 @pytest.fixture
