@@ -16,9 +16,10 @@ again resumes from the finished curves in the cache.
 
 from omegaconf import DictConfig
 
+from safemax_pl.attacks.arguments import split_overrides
 from safemax_pl.config.command_line import command_on_folders
 from safemax_pl.config.groups import options
-from safemax_pl.config.prerequisites import check_model_folder
+from safemax_pl.config.prerequisites import check_changes, check_model_folder
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -36,8 +37,10 @@ def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
 
 
 def check(folders: list[str], overrides: list[str]) -> None:
-    """Check the folder without slow imports."""
+    """Check the command line without slow imports."""
     check_model_folder(folders[0])
+    _, rest, nodes = split_overrides(overrides)
+    check_changes(folders[0], rest, {"attacks": nodes})
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ the original.
 from omegaconf import DictConfig
 
 from safemax_pl.config.command_line import command_on_folders
-from safemax_pl.config.prerequisites import check_model_folder
+from safemax_pl.config.prerequisites import check_changes, check_model_folder
 
 
 def run(folders: list[str], overrides: list[str]) -> None:
@@ -32,8 +32,9 @@ def configuration(folders: list[str], overrides: list[str]) -> DictConfig:
 
 
 def check(folders: list[str], overrides: list[str]) -> None:
-    """Check the folder without slow imports."""
+    """Check the command line without slow imports."""
     check_model_folder(folders[0])
+    check_changes(folders[0], overrides)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from safemax_pl.attacks.attack import NAMES, attack, print_block
+from safemax_pl.attacks.arguments import NAMES
+from safemax_pl.attacks.attack import attack, print_block
 from safemax_pl.attacks.null_leak import NullLeak
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT

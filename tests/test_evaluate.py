@@ -89,7 +89,11 @@ def test_mistakes_are_named(run, tmp_path):
 def test_scoring_other_classes_than_were_forgotten_is_said(run, capsys):
     for label, said in (
         (3, ""),
-        (4, f"warning: {run} forgot 3, data.forget_classes names 4: the scores are not of what it forgot\n"),
+        (
+            4,
+            f"warning: {run} forgot 3, and these scores are of 4 (data.forget_classes): leave data.forget_classes out "
+            "to score 3\n",
+        ),
     ):
         warn_of_other_classes(run, SimpleNamespace(class_names=list("0123456789"), forget_labels=[label]))
         assert capsys.readouterr().err == said

@@ -418,4 +418,4 @@ def test_few_test_images_cause_a_warning(capsys):
     warn_of_few_images(100)
     assert not capsys.readouterr().err
     warn_of_few_images(2)
-    assert capsys.readouterr().err.startswith("warning: 2 test images measure a classifier badly")
+    assert capsys.readouterr().err.startswith("warning: only 2 test images: the accuracy is imprecise")

@@ -5,25 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save_file
 
 from safemax_pl.attacks import figures, runner
+from safemax_pl.attacks.arguments import split_overrides
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.console import add_model_columns, plain_console, print_table
-from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, digest, write_csv, write_json
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import override
-from safemax_pl.config.groups import CONFIGS, options
-from safemax_pl.config.overrides import parse
 from safemax_pl.config.prerequisites import is_base_model
 from safemax_pl.config.saved import read_config
 from safemax_pl.data.datamodule import ForgetRetainDataModule
@@ -33,8 +31,6 @@ from safemax_pl.evaluation.scoring import make_evaluator
 from safemax_pl.runs.provenance import provenance
 from safemax_pl.runs.run import read_metrics
 from safemax_pl.runs.subject import load_subject, subject_config
-
-NAMES = options("attack")
 
 
 def attack(target: str, overrides: list[str]) -> Path:
@@ -77,14 +73,6 @@ def attack(target: str, overrides: list[str]) -> Path:
     return subject.folder
 
 
-def split_overrides(overrides: list[str]) -> tuple[dict[str, Override], list[str], dict[str, Any]]:
-    """Return the overrides of `attack` and `retrain` by key, all others, and the chosen attacks' settings by name."""
-    own = {item.key_or_group: item for item in parse(overrides) if item.key_or_group in ("attack", "retrain")}
-    names = chosen(own["attack"].value() if "attack" in own else None)
-    nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
-    return own, [item for item in overrides if item.partition("=")[0] not in own], nodes
-
-
 def attack_config(target: str, overrides: list[str]) -> DictConfig:
     """Return the configuration of attacks on `target`, as --cfg job shows it."""
     _, rest, nodes = split_overrides(overrides)
@@ -114,20 +102,6 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
             f"data.forget_classes={data.forget_labels}, or a diffusers folder"
         )
     return pretrained(data, target)
-
-
-def chosen(value: Any) -> list[str]:
-    """Return the attacks that `attack=` names: "all", one name, or several as a list or with commas."""
-    if value == "all":
-        return NAMES
-    several = value.list if isinstance(value, ChoiceSweep) else value
-    names = [str(name) for name in (several if isinstance(several, list) else [several]) if name]
-    if not names:
-        raise UserError(f"which attack? give attack=all, or some of {', '.join(NAMES)} as attack=[a,b]")
-    for name in names:
-        if name not in NAMES:
-            raise unknown("attack", name, [*NAMES, "all"])
-    return names
 
 
 def run_attack(

@@ -18,15 +18,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from safemax_pl.common.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_JSON = 64 * 2**20  # bytes; files of this project have up to 1 MiB
 MAX_IMAGES = 2**30  # bytes of a file of 8-bit images; 1 000 classes at 32 × 32 need some 150 MiB
@@ -171,11 +172,13 @@ def check_shape(value: Any, shape: Any, where: str = "") -> None:
         raise ValueError(f"{where[:200]} has {len(value)} letters")
 
 
-def read_tensors(path: Path, max_bytes: int) -> dict[str, Tensor]:
+def read_tensors(path: Path, max_bytes: int) -> "dict[str, Tensor]":
     """Read the tensors of a safetensors file of at most `max_bytes`; name -> tensor.
 
     Raises:
         UserError: if the file is missing, damaged or too large.
     """
     with damaged(path):
+        from safetensors.torch import load_file  # here, as it imports torch
+
         return load_file(regular(path, max_bytes))

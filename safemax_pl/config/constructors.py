@@ -42,7 +42,7 @@ def _parsed(module: str, name: str) -> dict[str, type[Any] | None] | None:
     """
     if (file := _file(module)) is None:
         return None
-    for node in reversed(_statements(file)):  # the last definition of a name counts
+    for node in reversed(statements(file)):  # the last definition of a name counts
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -77,7 +77,7 @@ def _file(module: str) -> Path | None:
 
 
 @cache
-def _statements(file: Path) -> list[ast.stmt]:
+def statements(file: Path) -> list[ast.stmt]:
     """Return the top-level statements of a source file; raise `UserError` if Python can't read it."""
     try:
         return ast.parse(file.read_text(encoding="utf-8"), str(file)).body

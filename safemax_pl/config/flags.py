@@ -27,8 +27,10 @@ def check_flags(arguments: list[str], legal: Sequence[str]) -> None:
         legal: options; --help is legal too.
 
     Raises:
-        UserError: for another option, and for --cfg without `job`.
+        UserError: for another option, --cfg without `job`, and --cfg with -m.
     """
+    if {*SEVERAL, *HELP} & set(arguments) and any(one.partition("=")[0] in CFG for one in arguments):
+        raise UserError("--cfg job shows one configuration: leave out -m, and settings with several values")
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         value = value if equals else following

@@ -71,7 +71,14 @@ def present_metrics(content: Any) -> Any:
     """Return the content of a metrics.json with the present names of its keys."""
     if isinstance(content, dict):
         return {
-            METRICS.get(key, key): value if key == "per_class" else present_metrics(value)
+            METRICS.get(key, key): _present_keys(value) if key == "per_class" else present_metrics(value)
             for key, value in content.items()
         }
     return [present_metrics(value) for value in content] if isinstance(content, list) else content
+
+
+def _present_keys(per_class: Any) -> Any:
+    """Return metric -> class -> value with the present names of the metrics; a class may have any name."""
+    if not isinstance(per_class, dict):
+        return per_class
+    return {METRICS.get(metric, metric): by_class for metric, by_class in per_class.items()}

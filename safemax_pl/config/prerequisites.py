@@ -2,13 +2,16 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.data_path import check_path
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.names import some
+from safemax_pl.config.compose import compose, override
 from safemax_pl.config.groups import CONFIGS, options
+from safemax_pl.config.saved import check_config, read_config
 
 MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
     "model.path": ("pretrain", ""),
@@ -60,11 +63,35 @@ def check_model_folder(target: str) -> None:
         raise UserError(f"{target} is neither a run (config.yaml) nor a diffusers folder (unet/config.json): {remedy}")
 
 
+def check_changes(target: str, overrides: list[str], extra: dict[str, Any] | None = None) -> None:
+    """Check changes of the configuration of the run `target`, or of configs/fit.yaml if it is no run.
+
+    Args:
+        target: a folder.
+        overrides: key=value arguments.
+        extra: additional top-level settings that the overrides may change.
+
+    Raises:
+        UserError: for an unknown key or choice, and an illegal value.
+    """
+    path = Path(target) / "config.yaml"
+    mine = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] in (extra or {})]
+    rest = [item for item in overrides if item not in mine]
+    if path.exists():
+        saved = read_config(path)
+        check_config(saved, path, rest)
+        override(saved, rest)
+    else:
+        compose("fit", rest)
+    override(OmegaConf.create(extra or {}), mine)
+
+
 def check_classifier_folder(target: str, data: DictConfig) -> None:
     """Raise `UserError` unless `target` holds a classifier; `data` is the node of the configuration, for the advice."""
     if not (Path(target) / "config.json").exists():
         path = None if OmegaConf.is_missing(data, "path") else data.path
-        raise UserError(no_classifier("classifier", target, data.name, path))
+        advice = no_classifier("classifier", target, data.name, path)
+        raise UserError(advice.replace("give classifier=", "give "))  # here it is the folder of the command line
 
 
 def is_base_model(path: str) -> bool:

@@ -1,6 +1,6 @@
 """Read configurations of unknown origin, and check them before they are resolved or instantiated."""
 
-import importlib
+import ast
 import io
 import re
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from safemax_pl.common.errors import UserError, one_line
 from safemax_pl.common.files import PROJECT, dotted, leaves
 from safemax_pl.common.untrusted import MAX_DEPTH, MAX_TEXT, damaged, regular
 from safemax_pl.config import legal_values, resolvers
+from safemax_pl.config.constructors import statements
 from safemax_pl.config.interpolations import check_interpolations
 from safemax_pl.config.moved import present_config
 
@@ -154,7 +155,5 @@ def _defines(package: str, target: str) -> bool:
     module, _, name = target.rpartition(".")
     if not re.fullmatch(rf"{re.escape(package)}(\.[a-z]\w*)?", module, re.ASCII):
         return False
-    if not (PROJECT / module.replace(".", "/")).with_suffix(".py").is_file():
-        return False
-    found = vars(importlib.import_module(module)).get(name)
-    return isinstance(found, type) and found.__module__ == module
+    file = (PROJECT / module.replace(".", "/")).with_suffix(".py")
+    return file.is_file() and any(isinstance(node, ast.ClassDef) and node.name == name for node in statements(file))

@@ -164,7 +164,8 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
     )
     for key in map(str, cfg):
         if key not in legal and key not in ("_target_", "_partial_"):
-            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in legal))
+            names = TRAINER if path == "trainer." else legal
+            raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in names))
         value = _node(cfg, key)
         _check_type(f"{path}{key}", cfg, key, legal.get(key), nullable="_target_" not in cfg)
         if is_mapping(value):

@@ -53,6 +53,8 @@ def publish(run: Path, folder: Path, precision: str = "float16", max_mb: float |
             f"{run} is not a finished run (it needs config.yaml, metrics.json, and unet/ or classifier/): give the "
             "folder of one, or run its command again to finish it"
         )
+    if "published" in metrics:
+        raise UserError(f"{run} is a publication already: give the run that it was made from")
     check_folder(folder, run, part)
     tensors = _weights(run, part, precision, LIMITS[part] if max_mb is None else max_mb)
     cfg = configuration(run)

@@ -22,7 +22,8 @@ from safemax_pl.training.early_stopping import StopWhen
 def does_not_fit(path: Path, error: Exception) -> str:
     """Return the error message about a checkpoint of another fit."""
     reason = one_line(error, 200)
-    return f"{path} does not fit this run ({type(error).__name__}: {reason}): move it away, or give another name="
+    said = f"{path} does not fit this run ({type(error).__name__}: {reason})"
+    return f"{said}: move it away, finish the run with the version that began it, or give another name="
 
 
 def while_restoring(error: Exception) -> bool:

@@ -328,6 +328,9 @@ def test_a_wrong_type_in_an_experiment_file_is_refused(write_experiment):
 
 def test_a_group_that_the_command_does_not_have_is_refused(write_experiment):
     write_experiment("sampler: {steps: 10}")
+    with pytest.raises(UserError, match=r"use python -m safemax_pl\.fit experiment=mine"):
+        compose("fit_classifier", ["experiment=mine"])
+    write_experiment("sampler: {steps: 10}\nshift: 2")  # of no command
     with pytest.raises(UserError, match="sampler"):
         compose("fit_classifier", ["experiment=mine"])
 
