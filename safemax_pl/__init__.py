@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.4.0"
+__version__ = "0.5.0.dev0"
 
 # Before torch is imported: OpenMP threads that spin while they wait make a small network's step ten times slower as
 # soon as anything else runs on the machine (0.29 s against 2.8 s for the digits' UNet on two busy cores).

@@ -34,18 +34,16 @@ COST = {"unlearn_seconds": 10.0, "preparation_seconds": 0.5, "unlearn_flops": 1e
 COST |= {"peak_memory_mb": 512.0}
 
 
-# Tests of lines that others run as well: to trace lines takes a third of the time
-UNTRACED = {
-    *("test_benchmarks.py", "test_cifar_study.py", "test_compilation.py", "test_compiled.py", "test_compose.py"),
-    *("test_contract.py", "test_early_stopping.py", "test_hostile.py", "test_identity.py", "test_original_salun.py"),
-    *("test_readme.py", "test_schema.py", "test_space.py", "test_speed.py", "test_sweep.py", "test_trainable.py"),
-}
+# Files that take longest, which start first, so that no worker ends long after the others
+SLOWEST = [
+    *("test_slurm.py", "test_ddp.py", "test_sweep.py", "test_fit.py", "test_benchmarks.py", "test_speed.py"),
+    *("test_compilation.py", "test_compose.py", "test_untrusted.py", "test_cifar_study.py", "test_contract.py"),
+    *("test_attacks.py", "test_publish.py", "test_early_stopping.py", "test_trainable.py", "test_report.py"),
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.name in UNTRACED:
-            item.add_marker("no_cover")  # of pytest-cov
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

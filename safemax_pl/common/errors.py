@@ -68,7 +68,7 @@ def clear_errors() -> Iterator[None]:
         print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+        print("interrupted: the same command goes on from what was saved", file=sys.stderr)
         sys.exit(130)
 
 

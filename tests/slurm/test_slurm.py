@@ -101,7 +101,7 @@ def test_a_fit_that_hits_its_time_limit_is_requeued_and_goes_on_from_its_last_st
     """Both ranks stop after the same step; the result is that of the fit on two ranks which had the time."""
     printed = cluster.output(fits.limited)
     assert cluster.show(fits.limited)["Restarts"] == "1" and "TIME LIMIT" not in printed
-    assert "interrupted: the same command resumes" in printed and "in time" not in printed
+    assert "interrupted: the same command goes on" in printed and "in time" not in printed
     assert_same(runs / "limited", runs / "ddp")
 
 

@@ -88,7 +88,7 @@ def test_the_cluster_s_signal_outside_of_the_training_only_ends_the_command(tmp_
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    assert done.returncode == 130 and "interrupted: the same command resumes" in done.stderr
+    assert done.returncode == 130 and "interrupted: the same command goes on" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "requeued").exists() and not list(tmp_path.rglob("hpc_ckpt*"))
 
