@@ -16,8 +16,9 @@ report: .venv/ready          ## compare finished runs: runs/report/report.html; 
 	.venv/bin/python -m safemax_pl.report $(RUNS)
 
 WITH_COVERAGE = --cov=safemax_pl --cov-report=term-missing:skip-covered --cov-fail-under=95
-test: .venv/ready            ## the test suite; COVERAGE=1 adds line coverage. One of the three workers mostly waits for SLURM
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),$(WITH_COVERAGE))
+WORKERS = $(if $(shell command -v slurmctld),3,2)  # a third one, as one mostly waits for SLURM
+test: .venv/ready            ## the test suite; COVERAGE=1 adds line coverage
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),$(WITH_COVERAGE))
 
 bench: .venv/ready           ## all benchmarks: runs/benchmarks/tables.md; 15 minutes on two idle cores
 	.venv/bin/python -m benchmarks
