@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import gc
 import json
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Tiny networks and few numbers: more threads would only wait for each other."""
+    gc.freeze()  # what imports have made stays: no collection goes through a million objects
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
