@@ -4,6 +4,7 @@
 """
 
 import shlex
+from collections.abc import Container
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -75,6 +76,12 @@ def check_once(overrides: list[str]) -> None:
         key = item.partition("=")[0].lstrip("+")
         if found.setdefault(key, item) != item:
             raise UserError(f"got {found[key]} and {item}: {key} is legal once; remove one of them")
+
+
+def split_by_node(overrides: list[str], nodes: Container[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides of some top-level nodes or settings, and all others."""
+    mine = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] in nodes]
+    return mine, [item for item in overrides if item not in mine]
 
 
 def last_of_each(overrides: list[str]) -> list[str]:

@@ -9,8 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common.data_path import check_path
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.names import some
+from safemax_pl.common.untrusted import damaged
 from safemax_pl.config.compose import compose, override
 from safemax_pl.config.groups import CONFIGS, options
+from safemax_pl.config.overrides import split_by_node
 from safemax_pl.config.saved import check_config, read_config
 
 MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
@@ -50,12 +52,12 @@ def check_model_folder(target: str) -> None:
     folder, expected = Path(target), "give the folder of a run, or a diffusers folder with unet/ and scheduler/"
     if not folder.exists():
         raise UserError(f"{target} does not exist: {expected}")
-    is_run = (folder / "config.yaml").exists()
-    if (folder / "classifier/config.json").is_file():
+    is_run, has_network = (folder / "config.yaml").exists(), (folder / "unet").is_dir()
+    if not has_network and (folder / "classifier/config.json").is_file():
         raise UserError(
             f"{target} holds a classifier: use python -m safemax_pl.evaluate_classifier {target}/classifier"
         )
-    if is_run and not (folder / "unet").is_dir():
+    if is_run and not has_network:
         raise UserError(f"the run {target} is unfinished and has no unet/: run its command again to resume it")
     if not is_run and not is_base_model(target):
         runs = [str(config.parent) for config in sorted(folder.glob("*/config.yaml"))]
@@ -75,12 +77,12 @@ def check_changes(target: str, overrides: list[str], extra: dict[str, Any] | Non
         UserError: for an unknown key or choice, and an illegal value.
     """
     path = Path(target) / "config.yaml"
-    mine = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] in (extra or {})]
-    rest = [item for item in overrides if item not in mine]
+    mine, rest = split_by_node(overrides, extra or {})
     if path.exists():
         saved = read_config(path)
         check_config(saved, path, rest)
-        override(saved, rest)
+        with damaged(path):
+            override(saved, rest)
     else:
         compose("fit", rest)
     override(OmegaConf.create(extra or {}), mine)

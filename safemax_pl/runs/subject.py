@@ -11,6 +11,7 @@ from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose, override
+from safemax_pl.config.overrides import split_by_node
 from safemax_pl.config.prerequisites import check_model_folder, check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
@@ -81,8 +82,7 @@ def subject_config(target: str, overrides: list[str], extra: dict[str, Any] | No
     folder = Path(target)
     is_run = (folder / "config.yaml").exists()
     check_model_folder(target)
-    mine = [item for item in overrides if item.partition("=")[0].partition(".")[0] in (extra or {})]
-    rest = [item for item in overrides if item not in mine]
+    mine, rest = split_by_node(overrides, extra or {})
     cfg = saved_config(folder / "config.yaml", rest) if is_run else compose("fit", rest)
     for key in set(extra or {}) & set(map(str, cfg)):
         del cfg[key]  # budgets of attacks from the folder are not trusted

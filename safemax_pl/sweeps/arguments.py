@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from safemax_pl.common.errors import UserError
 from safemax_pl.config.compose import compose, composed_by_hydra
 from safemax_pl.config.locations import run_name
+from safemax_pl.config.overrides import split_by_node
 
 
 class SweepArguments(NamedTuple):
@@ -31,9 +32,9 @@ def sweep_arguments(overrides: list[str]) -> SweepArguments:
     Raises:
         UserError: for unknown keys and values, and for the unlearner of another sweep.
     """
-    own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] == "sweep"]
+    own, others = split_by_node(overrides, ["sweep"])
     unlearner = composed_by_hydra("sweep", own).sweep.unlearner
-    fixed = fit_arguments(unlearner, [item for item in overrides if item not in own])
+    fixed = fit_arguments(unlearner, others)
     composed_by_hydra("fit", fixed)
     settings, cfg = compose("sweep", own).sweep, compose("fit", fixed)
     choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)

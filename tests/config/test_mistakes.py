@@ -17,6 +17,7 @@ from safemax_pl.config import constructors, groups, mistakes
 from safemax_pl.config.compose import compose, override
 from safemax_pl.config.constructors import arguments_of
 from safemax_pl.config.groups import CONFIGS, settings_and_groups
+from safemax_pl.config.prerequisites import check_model_folder
 from safemax_pl.config.saved import NODES
 
 COMMANDS = ("attack", "evaluate", "evaluate_classifier", "fit", "fit_classifier", "publish", "report", "sweep")
@@ -98,6 +99,15 @@ for line in {list(MISTAKES)}:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_beside_its_classifier_is_a_model(tmp_path):
+    check_model_folder(str(PROJECT / "weights/digits"))
+    (tmp_path / "classifier").mkdir()
+    for name in ("config.yaml", "classifier/config.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"holds a classifier: use python -m \S+ {tmp_path}/classifier"):
+        check_model_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
