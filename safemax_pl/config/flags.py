@@ -29,7 +29,7 @@ def check_flags(arguments: list[str], legal: Sequence[str]) -> None:
     Raises:
         UserError: for another option, --cfg without `job`, and --cfg with -m.
     """
-    if {*SEVERAL, *HELP} & set(arguments) and any(one.partition("=")[0] in CFG for one in arguments):
+    if set(SEVERAL) & set(arguments) and any(one.partition("=")[0] in CFG for one in arguments):
         raise UserError("--cfg job shows one configuration: leave out -m, and settings with several values")
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
