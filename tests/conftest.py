@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import save_file
 
 from safemax_pl.runs import wandb_process
@@ -70,6 +71,19 @@ def patience():
 def shared_cache(tmp_path_factory):
     """One cache of data, reference features and original samples for all tiny fits of a process."""
     helpers.CACHE = tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures():
+    """Pictures of a tiny fit take a quarter of its time: there are blank ones, except with `helpers.real_pictures`."""
+
+    def blank(folder: Path, *_: Any) -> None:
+        for name in ("samples.png", "curves.png"):
+            Image.new("L", (1, 1)).save(folder / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safemax_pl.training.fit.draw_pictures", blank)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ import runpy
 import subprocess
 import sys
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from omegaconf import DictConfig
 
@@ -17,6 +19,7 @@ from safemax_pl.config.compose import compose
 from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.overrides import last_of_each
 from safemax_pl.data.sources import Source, Split
+from safemax_pl.training.fit import draw_pictures
 
 METHODS = sorted(file.stem for file in (CONFIGS / "unlearner").glob("*.yaml"))
 TINY = [
@@ -78,6 +81,14 @@ def run_command(*arguments: str, module: str = "safemax_pl.fit") -> subprocess.C
     finally:
         sys.argv = before
     return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def real_pictures() -> Iterator[None]:
+    """Draw the pictures of fits; see `blank_pictures` of conftest.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safemax_pl.training.fit.draw_pictures", draw_pictures)
+        yield
 
 
 def history(run: Path) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from safemax_pl.config.compose import compose
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
-KILLS_AT_WRITES, KILLS_IN_STEPS = 5, 2
+KILLS_AT_WRITES, KILLS_IN_STEPS = 4, 1
 SALUN = [*TINY, "unlearner=salun", "logger=csv", "trainer.max_steps=6", "ema_decay=0.5"]
 
 

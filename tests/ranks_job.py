@@ -24,7 +24,7 @@ from safemax_pl.training.module import UnlearningModule
 
 # The other methods are these in other settings, or plain sums of losses that DDP averages as it does these.
 METHODS = [
-    *("erasediff", "esd", "retrain", "safemax", "safemax_robust", "salun", "selective_amnesia", "sfr_on", "siss"),
+    *("erasediff", "retrain", "safemax_robust", "salun", "selective_amnesia", "sfr_on", "siss"),
 ]
 CLASSIFIER = [
     "experiment=digits_classifier",
@@ -37,9 +37,8 @@ CLASSIFIER = [
     "optimizer._target_=torch.optim.SGD",
 ]
 SMALL = {  # what makes preparation small and the inner parts of methods active
-    "selective_amnesia": ["unlearner.replay_per_class=3", "unlearner.fisher_images=20", "unlearner.fisher_timesteps=4"],
-    "esd": ["unlearner.replay_per_class=5"],
-    "sfr_on": ["unlearner.fisher_batches=2"],
+    "selective_amnesia": ["unlearner.replay_per_class=2", "unlearner.fisher_images=4", "unlearner.fisher_timesteps=2"],
+    "sfr_on": ["unlearner.fisher_batches=1"],
 }
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import TINY, cached, run_command, tiny, tiny_overrides
+from helpers import TINY, cached, real_pictures, run_command, tiny, tiny_overrides
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -31,7 +31,8 @@ from safemax_pl.training.module import UnlearningModule
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return fit(tiny(tmp_path_factory.mktemp("runs")), "tiny")
+    with real_pictures():
+        return fit(tiny(tmp_path_factory.mktemp("runs")), "tiny")
 
 
 def test_a_run_leaves_everything_that_the_readme_promises(finished):
@@ -234,12 +235,13 @@ def test_the_numbers_are_written_whatever_happens_to_the_pictures(tmp_path, monk
         raise ValueError("no room")
 
     cfg = tiny(tmp_path, "trainer.max_steps=2")
-    with monkeypatch.context() as patch:
+    with real_pictures(), monkeypatch.context() as patch:
         patch.setattr("safemax_pl.evaluation.figures.sample_grid", fails)
         folder = fit(cfg, "a$_$b")
     assert "warning: " in (err := capsys.readouterr().err) and "samples.png was not drawn (ValueError: no room)" in err
     assert (folder / "curves.png").exists() and not (folder / "samples.png").exists()
-    fit(cfg, "a$_$b")
+    with real_pictures():
+        fit(cfg, "a$_$b")
     assert (folder / "samples.png").exists() and "is finished" in capsys.readouterr().out
 
 

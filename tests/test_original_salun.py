@@ -14,7 +14,8 @@ from benchmarks import original_salun
 from benchmarks.original_salun import Original, compare_with, main
 from safemax_pl.common.errors import UserError
 
-TINY = ("model=unet_digits", "model.channels=[8,8]", "model.head_dim=8", "model.norm_groups=4")
+TINY = ("model=unet_digits", "model.channels=[8]", "model.blocks=1", "model.attention_at=[]", "model.head_dim=8")
+TINY += ("model.norm_groups=4",)
 STUB = {
     "functions.py": """
 from types import SimpleNamespace

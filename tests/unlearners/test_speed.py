@@ -33,8 +33,9 @@ from safemax_pl.unlearners.losses import denoising_loss
 
 META = torch.device("meta")
 SHAPE = (1, 8, 8)
-# whose steps are those of finetune and safemax
-SAME = {"retain_only", "retrain", "safemax_no_gate"}
+# whose steps are those of other methods with other numbers
+SAME = {"erasediff_relabel", "gradient_ascent", "retain_only", "retrain", "safemax_no_gate", "safemax_paper"}
+ALTERNATING = {"sfr_on"}  # two kinds of steps in turn
 every_method = pytest.mark.parametrize("method", [method for method in METHODS if method not in SAME])
 
 
@@ -82,16 +83,16 @@ class Constants(TorchFunctionMode):
 
 
 class Watch(Callback):
-    """Watches two whole steps, of either parity, after the one that makes what is lazy."""
+    """Watches all steps up to a last one, after the first, which makes what is lazy."""
 
-    def __init__(self):
-        self.operations, self.modes = Operations(), ExitStack()
+    def __init__(self, last: int):
+        self.last, self.operations, self.modes = last, Operations(), ExitStack()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx == 0:
             self.modes.enter_context(self.operations)
             self.modes.enter_context(Constants())
-        if batch_idx == 2:
+        if batch_idx == self.last:
             self.modes.close()
 
     def on_exception(self, *args):
@@ -112,7 +113,7 @@ class OneDevice(SingleDeviceStrategy):
 
 @pytest.fixture
 def fit(make_data, make_module, tmp_path, monkeypatch):
-    """Three steps of a true fit of a method, or of an unlearner, of which two are watched; prepared on the CPU."""
+    """A true fit of a method, or of an unlearner, of which every kind of step is watched; prepared on the CPU."""
     # once per fit Lightning asks the device how many batches there are
     monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_, **__: True)
 
@@ -125,12 +126,13 @@ def fit(make_data, make_module, tmp_path, monkeypatch):
             unlearner = method
         for part in ("forget", "retain"):
             data.batch_sizes[part] *= getattr(unlearner, f"needs_{part}")
-        cost, watch = Cost(12), Watch()
+        kinds = 2 if method in ALTERNATING else 1
+        cost, watch = Cost(12), Watch(kinds)
         cost.counted = COUNTED_STEPS  # counting FLOPs takes time, and is watched as well
         module = make_module(bench.student, bench.teacher, unlearner, data)
         trainer = Trainer(
             strategy=OneDevice(device, Accelerator()),
-            max_steps=3,
+            max_steps=1 + kinds,
             log_every_n_steps=log_every,
             callbacks=[cost, *callbacks, watch],
             limit_val_batches=0,
@@ -174,7 +176,7 @@ def test_no_step_makes_the_host_wait(fit, method):
 
 
 def test_averaging_makes_no_step_wait(fit):
-    assert fit("finetune", META, callbacks=[Average(META, 0.99)])["_foreach_lerp_"] == 2
+    assert fit("finetune", META, callbacks=[Average(META, 0.99)])["_foreach_lerp_"] == 1
 
 
 def test_losses_are_reduced_and_read_only_when_they_are_logged(fit, monkeypatch):
