@@ -38,6 +38,8 @@ TINY = [
     "evaluation.plans.standard.forget_per_class=4",
     "evaluation.plans.standard.retain_total=18",
 ]
+TINY_NETWORK = ("model=unet_digits", "model.channels=[8,8]", "model.blocks=1", "model.attention_at=[]")
+TINY_NETWORK += ("model.head_dim=8", "model.norm_groups=4")
 TINY_CLASSIFIER = [
     "experiment=digits_classifier",
     "trainer=cpu",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import TINY_NETWORK
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks import __main__ as suite
@@ -42,8 +43,6 @@ from safemax_pl.unlearners.preparation import Preparation
 
 CPU = torch.device("cpu")
 CEILING = 1e12  # FLOPs or bytes per second
-TINY = ("model=unet_digits", "model.channels=[8,8]", "model.blocks=1", "model.attention_at=[]", "model.head_dim=8")
-TINY += ("model.norm_groups=4",)
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def first_table(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def training() -> Training:
-    return Training.of(random_data((1, 8, 8), 10, [3], 4, CPU), CPU, *TINY)
+    return Training.of(random_data((1, 8, 8), 10, [3], 4, CPU), CPU, *TINY_NETWORK)
 
 
 # -- timing -------------------------------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ def test_overhead_compares_the_same_mathematics(run):
 def test_methods(run, monkeypatch):
     monkeypatch.setattr(methods, "REFERENCES", {"salun": "SalUn"})
     result = run(
-        methods, methods=("safemax", "sfr_on"), network=TINY, counted_batch=2, repeats=1,
+        methods, methods=("safemax", "sfr_on"), network=TINY_NETWORK, counted_batch=2, repeats=1,
         per_class=9,
     )  # fmt: skip
     _, counted, before = result["tables"].values()
@@ -263,7 +262,7 @@ def test_methods(run, monkeypatch):
 
 
 def test_launches(run):
-    result = run(launches, methods=("finetune", "sfr_on"), network=TINY)
+    result = run(launches, methods=("finetune", "sfr_on"), network=TINY_NETWORK)
     finetune, sfr_on = first_table(result)
     assert finetune["on lists"] == 4, "the norm of the gradient and its scale, Adam and its count of steps"
     assert finetune["launches"] > finetune["operators"] > result["tensors"]
@@ -346,7 +345,7 @@ def test_growth(run, tmp_path, monkeypatch):
 
 def test_levers(run, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    result = run(levers, repeats=1, networks={" ".join(TINY): 2})
+    result = run(levers, repeats=1, networks={" ".join(TINY_NETWORK): 2})
     assert result["classifier_in_bfloat16"]["verdicts that change"] < 0.01
     found = [row["lever"].partition(",")[0] for row in first_table(result)]
     of_a_network = ["channels_last", "bf16 autocast", "group norm in bf16", "Adam foreach", "Adam fused"]

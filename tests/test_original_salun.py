@@ -9,13 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import TINY_NETWORK
 
 from benchmarks import original_salun
 from benchmarks.original_salun import Original, compare_with, main
 from safemax_pl.common.errors import UserError
 
-TINY = ("model=unet_digits", "model.channels=[8]", "model.blocks=1", "model.attention_at=[]", "model.head_dim=8")
-TINY += ("model.norm_groups=4",)
 STUB = {
     "functions.py": """
 from types import SimpleNamespace
@@ -99,7 +98,7 @@ def test_the_first_call_of_each_side_is_not_counted(checkout, monkeypatch):
 def test_images_per_second_are_more_where_a_step_is_shorter(checkout, tmp_path, monkeypatch):
     for ceiling in ("matmul_flops", "memory_bandwidth"):  # a fast machine's: this one may be busy while it is measured
         monkeypatch.setattr(original_salun, ceiling, lambda *_: 1e12)
-    path = main(str(checkout), TINY, batches=(1,), counted_batch=2, repeats=1, folder=str(tmp_path / "out"))
+    path = main(str(checkout), TINY_NETWORK, batches=(1,), counted_batch=2, repeats=1, folder=str(tmp_path / "out"))
     result = json.loads(path.read_text())
     (seconds,), (rows,) = result["seconds"].values(), result["tables"].values()
     timed, counted = rows[:3], rows[3:]

@@ -51,6 +51,7 @@ def write_run(
     classifiers: dict[str, dict[str, float]] | None = None,
     from_scratch: bool = False,
 ) -> Path:
+    """Write a finished run into a folder; `scores` and `cost` change single values, `protocol` a dotted key."""
     name = name or f"{method}-{seed}-{forget}"
     folder = runs / name
     folder.mkdir(parents=True)
@@ -107,6 +108,10 @@ def write_attack(
     series: tuple[str, ...] = ("test images",),
     xs: tuple[float, ...] = (0.2, 0.5, 0.8),
 ) -> None:
+    """Put the block of an attack into the metrics.json of a run of `write_run`, and write its images.
+
+    The curves of a model are `min(its number, 1)` at every x; `retrain` is a digest of weights and a number.
+    """
     metrics = json.loads((folder / "metrics.json").read_text())
     values = {"unlearned": value, "original": original}
     weights = {"unlearned": metrics["weights"]["unlearned"], "original": "aaa"}

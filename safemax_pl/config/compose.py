@@ -97,11 +97,8 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
             raise composition_error(config_name, overrides, error) from error
         except yaml.YAMLError as error:
             raise UserError(f"a file in {CONFIGS} is not YAML: {one_line(error)}") from error
-        except (
-            HydraException,
-            TypeError,
-            ValueError,
-        ) as error:  # such as data=null; the message lacks the override
+        except (HydraException, TypeError, ValueError) as error:
+            # such as data=null; the message lacks the override
             raise UserError(f"{one_line(error)} ({' '.join(overrides)})") from error
 
 

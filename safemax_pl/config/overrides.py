@@ -69,6 +69,11 @@ def _quote_if_needed(text: str) -> str:
     return text
 
 
+def key_of(override: str) -> str:
+    """Return the key of an override, without the signs of an addition or a removal."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def check_once(overrides: list[str]) -> None:
     """Raise `UserError` if a key has two values; ~key +key=value, which replaces a whole node, is legal."""
     found: dict[str, str] = {}
@@ -80,7 +85,7 @@ def check_once(overrides: list[str]) -> None:
 
 def split_by_node(overrides: list[str], nodes: Container[str]) -> tuple[list[str], list[str]]:
     """Return the overrides of some top-level nodes or settings, and all others."""
-    mine = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] in nodes]
+    mine = [item for item in overrides if key_of(item).partition(".")[0] in nodes]
     return mine, [item for item in overrides if item not in mine]
 
 

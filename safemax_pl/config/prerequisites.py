@@ -92,8 +92,7 @@ def check_classifier_folder(target: str, data: DictConfig) -> None:
     """Raise `UserError` unless `target` holds a classifier; `data` is the node of the configuration, for the advice."""
     if not (Path(target) / "config.json").exists():
         path = None if OmegaConf.is_missing(data, "path") else data.path
-        advice = no_classifier("classifier", target, data.name, path)
-        raise UserError(advice.replace("give classifier=", "give "))  # here it is the folder of the command line
+        raise UserError(no_classifier("classifier", target, data.name, path, is_argument=True))
 
 
 def is_base_model(path: str) -> bool:
@@ -112,16 +111,26 @@ def no_base_model(path: str, data_name: str | None, data_path: str | None) -> st
     return f"{what}: {hint}, or set model.path to a folder or hub id"
 
 
-def no_classifier(setting: str, folder: str | Path, data_name: str | None, data_path: str | None) -> str:
-    """Return the line about a missing classifier; `setting` is classifier or second_classifier."""
-    inside = Path(folder) / "classifier"
+def no_classifier(
+    setting: str, folder: str | Path, data_name: str | None, data_path: str | None, is_argument: bool = False
+) -> str:
+    """Return the line about a missing classifier.
+
+    Args:
+        setting: "classifier" or "second_classifier".
+        folder: where it was expected.
+        data_name: name of the data set.
+        data_path: its folder or hub id.
+        is_argument: whether the command takes the folder as an argument, not as a setting.
+    """
+    inside, key = Path(folder) / "classifier", "" if is_argument else f"{setting}="
     found = (inside / "config.json").exists()
-    hint = f"give {setting}={inside}" if found else how_to_make(setting, data_name, data_path)
+    hint = f"give {key}{inside}" if found else how_to_make(setting, data_name, data_path, key)
     return f"no classifier at {folder} (expected config.json and model.safetensors): {hint}"
 
 
-def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> str:
-    """Return the command that trains the model of `setting`, and the setting to give afterwards."""
+def how_to_make(setting: str, data_name: str | None, data_path: str | None, key: str | None = None) -> str:
+    """Return the command that trains the model of `setting`, and what to give afterwards, by default `setting=`."""
     kind, inside = MADE_BY[setting]
     known = f"{data_name}_{kind}" in options("experiment")
     experiment = f"{data_name if known else 'imagefolder'}_{kind}"
@@ -132,5 +141,5 @@ def how_to_make(setting: str, data_name: str | None, data_path: str | None) -> s
     module = "fit" if kind == "pretrain" else "fit_classifier"
     return (
         f"train one with `python -m safemax_pl.{module} experiment={experiment}{data}` and give "
-        f"{setting}=runs/{experiment}{inside}"
+        f"{f'{setting}=' if key is None else key}runs/{experiment}{inside}"
     )

@@ -18,6 +18,7 @@ from safemax_pl.config import legal_values, resolvers
 from safemax_pl.config.constructors import statements
 from safemax_pl.config.interpolations import check_interpolations
 from safemax_pl.config.moved import present_config
+from safemax_pl.config.overrides import key_of
 
 MAX_YAML = 256 * 2**10  # bytes; files of this project have up to 4 KiB
 MAX_NODES = 10_000  # values of a YAML file
@@ -93,7 +94,7 @@ def check_config(cfg: DictConfig, path: Path, overrides: Iterable[str] = (), ins
         UserError: for an illegal target, argument or interpolation.
     """
     plain: Any = OmegaConf.to_container(cfg)
-    given = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    given = set(map(key_of, overrides))
     replaced = [tuple(mine.split(".")) for mine in given]  # whole nodes, by `compose.override`
     for where, value in leaves(plain):
         key = dotted(where)

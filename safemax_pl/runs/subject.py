@@ -11,7 +11,7 @@ from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose, override
-from safemax_pl.config.overrides import split_by_node
+from safemax_pl.config.overrides import key_of, split_by_node
 from safemax_pl.config.prerequisites import check_model_folder, check_needs
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.saved_model import pretrained
@@ -105,7 +105,7 @@ def check_identity(
         UserError: for other data, another base model or another classifier.
     """
     recorded = identity.read(folder, "delete it") or {}
-    changed = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    changed = set(map(key_of, overrides))
     now = identity.of_config_classifiers(cfg) | now
     if original is not None:
         now["base model"] = original.weights_digest

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.errors import UserError
-from safemax_pl.config.compose import compose, composed_by_hydra
+from safemax_pl.config.compose import compose
 from safemax_pl.config.locations import run_name
 from safemax_pl.config.overrides import split_by_node
 
@@ -27,16 +27,15 @@ class SweepArguments(NamedTuple):
 
 
 def sweep_arguments(overrides: list[str]) -> SweepArguments:
-    """Split and compose the command line of a sweep; nothing slow is imported before Hydra has accepted it.
+    """Split and compose the command line of a sweep, without slow imports.
 
     Raises:
         UserError: for unknown keys and values, and for the unlearner of another sweep.
     """
     own, others = split_by_node(overrides, ["sweep"])
-    unlearner = composed_by_hydra("sweep", own).sweep.unlearner
-    fixed = fit_arguments(unlearner, others)
-    composed_by_hydra("fit", fixed)
-    settings, cfg = compose("sweep", own).sweep, compose("fit", fixed)
+    settings = compose("sweep", own).sweep
+    fixed = fit_arguments(settings.unlearner, others)
+    cfg = compose("fit", fixed)
     choice = next((item.partition("=")[2] for item in own if item.startswith("sweep=")), settings.unlearner)
     name = run_name(cfg, [*(item for item in fixed if not item.startswith("unlearner=")), f"sweep={choice}"])
     return SweepArguments(settings, fixed, cfg, name)

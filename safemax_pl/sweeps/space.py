@@ -13,7 +13,7 @@ from optuna.distributions import (
 
 from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.config.build import build
-from safemax_pl.config.compose import compose, override
+from safemax_pl.config.compose import override
 from safemax_pl.config.locations import comparable
 from safemax_pl.config.schema import check_training
 from safemax_pl.evaluation.metric_suite import METRICS
@@ -86,23 +86,26 @@ class Sweep:
                 raise UserError(f"sweep.space.{key}={dimension}: {error}") from error
         return found
 
-    def check(self, overrides: list[str], distributions: dict[str, BaseDistribution]) -> None:
+    def check(self, cfg: DictConfig, distributions: dict[str, BaseDistribution]) -> None:
         """Check the configuration and build the method at both ends of every range and with every choice.
+
+        Args:
+            cfg: of the fit command, the same for all trials.
+            distributions: of every dotted key, from `distributions`.
 
         Raises:
             UserError: if the configuration or the method refuses one of them.
         """
-        base = compose("fit", overrides)
         corners = [ends(distribution) for distribution in distributions.values()]
         for i in range(max(map(len, corners))):
             corner = {key: values[min(i, len(values) - 1)] for key, values in zip(distributions, corners, strict=True)}
             try:
-                cfg = override(base, as_overrides(corner))
-                check_training(cfg)
-                unlearner = build(cfg.unlearner)
+                trial = override(cfg, as_overrides(corner))
+                check_training(trial)
+                unlearner = build(trial.unlearner)
             except UserError as error:
                 raise UserError(f"sweep.space at {' '.join(as_overrides(corner))}: {error}") from error
-        if unlearner.needs_forget and not build(base.data).forget_classes:
+        if unlearner.needs_forget and not build(cfg.data).forget_classes:
             raise UserError(
                 f"data.forget_classes is empty, but unlearner={self.unlearner} needs at least one: give the classes, "
                 "such as data.forget_classes=[3]"

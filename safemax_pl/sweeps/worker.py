@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from safemax_pl.common.errors import MachineError, UserError
 from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
+from safemax_pl.config.overrides import key_of
 from safemax_pl.config.prerequisites import check_needs
 from safemax_pl.reports.load import read
 from safemax_pl.runs import identity
@@ -57,7 +58,7 @@ def work(settings: DictConfig, arguments: list[str], cfg: DictConfig, name: str)
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space, callbacks = build(settings), pruning(settings.prune)
-    study = _study(space, arguments, cfg, name)
+    study = _study(space, cfg, name)
     trials = Trials(arguments, cfg, callbacks)
     while (claim := study.claim()) is not None:
         try:
@@ -80,7 +81,7 @@ def work(settings: DictConfig, arguments: list[str], cfg: DictConfig, name: str)
     return study.folder
 
 
-def _study(sweep: Sweep, arguments: list[str], cfg: DictConfig, name: str) -> SharedStudy:
+def _study(sweep: Sweep, cfg: DictConfig, name: str) -> SharedStudy:
     """Check the settings and open the study."""
     if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
         raise UserError(
@@ -88,7 +89,7 @@ def _study(sweep: Sweep, arguments: list[str], cfg: DictConfig, name: str) -> Sh
             "device; start this command once per device, for example with CUDA_VISIBLE_DEVICES"
         )
     distributions = sweep.distributions(cfg)
-    sweep.check(arguments, distributions)
+    sweep.check(cfg, distributions)
     folder = run_folder(cfg, name)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds a run, and a sweep needs a folder of its own: give another name=")
@@ -101,7 +102,7 @@ def command_line(arguments: list[str], params: dict[str, object]) -> str:
     """Return the command that repeats a trial as a run with a name of its own."""
     dropped, kept, added = {"name", "runs_dir", "logger", *params}, list[str](), set[str]()
     for item in arguments:
-        key = item.lstrip("+~").partition("=")[0]
+        key = key_of(item)
         if key not in dropped:
             kept.append(item)
         elif item != item.lstrip("+~"):

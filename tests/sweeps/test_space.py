@@ -1,6 +1,7 @@
 """Search spaces: what is drawn from, and what is refused."""
 
 import pytest
+from helpers import METHODS
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from workers import default, settings
@@ -13,8 +14,6 @@ from safemax_pl.sweeps.arguments import fit_arguments
 from safemax_pl.sweeps.pruning import QuickPruning
 from safemax_pl.sweeps.space import Sweep, as_overrides
 
-METHODS = sorted(path.stem for path in CONFIGS.glob("unlearner/*.yaml"))
-
 
 def test_every_method_has_a_space_and_no_space_is_for_nothing():
     assert sorted(path.stem for path in CONFIGS.glob("sweep/*.yaml")) == METHODS
@@ -24,10 +23,11 @@ def test_every_method_has_a_space_and_no_space_is_for_nothing():
 def test_the_keys_of_every_space_are_legal_at_both_ends(method):
     found: Sweep = build(compose("sweep", [f"sweep={method}"]).sweep)
     overrides = fit_arguments(method, ["experiment=digits_methods"])
-    distributions = found.distributions(compose("fit", overrides))
+    cfg = compose("fit", overrides)
+    distributions = found.distributions(cfg)
     assert found.unlearner == method and {"optimizer.lr", "trainer.max_steps"} <= set(distributions)
     assert isinstance(distributions["trainer.max_steps"], IntDistribution)
-    found.check(overrides, distributions)
+    found.check(cfg, distributions)
     assert QuickPruning(**found.prune).after == 0.5
 
 
@@ -72,7 +72,7 @@ def test_the_leaves_of_a_space_are_what_optuna_draws_from():
 def test_a_space_that_cannot_work_is_refused(space, message):
     with pytest.raises(UserError, match=message):
         found = settings(space)
-        found.check(["data.forget_classes=[3]"], found.distributions(default()))
+        found.check(compose("fit", ["data.forget_classes=[3]"]), found.distributions(default()))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import history, tiny
+from helpers import TINY_NETWORK, history, tiny
 from lightning import Callback
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
@@ -18,8 +18,6 @@ from safemax_pl.training.cost import COUNTED_STEPS
 from safemax_pl.training.fit import fit
 from safemax_pl.training.module import UnlearningModule
 
-SMALL = ["model=unet_digits", "model.channels=[8,8]", "model.blocks=1", "model.attention_at=[]", "model.norm_groups=4"]
-SMALL += ["model.head_dim=8"]
 STEPS, INTERVAL = 8, 4
 BOTH, NONE = (True, True), (False, False)
 
@@ -52,7 +50,7 @@ class Runs:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.fit("base", *SMALL, "unlearner=retain_only", "trainer.max_steps=1", "trainer.val_check_interval=1")
+        self.fit("base", *TINY_NETWORK, "unlearner=retain_only", "trainer.max_steps=1", "trainer.val_check_interval=1")
 
     def fit(self, name: str, *overrides: str, backend="eager", callbacks=()) -> Path:
         base = [] if name == "base" else [f"model.path={self.folder}/base"]

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench import CPU, Bench, small_network
-from helpers import METHODS
 from lightning import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.methods import ALTERNATING, METHODS
 from safemax_pl.common import distributed
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.guidance import guided
@@ -33,10 +33,7 @@ from safemax_pl.unlearners.losses import denoising_loss
 
 META = torch.device("meta")
 SHAPE = (1, 8, 8)
-# whose steps are those of other methods with other numbers
-SAME = {"erasediff_relabel", "gradient_ascent", "retain_only", "retrain", "safemax_no_gate", "safemax_paper"}
-ALTERNATING = {"sfr_on"}  # two kinds of steps in turn
-every_method = pytest.mark.parametrize("method", [method for method in METHODS if method not in SAME])
+every_method = pytest.mark.parametrize("method", METHODS)
 
 
 class HostWaits(Exception):
@@ -83,7 +80,7 @@ class Constants(TorchFunctionMode):
 
 
 class Watch(Callback):
-    """Watches all steps up to a last one, after the first, which makes what is lazy."""
+    """Watches the steps from the second to the last; the first one makes what is lazy."""
 
     def __init__(self, last: int):
         self.last, self.operations, self.modes = last, Operations(), ExitStack()
