@@ -288,6 +288,29 @@ def test_the_bar_of_a_single_method_has_room(write_run, write_attack, compared, 
         assert image.height > 0.4 * image.width
 
 
+def test_the_names_of_two_numbers_side_by_side_do_not_touch(write_run, write_attack, compared, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(attack_bars, "save", lambda figure, *_: kept.append(figure))
+    run = write_run("a method of a long name")
+    names = {
+        "late_start": "mean ua_noise_aware over t_0",
+        "leak": "share of unconditional images seen as a forgotten class",
+    }
+    for name in names:
+        write_attack(run, name)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, headline in names.items():
+        metrics["attacks"][name]["headline"]["name"] = headline
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    found, _ = compared()
+    attack_bars.bars(tmp_path, found.attacks, found.rows)
+    (figure,) = kept
+    figure.draw_without_rendering()
+    for part in (lambda axis: axis.xaxis.label, lambda axis: axis.title):
+        left, right = (part(axis).get_window_extent() for axis in figure.axes)
+        assert left.x1 + 3 < right.x0  # pixels
+
+
 def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, compared):
     write_attack(write_run("a", 0), value=0.2)
     write_attack(write_run("a", 1), value=0.4, xs=(0.2, 0.9))

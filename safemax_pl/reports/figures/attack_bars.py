@@ -53,6 +53,6 @@ def _bars(axis: Axes, attacked: Attacked, methods: list[Row], rows: list[Row]) -
             found = attacked.cell(label).spread
             axis.axvline(found.mean if found else whole, color=GREY, ls=line, lw=1.2)
     axis.set_xlim(-0.03 * whole, 1.05 * whole)  # a line at 0 is seen
-    title = f"{fill(attacked.title, 26)}\n({attacked.column.better} is better)"
-    name_axes(axis, fill(attacked.first.headline, 34), title=title)
+    title = f"{fill(attacked.title, 20)}\n({attacked.column.better} is better)"
+    name_axes(axis, fill(attacked.first.headline, 20), title=title)
     axis.grid(visible=False, axis="y")
