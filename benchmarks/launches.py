@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.command import command
-from benchmarks.methods import ALTERNATING, METHODS, UNLEARNERS, CountedPriors
+from benchmarks.methods import ALTERNATING, METHODS, UNLEARNERS, CountedPreparation
 from benchmarks.overhead import BareLoop
 from benchmarks.setting import Training, accelerator, random_data, silent_fit
 from benchmarks.tables import FOLDER, publish
@@ -143,7 +143,7 @@ def main(
     for method in methods:
         cfg = compose("fit", [f"unlearner={method}"])
         unlearner, kinds = build(cfg.unlearner), 2 if method in ALTERNATING else 1
-        unlearner.prepare(training.task(), training.data, CountedPriors(cfg.sampler.steps))
+        unlearner.prepare(training.task(), training.data, CountedPreparation(cfg.sampler.steps))
         with patch("torch.nn.utils.clip_grad_norm_", clip), Operators() as operators:
             for number in range(kinds):
                 training.step(unlearner, number)

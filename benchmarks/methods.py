@@ -49,7 +49,7 @@ REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
 ALTERNATING = {"sfr_on"}  # two kinds of steps in turn
 
 
-class CountedPriors(Preparation):
+class CountedPreparation(Preparation):
     """Preparation that returns zeros of the right shapes, and counts FLOPs by the first part, without values.
 
     Args:
@@ -111,7 +111,7 @@ def main(
 def prepared(method: str, training: Training, counting: Training) -> tuple[Side, float, Account]:
     """Prepare a method; return its steps (one of each kind), the FLOPs of its preparation, and the cost of a step."""
     cfg = compose("fit", [f"unlearner={method}"])
-    unlearner, counted = build(cfg.unlearner), CountedPriors(cfg.sampler.steps)
+    unlearner, counted = build(cfg.unlearner), CountedPreparation(cfg.sampler.steps)
     unlearner.prepare(training.task(), training.data, counted)
     kinds = 2 if method in ALTERNATING else 1
     steps = partial(take_steps, training, unlearner, kinds)

@@ -223,12 +223,12 @@ def test_a_kernel_takes_320_chunks_and_110_tensors_of_one_list(chunks, kernels):
 
 
 @pytest.mark.parametrize(("method", "passes"), [("salun", 1), ("sfr_on", 1), ("esd", 7)])
-def test_priors_without_values_have_the_true_shapes_and_flops(training, method, passes, tmp_path):
+def test_preparations_without_values_have_the_true_shapes_and_flops(training, method, passes, tmp_path):
     settings = ["unlearner.replay_per_class=3"] if method == "esd" else []
     cfg = compose("fit", [f"unlearner={method}", *settings]).unlearner
     real, counted = (
         Preparation(tmp_path, training.teacher.network, training.data, CPU),
-        methods.CountedPriors(sampler_steps=7),
+        methods.CountedPreparation(sampler_steps=7),
     )
     shapes = []
     for preparation in (real, counted):

@@ -60,7 +60,7 @@ def test_the_gradient_is_clipped(tmp_path, monkeypatch):
     assert len(norms) == 4 and max(norms) <= 0.0101
 
 
-def test_priors_are_computed_once_and_their_cost_is_told_by_every_run(tmp_path):
+def test_preparations_are_computed_once_and_their_cost_is_told_by_every_run(tmp_path):
     costs = []
     for name in ("first", "second"):
         overrides = ["unlearner=salun", "trainer.max_steps=1", "trainer.val_check_interval=1"]
