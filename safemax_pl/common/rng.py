@@ -35,6 +35,8 @@ class Stream(IntEnum):
     NOISE_IMAGE = 10  # a training image of pure noise
     MIXTURE = 11  # choice between the two images that x_t is made from
     ATTACK = 12  # batches of a training attack
+    ON_PATH = 13  # whether a forget image is replaced by white noise
+    WHITE_IMAGE = 14  # that white noise
     SAMPLER_STEP = 1000  # plus the number of the step: noise of a stochastic sampler
 
 

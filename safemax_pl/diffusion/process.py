@@ -27,6 +27,21 @@ class Noised(NamedTuple):
     t: Tensor
 
 
+def white_noise_means(x_t: Tensor, a: Tensor, b: Tensor, image_std: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Compute (E[x_0|x_t], E[ε|x_t]) = (s² a, b) x_t / (s² a² + b²) for images that are white noise, x_0 ~ N(0, s² I).
+
+    Both have the shape of x_t, and x_t = a E[x_0|x_t] + b E[ε|x_t].
+
+    Args:
+        x_t: `[B, C, H, W]`.
+        a, b: coefficients of the process at t, `[B, 1, 1, 1]`.
+        image_std: s.
+    """
+    variance = image_std**2
+    scaled = x_t / (variance * a**2 + b**2)
+    return variance * a * scaled, b * scaled
+
+
 class Diffusion:
     """A discrete process with a_t = √ᾱ_t and b_t = √(1 − ᾱ_t), and the quantity that the network predicts.
 

@@ -29,7 +29,7 @@ from safemax_pl.evaluation.results import ModelScores, read_scored, write_scored
 from safemax_pl.evaluation.settings import check_settings
 
 PROTOCOL_VERSION = 2  # increment it if a change of sampling or scoring changes a number
-CACHE_VERSION = 2  # increment it if cached files may be wrong, but recomputed numbers are unchanged
+CACHE_VERSION = 3  # increment it if cached files may be wrong, but recomputed numbers are unchanged
 
 
 class Evaluator:

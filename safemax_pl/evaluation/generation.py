@@ -10,6 +10,7 @@ from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
 from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.process import white_noise_means
 from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.metric_suite import MetricSuite
@@ -29,6 +30,15 @@ class ModelImages(nn.Module):
         super().__init__()
         self.model, self.sampler, self.shape = model, sampler, shape
         self.denoiser = guided(model, guidance, model.null_label)
+
+    def halted(self, rows: Rows) -> Tensor:
+        """Return images `[B, C, H, W]` of exact halting from the same noise: the denoiser predicts white noise."""
+        diffusion = self.model.diffusion
+
+        def white(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            return diffusion.prediction_of(*white_noise_means(x_t, *diffusion.coefficients(t)), t)
+
+        return self.sampler.sample(diffusion, white, rows.labels, rows.seeds, self.shape)
 
     def forward(self, rows: Rows, start: tuple[Tensor, int] | None = None) -> Tensor:
         """Return images `[B, C, H, W]`; `start` as in `Sampler.sample`.
@@ -79,7 +89,7 @@ class Generation(LightningModule):
         return sharded_loader(self.plan, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
 
     def test_step(self, rows: Rows, batch_idx: int) -> None:
-        self.metrics.update(self.make_images(rows), rows)
+        self.metrics.update(self.make_images(rows), rows, getattr(self.make_images, "halted", None))
 
     def on_test_epoch_end(self) -> None:
         """Reduce over ranks here, while the states are on the device of the process group."""

@@ -155,7 +155,7 @@ class UnlearningModule(StopsWhenDiverged):
             suites = (self.evaluator.metric_suite(self.plan) for _ in self.evaluator.guidance)
             self._suites = [suite.to(self.device) for suite in suites]
         make_images = self.evaluator.images_of(self.student, self.evaluator.guidance[dataloader_idx])
-        self._suites[dataloader_idx].update(make_images(rows), rows)
+        self._suites[dataloader_idx].update(make_images(rows), rows, make_images.halted)
 
     def on_validation_epoch_end(self) -> None:
         for guidance, suite in zip(self.evaluator.guidance, self._suites, strict=True):

@@ -31,9 +31,13 @@ class SAFEMax(Unlearner):
     ε* replaces the true noise: it is the prediction at which denoising halts at Gaussian noise. ψ favours small t,
     where x_t still shows its class. The paper prints no retain term; ours distils the teacher ε̄.
 
+    A chain that halts visits noised noise, not noised images. So a share `on_path` of the forget images is replaced by
+    white noise x_0 ~ N(0, s² I), whose x_t ~ N(0, (s² a² + b²) I) are the states of the halted chain. This is ours.
+
     Args:
         gate: ψ.
-        target: ε*.
+        target: ε*, and s.
+        on_path: probability in [0, 1] that white noise replaces a forget image.
         guidance: w ≥ 0. The student learns (ε* + w ε̄_∅) / (1 + w): its guided (1 + w) ε_c − w ε̄_∅ then equals ε*.
         retain_loss: "distill" (target: the teacher's prediction) or "denoise" (target: the true noise).
     """
@@ -42,6 +46,7 @@ class SAFEMax(Unlearner):
         self,
         gate: TimestepGate,
         target: Target,
+        on_path: float = 0.5,
         guidance: float = 0.0,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
@@ -54,9 +59,12 @@ class SAFEMax(Unlearner):
                 raise UserError(f"unlearner.{name}={part!r}: give a node with _target_, as safemax.yaml does")
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
+        if not 0 <= on_path <= 1:
+            raise UserError(f"unlearner.on_path={on_path}: give a probability from 0 to 1")
         if guidance < 0:
             raise UserError(f"unlearner.guidance={guidance}: give a weight w ≥ 0")
         self.gate, self.target, self.guidance, self.retain_loss = gate, target, guidance, retain_loss
+        self.on_path = on_path
 
     def check(self, model: Model) -> None:
         self.gate.bounds(model.diffusion.num_timesteps)
@@ -70,8 +78,16 @@ class SAFEMax(Unlearner):
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
         """Return the examples that teach halting, and their weights ψ `[B]`."""
         t, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
-        x_t = task.diffusion.noised(forget, t).x_t
+        x_t = task.diffusion.noised(self.partly_white(forget), t).x_t
         return Examples(x_t, t, forget.labels, self.forget_target(task, x_t, t, forget.keys)), weight
+
+    def partly_white(self, forget: LabelledImages) -> LabelledImages:
+        """Replace each image by white noise with probability `on_path`."""
+        if self.on_path == 0:
+            return forget
+        white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
+        replaced = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
+        return forget._replace(x_0=torch.where(replaced.view(-1, 1, 1, 1), white, forget.x_0))
 
     def forget_target(self, task: Task, x_t: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """Return ε*, or with guidance (ε* + w ε̄_∅) / (1 + w), in the network's parameterisation."""

@@ -8,11 +8,17 @@ from torch import Tensor
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.process import Diffusion, white_noise_means
 
 
 class Target(ABC):
-    """A map from a noised image to the prediction at which denoising halts."""
+    """A map from a noised image to the prediction at which denoising halts.
+
+    Attributes:
+        image_std: standard deviation of the white noise that takes the place of images on the halted path.
+    """
+
+    image_std: float = 1.0
 
     def __call__(self, diffusion: Diffusion, x_t: Tensor, t: Tensor, keys: Tensor) -> Tensor:
         """Compute the target in the network's parameterisation, `[B, C, H, W]`.
@@ -50,9 +56,7 @@ class MaxEntropyTarget(Target):
         self.image_std = image_std
 
     def means(self, x_t: Tensor, a: Tensor, b: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        variance = self.image_std**2
-        scaled = x_t / (variance * a**2 + b**2)
-        return variance * a * scaled, b * scaled
+        return white_noise_means(x_t, a, b, self.image_std)
 
 
 @final

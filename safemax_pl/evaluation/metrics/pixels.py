@@ -47,6 +47,32 @@ class NoiseStatistics(Metric):
         }
 
 
+class Halting(Metric):
+    """How far images are those of denoising that halts: the slope of their pixels on the pixels of exact halting.
+
+    Exact halting predicts white noise of unit variance at every step, from the same starting noise and with the same
+    noise of the sampler. Its images are a multiple of x_T if the sampler is deterministic.
+
+    `compute` returns a double scalar: 1 if denoising halts, 0 for images that have nothing of it.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("product", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("square", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, halted: Tensor) -> None:
+        """Add float images `[B, C, H, W]`, not clamped, and those of exact halting for the same rows."""
+        images, halted = images.double(), halted.double()
+        self.product += (images * halted).sum()
+        self.square += halted.square().sum()
+
+    def compute(self) -> Tensor:
+        return self.product / self.square
+
+
 class Drift(Metric):
     """Mean absolute difference per pixel between this model's and the original model's images of the same rows.
 
