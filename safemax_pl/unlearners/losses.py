@@ -24,10 +24,20 @@ def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma:
     prediction, target = task.student(x_t, t, labels), task.diffusion.prediction_of(batch.x_0, eps, t)
     if snr_gamma is None:
         return F.mse_loss(prediction, target)
+    weight = snr(task, t).clamp(max=snr_gamma) * x_0_error_scale(task, t)
+    return (weight * (prediction.float() - target).square()).mean()
+
+
+def snr(task: Task, t: Tensor) -> Tensor:
+    """Return the signal-to-noise ratio a² / b² at timesteps `[B]`, `[B, 1, 1, 1]`."""
     a, b = task.diffusion.coefficients(t)
-    snr = (a / b).square()
-    per_x_0 = {"epsilon": 1 / snr, "x_0": torch.ones_like(snr), "v": 1 / (snr + 1)}[task.diffusion.prediction]
-    return (snr.clamp(max=snr_gamma) * per_x_0 * (prediction.float() - target).square()).mean()
+    return (a / b).square()
+
+
+def x_0_error_scale(task: Task, t: Tensor) -> Tensor:
+    """Return the squared error in x_0 over the squared error of the prediction, `[B, 1, 1, 1]`."""
+    ratio = snr(task, t)
+    return {"epsilon": 1 / ratio, "x_0": torch.ones_like(ratio), "v": 1 / (ratio + 1)}[task.diffusion.prediction]
 
 
 def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tensor:

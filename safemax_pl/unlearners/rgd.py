@@ -4,23 +4,24 @@ from typing import final
 
 import torch
 
-from safemax_pl.common import distributed
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
 from safemax_pl.unlearners.gradients import norm, separate_gradients, set_gradients
-from safemax_pl.unlearners.losses import denoising_loss
+from safemax_pl.unlearners.losses import denoising_loss, x_0_error_scale
 
 
 @final
 class RGD(Unlearner):
-    """δ = g_f⊥ + g_r⊥ with g_f = −forget_weight ∇ min(L_ε(c_f), bound), g_r = retain_weight ∇ L_ε(c_r).
+    """δ = g_f⊥ + g_r⊥ with g_f = −forget_weight ∇ E min(e², bound) a² / b², g_r = retain_weight ∇ L_ε(c_r).
 
-    If g_f · g_r < 0, each gradient loses its component along the other: g_f⊥ = g_f − (g_f · g_r / ‖g_r‖²) g_r, and
-    g_r⊥ likewise. The authors descend on a fixed balanced subset of 450 images; here it is the whole retain set.
+    e is the error of a pixel of the predicted x_0, and a² / b² turns e² into the squared error of ε. So each pixel's
+    ascent ends where its error in x_0 is √bound. If g_f · g_r < 0, each gradient loses its component along the other:
+    g_f⊥ = g_f − (g_f · g_r / ‖g_r‖²) g_r, and g_r⊥ likewise. The authors average the retain gradient over a fixed
+    balanced subset of 450 images in every step; here it is a batch of the retain set.
 
     Args:
-        bound: forget loss at which the ascent stops, > 0. The authors' 0.1 is three times that of a CIFAR model.
+        bound: squared error of a pixel of x_0 at which its ascent ends, > 0.
     """
 
     def __init__(
@@ -28,14 +29,14 @@ class RGD(Unlearner):
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
         if bound <= 0:
-            raise UserError(f"unlearner.bound={bound}: give a loss > 0")
+            raise UserError(f"unlearner.bound={bound}: give a squared error > 0")
         self.bound = bound
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        ascent = denoising_loss(task, forget, forget.labels)
-        reached = distributed.all_reduce_mean(ascent.detach()) > self.bound  # of the batch of all ranks
-        ascent = torch.where(reached, self.bound, ascent)
+        x_t, eps, t = task.diffusion.noised(forget)
+        error = task.student(x_t, t, forget.labels).float() - task.diffusion.prediction_of(forget.x_0, eps, t)
+        ascent = torch.minimum(error.square(), self.bound / x_0_error_scale(task, t)).mean()
         return Losses(-ascent, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
     def backward(self, task: Task, losses: Losses) -> None:
