@@ -37,6 +37,8 @@ class Stream(IntEnum):
     ATTACK = 12  # batches of a training attack
     ON_PATH = 13  # whether a forget image is replaced by white noise
     WHITE_IMAGE = 14  # that white noise
+    FORGET_NULL = 15  # whether a forget label is dropped
+    SUBSTITUTE_NULL = 16  # whether the class that replaces it is dropped
     SAMPLER_STEP = 1000  # plus the number of the step: noise of a stochastic sampler
 
 
