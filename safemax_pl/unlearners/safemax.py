@@ -38,7 +38,6 @@ class SAFEMax(Unlearner):
         gate: ψ.
         target: ε*, and s.
         on_path: probability in [0, 1] that white noise replaces a forget image.
-        guidance: w ≥ 0. The student learns (ε* + w ε̄_∅) / (1 + w): its guided (1 + w) ε_c − w ε̄_∅ then equals ε*.
         retain_loss: "distill" (target: the teacher's prediction) or "denoise" (target: the true noise).
     """
 
@@ -47,7 +46,6 @@ class SAFEMax(Unlearner):
         gate: TimestepGate,
         target: Target,
         on_path: float = 0.5,
-        guidance: float = 0.0,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
         retain_weight: float = 5.0,
@@ -61,15 +59,10 @@ class SAFEMax(Unlearner):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
         if not 0 <= on_path <= 1:
             raise UserError(f"unlearner.on_path={on_path}: give a probability from 0 to 1")
-        if guidance < 0:
-            raise UserError(f"unlearner.guidance={guidance}: give a weight w ≥ 0")
-        self.gate, self.target, self.guidance, self.retain_loss = gate, target, guidance, retain_loss
-        self.on_path = on_path
+        self.gate, self.target, self.on_path, self.retain_loss = gate, target, on_path, retain_loss
 
     def check(self, model: Model) -> None:
         self.gate.bounds(model.diffusion.num_timesteps)
-        if model.null_label is None and self.guidance > 0:
-            raise UserError("unlearner.guidance > 0 needs a model with a null label; set unlearner.guidance=0")
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
@@ -79,7 +72,7 @@ class SAFEMax(Unlearner):
         """Return the examples that teach halting, and their weights ψ `[B]`."""
         t, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
         x_t = task.diffusion.noised(self.partly_white(forget), t).x_t
-        return Examples(x_t, t, forget.labels, self.forget_target(task, x_t, t, forget.keys)), weight
+        return Examples(x_t, t, forget.labels, self.target(task.diffusion, x_t, t, forget.keys)), weight
 
     def partly_white(self, forget: LabelledImages) -> LabelledImages:
         """Replace each image by white noise with probability `on_path`."""
@@ -88,15 +81,6 @@ class SAFEMax(Unlearner):
         white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
         replaced = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
         return forget._replace(x_0=torch.where(replaced.view(-1, 1, 1, 1), white, forget.x_0))
-
-    def forget_target(self, task: Task, x_t: Tensor, t: Tensor, keys: Tensor) -> Tensor:
-        """Return ε*, or with guidance (ε* + w ε̄_∅) / (1 + w), in the network's parameterisation."""
-        target = self.target(task.diffusion, x_t, t, keys)
-        if self.guidance == 0:
-            return target
-        assert task.null_label is not None
-        unconditional = task.teacher(x_t, t, torch.full_like(t, task.null_label))
-        return (target + self.guidance * unconditional) / (1 + self.guidance)
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
         """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""
