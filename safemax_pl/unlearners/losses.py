@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safemax_pl.common import rng
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Task
@@ -46,19 +47,36 @@ def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tens
     return F.mse_loss(task.student(x_t, t, labels), task.teacher(x_t, t, labels))
 
 
-def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor) -> Tensor:
+def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor, dropout: float = 0.0) -> Tensor:
     """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: teach the student its own prediction for the class c̃ under the label c.
 
     Args:
         task: gives the student.
         batch: images and labels c.
         substitutes: c̃, `[B]`, long.
+        dropout: probability that c becomes ∅, and independently that c̃ does. Ignored for a model without null label.
     """
     x_t, _, t = task.diffusion.noised(batch)
+    labels = with_null(task, batch.labels, batch.keys, Stream.FORGET_NULL, dropout)
+    substitutes = with_null(task, substitutes, batch.keys, Stream.SUBSTITUTE_NULL, dropout)
     # Under autocast, weights cached by a pass without gradients would carry none; Lightning turns that cache off
     with torch.no_grad():
         target = task.student(x_t, t, substitutes)
-    return F.mse_loss(task.student(x_t, t, batch.labels), target)
+    return F.mse_loss(task.student(x_t, t, labels), target)
+
+
+def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float) -> Tensor:
+    """Return the labels `[B]`, each replaced by ∅ with probability `dropout` if the model has a null label."""
+    if task.null_label is None or dropout == 0:
+        return labels
+    return torch.where(rng.uniform(keys, stream) < dropout, task.null_label, labels)
+
+
+def check_probabilities(**settings: float) -> None:
+    """Raise `UserError` if one of the unlearner's settings is outside [0, 1]."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"unlearner.{name}={value}: give a probability from 0 to 1")
 
 
 def noise_images(batch: LabelledImages) -> LabelledImages:

@@ -75,6 +75,29 @@ def test_relabelling_compares_the_student_with_itself_under_another_label(task, 
     torch.testing.assert_close(relabelling_loss(task, batch, substitutes), expected)
 
 
+def test_relabelling_drops_both_labels_independently(task, make_batch):
+    """The official code of SalUn: `mode="train"` without a probability drops 10 % of the labels in either pass."""
+    batch, null = make_batch([1], 2000), task.null_label
+    substitutes = torch.full_like(batch.labels, 2)
+    seen = []
+    recorded = replace(task, student=lambda x_t, t, labels: (seen.append(labels), task.student(x_t, t, labels))[1])
+    loss = relabelling_loss(recorded, batch, substitutes, dropout=0.1)
+    taught, labels = seen
+    shift = task.student.shift
+    torch.testing.assert_close(loss, (shift[labels] - shift[taught]).square().mean())
+    assert set(labels.tolist()) == {1, null} and set(taught.tolist()) == {2, null}
+    first, second = labels == null, taught == null
+    assert first.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert second.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert (first & second).float().mean().item() == pytest.approx(0.01, abs=0.008)
+
+
+def test_relabelling_drops_no_label_of_a_model_without_null_label(task, batch):
+    substitutes = torch.tensor([3, 0, 2] * 3)
+    expected = relabelling_loss(task, batch, substitutes)
+    assert relabelling_loss(replace(task, null_label=None), batch, substitutes, dropout=1.0) == expected
+
+
 def test_no_gradient_passes_through_what_relabelling_teaches(task, batch):
     relabelling_loss(task, batch, torch.full_like(batch.labels, 1)).backward()
     assert task.student.shift.grad[1] == 0
