@@ -32,12 +32,14 @@ class SAFEMax(Unlearner):
     where x_t still shows its class. The paper prints no retain term; ours distils the teacher ε̄.
 
     A chain that halts visits noised noise, not noised images. So a share `on_path` of the forget images is replaced by
-    white noise x_0 ~ N(0, s² I), whose x_t ~ N(0, (s² a² + b²) I) are the states of the halted chain. This is ours.
+    white noise x_0 ~ N(0, s² I), whose x_t ~ N(0, (s² a² + b²) I) are the states of the halted chain. Guidance adds
+    w (ε_c − ε_∅) there, so some of these rows teach ∅ the same ε*; then the chain halts at every w. Both are ours.
 
     Args:
         gate: ψ.
         target: ε*, and s.
         on_path: probability in [0, 1] that white noise replaces a forget image.
+        null_on_path: probability in [0, 1] that the label of such a row is ∅. Ignored for a model without null label.
         retain_loss: "distill" (target: the teacher's prediction) or "denoise" (target: the true noise).
     """
 
@@ -46,6 +48,7 @@ class SAFEMax(Unlearner):
         gate: TimestepGate,
         target: Target,
         on_path: float = 0.5,
+        null_on_path: float = 0.25,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
         retain_weight: float = 5.0,
@@ -57,9 +60,11 @@ class SAFEMax(Unlearner):
                 raise UserError(f"unlearner.{name}={part!r}: give a node with _target_, as safemax.yaml does")
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
-        if not 0 <= on_path <= 1:
-            raise UserError(f"unlearner.on_path={on_path}: give a probability from 0 to 1")
-        self.gate, self.target, self.on_path, self.retain_loss = gate, target, on_path, retain_loss
+        for name, share in (("on_path", on_path), ("null_on_path", null_on_path)):
+            if not 0 <= share <= 1:
+                raise UserError(f"unlearner.{name}={share}: give a probability from 0 to 1")
+        self.gate, self.target, self.retain_loss = gate, target, retain_loss
+        self.on_path, self.null_on_path = on_path, null_on_path
 
     def check(self, model: Model) -> None:
         self.gate.bounds(model.diffusion.num_timesteps)
@@ -71,16 +76,21 @@ class SAFEMax(Unlearner):
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
         """Return the examples that teach halting, and their weights ψ `[B]`."""
         t, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
-        x_t = task.diffusion.noised(self.partly_white(forget), t).x_t
+        forget = self.partly_on_path(task, forget)
+        x_t = task.diffusion.noised(forget, t).x_t
         return Examples(x_t, t, forget.labels, self.target(task.diffusion, x_t, t, forget.keys)), weight
 
-    def partly_white(self, forget: LabelledImages) -> LabelledImages:
-        """Replace each image by white noise with probability `on_path`."""
+    def partly_on_path(self, task: Task, forget: LabelledImages) -> LabelledImages:
+        """Replace each image by white noise with probability `on_path`, and the label of some of these rows by ∅."""
         if self.on_path == 0:
             return forget
+        chosen = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
         white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
-        replaced = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
-        return forget._replace(x_0=torch.where(replaced.view(-1, 1, 1, 1), white, forget.x_0))
+        x_0, labels = torch.where(chosen.view(-1, 1, 1, 1), white, forget.x_0), forget.labels
+        if task.null_label is not None:
+            dropped = chosen & (rng.uniform(forget.keys, Stream.FORGET_NULL) < self.null_on_path)
+            labels = torch.where(dropped, task.null_label, labels)
+        return LabelledImages(x_0, labels, forget.keys)
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
         """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""

@@ -25,7 +25,7 @@ class SAFEMaxRobust(Unlearner):
     (https://arxiv.org/abs/1703.03400).
 
     Args:
-        gate, target, on_path, retain_loss, forget_weight, retain_weight, label_dropout: as in `SAFEMax`.
+        gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout: as in `SAFEMax`.
         clean_null: for retain examples with the null label, replace the teacher's prediction by the true noise. The
             teacher's prediction for ∅ still depends on the forget classes. No effect with retain_loss="denoise".
         inner_steps: K ≥ 0; 0 omits the second forget loss.
@@ -38,6 +38,7 @@ class SAFEMaxRobust(Unlearner):
         gate: TimestepGate,
         target: Target,
         on_path: float = 0.5,
+        null_on_path: float = 0.25,
         retain_loss: str = "distill",
         clean_null: bool = False,
         inner_steps: int = 2,
@@ -51,7 +52,9 @@ class SAFEMaxRobust(Unlearner):
             raise UserError("unlearner.clean_null needs rows with the null label: give unlearner.label_dropout > 0")
         if inner_steps < 0 or inner_lr <= 0:
             raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
-        self.safemax = SAFEMax(gate, target, on_path, retain_loss, forget_weight, retain_weight, label_dropout)
+        self.safemax = SAFEMax(
+            gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout
+        )
         self.clean_null, self.inner_steps, self.inner_lr = clean_null, inner_steps, inner_lr
 
     def check(self, model: Model) -> None:
