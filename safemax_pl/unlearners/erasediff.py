@@ -12,7 +12,7 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels
+from safemax_pl.unlearners.losses import check_probabilities, denoising_loss, random_retain_labels, relabelled
 from safemax_pl.unlearners.preparation import Preparation
 
 TARGETS = ("uniform", "relabel")
@@ -26,15 +26,17 @@ class EraseDiff(Unlearner):
     reported gap L_f − q and the cost of a step, but not the weights.
 
     - target="uniform" (paper): L_f = ‖u − ε_θ(a_t x_0 + b_t u, t, c_f)‖² with u ~ U(0, 1).
-    - target="relabel" (code): the student's own prediction for one random class per batch; here a retain class.
+    - target="relabel" (code): the student's own prediction for one random class c̃ per batch; here a retain class.
 
     The code alternates K epochs of inner descent with an epoch of steps, under one Adam. Here K inner steps precede
-    every step and change neither the weights nor the optimiser.
+    every step and change neither the weights nor the optimiser. Both losses are means over pixels, as in the code.
 
     Args:
         target: "uniform" or "relabel".
         inner_steps: K ≥ 0.
         inner_lr: step size of the inner descent, > 0.
+        forget_dropout: for target="relabel", probability in [0, 1] that c_f becomes ∅, and independently that c̃ does.
+            The code drops labels so; target="uniform" drops none.
         forget_weight: λ.
     """
 
@@ -43,6 +45,7 @@ class EraseDiff(Unlearner):
         target: str = "uniform",
         inner_steps: int = 2,
         inner_lr: float = 1e-2,
+        forget_dropout: float = 0.1,
         forget_weight: float = 0.1,
         retain_weight: float = 1.0,
         label_dropout: float = 0.0,
@@ -52,7 +55,9 @@ class EraseDiff(Unlearner):
             raise unknown("unlearner.target", target, TARGETS)
         if inner_steps < 0 or inner_lr <= 0:
             raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
+        check_probabilities(forget_dropout=forget_dropout)
         self.target, self.inner_steps, self.inner_lr = target, inner_steps, inner_lr
+        self.forget_dropout = forget_dropout
         self.seed = 0
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
@@ -60,21 +65,22 @@ class EraseDiff(Unlearner):
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None
-        x_t, target, t = self.forget_examples(task, forget)
-        gap = F.mse_loss(task.student(x_t, t, forget.labels), target) - self.inner(task, x_t, t, forget.labels, target)
+        x_t, t, labels, target = self.forget_examples(task, forget)
+        gap = F.mse_loss(task.student(x_t, t, labels), target) - self.inner(task, x_t, t, labels, target)
         return Losses(gap, denoising_loss(task, retain, self.drop_labels(task, retain)))
 
-    def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (x_t, target, t) of the forget batch."""
+    def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return (x_t, t, labels, target) of the forget batch."""
         if self.target == "uniform":
             t = rng.integers(forget.keys, Stream.TIMESTEP, task.diffusion.num_timesteps)
             eps = rng.uniform(forget.keys, Stream.NOISE_IMAGE, tuple(forget.x_0.shape[1:]))
-            return task.diffusion.add_noise(forget.x_0, t, eps), task.diffusion.prediction_of(forget.x_0, eps, t), t
+            x_t = task.diffusion.add_noise(forget.x_0, t, eps)
+            return x_t, t, forget.labels, task.diffusion.prediction_of(forget.x_0, eps, t)
         x_t, _, t = task.diffusion.noised(forget)
         step = rng.combine(self.seed, task.step, torch.zeros_like(forget.keys))  # the same class on all devices
-        substitutes = random_retain_labels(task, step)
+        labels, substitutes = relabelled(task, forget, random_retain_labels(task, step), self.forget_dropout)
         with torch.no_grad():
-            return x_t, task.student(x_t, t, substitutes), t
+            return x_t, t, labels, task.student(x_t, t, substitutes)
 
     def inner(self, task: Task, x_t: Tensor, t: Tensor, labels: Tensor, target: Tensor) -> Tensor:
         """Return q: the forget loss after `inner_steps` of gradient descent on a copy of the trainable weights."""

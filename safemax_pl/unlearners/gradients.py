@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safemax_pl.data.batch import LabelledImages
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.unlearners.base import Losses, Task
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # one tensor per weight, in the order of `Task.weights`
@@ -28,6 +31,28 @@ def original_gradients(task: Task, loss: Callable[[Task], Tensor]) -> list[Tenso
             return torch.func.functional_call(network, weights, args)
 
     return list(torch.autograd.grad(loss(replace(task, student=Original())), list(weights.values())))
+
+
+def saliency(task: Task, batch: LabelledImages, guidance: float, clip: float | None) -> list[Tensor]:
+    """Compute ∇ E‖ε − ε_w(x_t, t, c)‖², summed over pixels, at the original weights, in the order of `task.weights`.
+
+    Args:
+        task: names the weights.
+        batch: images and labels c.
+        guidance: w in ε_w = (1 + w) ε_c − w ε_∅.
+        clip: maximum norm of the gradient; None does not clip.
+    """
+
+    def loss(original: Task) -> Tensor:
+        x_t, eps, t = task.diffusion.noised(batch)
+        prediction = guided(original.student, guidance, task.null_label)(x_t, t, batch.labels)
+        target = task.diffusion.prediction_of(batch.x_0, eps, t)
+        return F.mse_loss(prediction, target, reduction="sum") / len(batch.labels)
+
+    gradient = original_gradients(task, loss)
+    if clip is not None:
+        torch._foreach_mul_(gradient, (clip / norm(gradient)).clamp(max=1))
+    return gradient
 
 
 def gradients(task: Task) -> list[Tensor]:

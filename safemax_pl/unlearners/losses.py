@@ -1,14 +1,19 @@
-"""Loss terms and label choices shared by several methods."""
+"""Loss terms, label choices and checks of settings shared by several methods."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from safemax_pl.common import rng
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
+from safemax_pl.diffusion.unet import Model
 from safemax_pl.unlearners.base import Task
+
+REDUCTIONS = ("sum", "mean")
 
 
 def denoising_loss(task: Task, batch: LabelledImages, labels: Tensor, snr_gamma: float | None = None) -> Tensor:
@@ -57,12 +62,19 @@ def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor, dro
         dropout: probability that c becomes ∅, and independently that c̃ does. Ignored for a model without null label.
     """
     x_t, _, t = task.diffusion.noised(batch)
-    labels = with_null(task, batch.labels, batch.keys, Stream.FORGET_NULL, dropout)
-    substitutes = with_null(task, substitutes, batch.keys, Stream.SUBSTITUTE_NULL, dropout)
+    labels, substitutes = relabelled(task, batch, substitutes, dropout)
     # Under autocast, weights cached by a pass without gradients would carry none; Lightning turns that cache off
     with torch.no_grad():
         target = task.student(x_t, t, substitutes)
     return F.mse_loss(task.student(x_t, t, labels), target)
+
+
+def relabelled(task: Task, batch: LabelledImages, substitutes: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """Return the labels c and the substitutes c̃, `[B]` each, independently replaced by ∅ with probability `dropout`."""
+    return (
+        with_null(task, batch.labels, batch.keys, Stream.FORGET_NULL, dropout),
+        with_null(task, substitutes, batch.keys, Stream.SUBSTITUTE_NULL, dropout),
+    )
 
 
 def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float) -> Tensor:
@@ -72,11 +84,9 @@ def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout:
     return torch.where(rng.uniform(keys, stream) < dropout, task.null_label, labels)
 
 
-def check_probabilities(**settings: float) -> None:
-    """Raise `UserError` if one of the unlearner's settings is outside [0, 1]."""
-    for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"unlearner.{name}={value}: give a probability from 0 to 1")
+def loss_scale(batch: LabelledImages, reduction: str) -> int:
+    """Return the factor of a loss that is a mean over the D pixels of an image: D for "sum", 1 for "mean"."""
+    return math.prod(batch.x_0.shape[1:]) if reduction == "sum" else 1
 
 
 def noise_images(batch: LabelledImages) -> LabelledImages:
@@ -93,3 +103,33 @@ def next_retain_labels(task: Task, labels: Tensor) -> Tensor:
 def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
     """Draw a retain class for each key `[B]`."""
     return task.retain_labels[rng.integers(keys, Stream.SUBSTITUTE, len(task.retain_labels))]
+
+
+def check_probabilities(**settings: float) -> None:
+    """Raise `UserError` if one of the unlearner's settings is outside [0, 1]."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"unlearner.{name}={value}: give a probability from 0 to 1")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise `UserError` for a reduction other than "sum" and "mean"."""
+    if reduction not in REDUCTIONS:
+        raise unknown("unlearner.reduction", reduction, REDUCTIONS)
+
+
+def check_clips(**settings: float | None) -> None:
+    """Raise `UserError` if one of the unlearner's gradient norms is neither None nor > 0."""
+    for name, value in settings.items():
+        if value is not None and value <= 0:
+            raise UserError(f"unlearner.{name}={value}: give a norm > 0, or null for no clipping")
+
+
+def check_guidance(model: Model, **settings: float) -> None:
+    """Raise `UserError` if one of the unlearner's guidance weights is not 0 and the model has no null label."""
+    for name, value in settings.items():
+        if value != 0 and model.null_label is None:
+            raise UserError(
+                f"unlearner.{name}={value} needs a null label, and this model has none: give unlearner.{name}=0, or a "
+                "model whose num_class_embeds is the number of classes + 1"
+            )

@@ -57,10 +57,10 @@ def test_the_gap_of_a_network_is_what_a_descent_would_gain(make_model, make_task
 def test_an_inner_step_is_one_of_gradient_descent(task, forget, retain):
     """q = L_f(θ − lr ∇L_f(θ))."""
     unlearner = EraseDiff(inner_steps=1, inner_lr=0.1)
-    x_t, target, t = unlearner.forget_examples(task, forget)
+    x_t, t, labels, target = unlearner.forget_examples(task, forget)
 
     def forget_loss(student):
-        return F.mse_loss(student(x_t, t, forget.labels), target)
+        return F.mse_loss(student(x_t, t, labels), target)
 
     moved = copy.deepcopy(task.student)
     before = forget_loss(moved)
@@ -74,11 +74,11 @@ def test_an_inner_step_is_one_of_gradient_descent(task, forget, retain):
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_gradient_is_that_of_the_weighted_sum(task, forget, retain, gradients_of, target):
     """λ ∇L_f + ∇L_r: q is a constant."""
-    unlearner = EraseDiff(target, inner_steps=2, forget_weight=0.3)
+    unlearner = EraseDiff(target, inner_steps=2, forget_dropout=0.5, forget_weight=0.3)
     actual = gradients_of(unlearner, task, forget, retain)
-    x_t, taught, t = unlearner.forget_examples(task, forget)
+    x_t, t, labels, taught = unlearner.forget_examples(task, forget)
     task.student.zero_grad()
-    forget_loss = F.mse_loss(task.student(x_t, t, forget.labels), taught)
+    forget_loss = F.mse_loss(task.student(x_t, t, labels), taught)
     (0.3 * forget_loss + denoising_loss(task, retain, retain.labels)).backward()
     for gradient, parameter in zip(actual, task.student.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
@@ -91,7 +91,8 @@ def test_the_gradient_is_that_of_the_weighted_sum(task, forget, retain, gradient
 def test_the_uniform_target_is_noise_between_0_and_1(make_pointwise, make_task, make_batch, prediction):
     task = make_task(make_pointwise(Diffusion(prediction=prediction, num_timesteps=100)))
     forget = make_batch([1], 50)
-    x_t, target, t = EraseDiff("uniform").forget_examples(task, forget)
+    x_t, t, labels, target = EraseDiff("uniform").forget_examples(task, forget)
+    assert torch.equal(labels, forget.labels), "the code drops no label of this target"
     u = eps_of(task.diffusion, target, x_t, t)
     a, b = task.diffusion.coefficients(t)
     torch.testing.assert_close(u, (x_t - a * forget.x_0) / b, rtol=1e-3, atol=2e-3)
@@ -104,7 +105,8 @@ def test_relabelling_takes_one_retain_class_for_the_whole_batch(task, make_batch
     task = replace(task, forget_labels=torch.tensor([1, 3]), retain_labels=torch.tensor([0, 2]))
     calls = recorded(task.student)
     for step in range(12):
-        EraseDiff("relabel").forget_examples(replace(task, step=step), make_batch([1, 3], 20, seed=step))
+        unlearner = EraseDiff("relabel", forget_dropout=0.0)
+        unlearner.forget_examples(replace(task, step=step), make_batch([1, 3], 20, seed=step))
     assert not any(call.with_gradient for call in calls)
     assert all(call.labels.unique().numel() == 1 for call in calls)
     assert {int(call.labels[0]) for call in calls} == {0, 2}, "it must change with the step"
@@ -112,9 +114,23 @@ def test_relabelling_takes_one_retain_class_for_the_whole_batch(task, make_batch
 
 def test_relabelling_asks_the_student_and_noises_as_usual(task, forget, recorded):
     calls = recorded(task.student)
-    x_t, target, t = EraseDiff("relabel").forget_examples(task, forget)
+    x_t, t, labels, target = EraseDiff("relabel", forget_dropout=0.0).forget_examples(task, forget)
+    assert torch.equal(labels, forget.labels)
     assert torch.equal(x_t, task.diffusion.noised(forget).x_t) and torch.equal(t, task.diffusion.noised(forget).t)
     assert torch.equal(target, calls[0].output) and torch.equal(calls[0].x_t, x_t)
+
+
+def test_relabelling_drops_both_labels_as_in_the_code(task, make_batch, recorded):
+    calls = recorded(task.student)
+    labels = EraseDiff("relabel").forget_examples(task, make_batch([1], 2000))[2]
+    for seen in (labels, calls[0].labels):
+        assert (seen == task.null_label).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert not torch.equal(labels == task.null_label, calls[0].labels == task.null_label)
+
+
+def test_an_impossible_dropout_is_refused():
+    with pytest.raises(UserError, match=r"unlearner\.forget_dropout=2"):
+        EraseDiff(forget_dropout=2)
 
 
 @pytest.mark.parametrize("settings", [{"inner_steps": -1}, {"inner_lr": 0.0}], ids=str)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.trainable import Parts
 from safemax_pl.unlearners.losses import denoising_loss
 from safemax_pl.unlearners.salun import SalUn
@@ -81,6 +82,51 @@ def test_the_kept_weights_have_the_largest_gradients_over_the_whole_forget_set(t
     assert (masks != expected).float().mean() < 1e-3, "only weights of nearly equal gradients may be swapped"
 
 
+def test_the_mask_of_the_code_is_of_guided_predictions_and_of_clipped_batches(task, make_data, prepared):
+    """Σ over batches of g / max(‖g‖, 1), with g = ∇ E‖ε − (1 + w) ε_c + w ε_∅‖², summed over pixels."""
+    data = make_data(rows_per_class=160)
+    settings = {"mask_share": 0.3, "mask_guidance": 2.0, "mask_clip": 1.0}
+    masks = torch.cat([mask.flatten() for mask in prepared(data, **settings).masks])
+    network, total = task.teacher.network.requires_grad_(), torch.zeros(len(masks))
+    for i in range(2):
+        batch = data.chunk("forget", i, 80, CPU)
+        assert len(batch.labels) == 80
+        x_t, eps, t = task.diffusion.noised(batch)
+        null = torch.full_like(batch.labels, task.null_label)
+        error = eps - (3 * network(x_t, t, batch.labels) - 2 * network(x_t, t, null))
+        loss = error.square().sum(dim=(1, 2, 3)).mean()
+        gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(network.parameters()))])
+        assert gradient.norm() > 1
+        total += gradient / gradient.norm()
+    network.requires_grad_(False)
+    expected = torch.zeros_like(total)
+    expected[total.abs().topk(round(0.3 * len(total))).indices] = 1
+    assert (masks != expected).float().mean() < 1e-3, "only weights of nearly equal gradients may be swapped"
+    plain = torch.cat([mask.flatten() for mask in prepared(data, mask_share=0.3).masks])
+    assert (masks != plain).float().mean() > 0.01, "the cache must tell them apart"
+
+
+def test_a_guided_mask_of_a_model_without_null_label_is_refused(make_pointwise):
+    model = make_pointwise(Diffusion(num_timesteps=100), null_label=None)
+    SalUn().check(model)
+    with pytest.raises(
+        UserError, match=r"unlearner\.mask_guidance=2 needs a null label.*give unlearner\.mask_guidance=0"
+    ):
+        SalUn(mask_guidance=2).check(model)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mask_clip", 0), ("mask_clip", -1.0), ("forget_dropout", 1.5)])
+def test_what_makes_no_sense_is_refused(name, value):
+    with pytest.raises(UserError, match=rf"unlearner\.{name}={value}"):
+        SalUn(**{name: value})
+
+
+def test_labels_and_substitutes_are_dropped(task, make_batch, recorded):
+    calls = recorded(task.student)
+    SalUn(forget_dropout=0.5).losses(task, make_batch([1], 60), make_batch([0, 2, 3], 7, seed=1))
+    assert [set(call.labels.tolist()) for call in calls[:2]] == [{2, task.null_label}, {1, task.null_label}]
+
+
 def test_the_mask_is_that_of_original_weights(task, prepared, make_data, make_preparation, tmp_path):
     before = prepared().masks
     with torch.no_grad():
@@ -124,6 +170,7 @@ def test_the_next_class_that_stays_is_imitated(make_model, make_task, make_batch
     task = make_task(make_model(), forget_labels=forget_labels)
     calls = recorded(task.student)
     kept = [label for label in range(4) if label not in forget_labels]
-    SalUn().losses(task, make_batch(list(forget_labels), len(forget_labels)), make_batch(kept, 4, seed=1))
+    forget = make_batch(list(forget_labels), len(forget_labels))
+    SalUn(forget_dropout=0.0).losses(task, forget, make_batch(kept, 4, seed=1))
     (target,) = (call for call in calls if not call.with_gradient)
     assert target.labels.tolist() == imitated
