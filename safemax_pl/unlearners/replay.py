@@ -8,6 +8,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
+from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.sampler import Request
 from safemax_pl.unlearners.base import Task
 from safemax_pl.unlearners.preparation import Preparation, State
@@ -16,7 +17,7 @@ MAX_CHUNK = 250  # images sampled at once
 
 
 class Replay:
-    """`per_class` images of each label, sampled from the original model without guidance.
+    """`per_class` images of each label, sampled from the original model.
 
     The sampler is that of the run's evaluation. Seeds are hashes, so no image of a sampling plan is trained on.
 
@@ -26,13 +27,20 @@ class Replay:
         preparation: cache of the images.
         labels: `[L]`, long, classes to generate.
         per_class: images of each label.
+        guidance: guidance weight w in (1 + w) ε_c − w ε_∅.
 
     Raises:
-        UserError: if the original model generates NaN or infinite images.
+        UserError: if the original model generates NaN or infinite images, or has no null label and w is not 0.
     """
 
     def __init__(
-        self, task: Task, data: ForgetRetainDataModule, preparation: Preparation, labels: Tensor, per_class: int
+        self,
+        task: Task,
+        data: ForgetRetainDataModule,
+        preparation: Preparation,
+        labels: Tensor,
+        per_class: int,
+        guidance: float = 0.0,
     ):
         self.per_class = per_class
         self.places = torch.full((data.num_classes,), -1, device=labels.device)
@@ -41,6 +49,7 @@ class Replay:
         seeds = rng.combine(data.seed, Stream.REPLAY, torch.arange(len(self.labels), device=labels.device))
         parts = -(-len(seeds) // MAX_CHUNK)
         chunk = -(-len(seeds) // parts)
+        denoiser = guided(task.teacher, guidance, task.null_label)
 
         def generate(i: int) -> State:
             rows = slice(i * chunk, (i + 1) * chunk)
@@ -48,9 +57,9 @@ class Replay:
             return [to_uint8(images), (~images.isfinite()).flatten(1).any(dim=1).byte()]
 
         def request(rows: slice | Tensor) -> Request:
-            return Request(task.diffusion, task.teacher, self.labels[rows], seeds[rows], data.image_shape)
+            return Request(task.diffusion, denoiser, self.labels[rows], seeds[rows], data.image_shape)
 
-        settings = [labels.tolist(), per_class, task.sampler.settings(), "finite"]
+        settings = [labels.tolist(), per_class, guidance, task.sampler.settings(), "finite"]
         self.images, broken = preparation.fold("replay", settings, parts, generate, concatenate=True)
         if broken.any():
             said = task.sampler.explain(request(broken.nonzero()[:MAX_CHUNK, 0]))

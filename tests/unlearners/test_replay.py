@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safemax_pl.common import rng
+from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import from_uint8, to_uint8
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.sampler import Sampler
@@ -33,9 +35,9 @@ def task(make_pointwise, make_task):
 def make_replay(task, make_data, make_preparation):
     """A replay of some labels, painted or really sampled."""
 
-    def make(labels=(0, 2, 3), per_class=4, sampler=None, seed=0, task=task):
+    def make(labels=(0, 2, 3), per_class=4, sampler=None, seed=0, task=task, guidance=0.0):
         task, data = replace(task, sampler=sampler or Sampler(steps=3)), make_data(seed=seed)
-        return Replay(task, data, make_preparation(task, data), torch.tensor(labels), per_class)
+        return Replay(task, data, make_preparation(task, data), torch.tensor(labels), per_class, guidance)
 
     return make
 
@@ -110,3 +112,17 @@ def test_an_image_is_the_one_that_the_teacher_samples(make_replay, task):
     labels, denoiser, images = seen[0]
     assert denoiser is task.teacher and labels.tolist() == [0, 0, 2, 2]
     assert torch.equal(replay.images, to_uint8(images))
+
+
+def test_guidance_is_that_of_the_sampler(make_replay, task):
+    """(1 + w) ε_c − w ε_∅ in every step; the cache tells the weights apart."""
+    plain, guided = make_replay(), make_replay(guidance=2.0)
+
+    def denoiser(x_t, t, labels):
+        null = torch.full_like(labels, task.null_label)
+        return 3 * task.teacher(x_t, t, labels) - 2 * task.teacher(x_t, t, null)
+
+    seeds = rng.combine(0, Stream.REPLAY, torch.arange(12))
+    expected = Sampler(steps=3).sample(task.diffusion, denoiser, guided.labels, seeds, (1, 8, 8))
+    assert (guided.images.int() - to_uint8(expected).int()).abs().max() <= 1, "rounded"
+    assert not torch.equal(guided.images, plain.images)
