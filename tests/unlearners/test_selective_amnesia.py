@@ -58,7 +58,7 @@ def test_the_fisher_information_is_the_one_by_hand(make_task, make_data, make_pr
     T = 6
     task, data = make_task(Line(T)), make_data()
     unlearner = prepared(task, fisher_images=12, fisher_timesteps=T)
-    images = Replay(task, data, make_preparation(task, data), torch.arange(4), 3)
+    images = Replay(task, data, make_preparation(task, data), torch.arange(4), 3, guidance=2.0)
     assert sorted(images.labels.tolist()) == [label for label in range(4) for _ in range(3)]
     squares = []
     for row in range(12):
@@ -68,6 +68,13 @@ def test_the_fisher_information_is_the_one_by_hand(make_task, make_data, make_pr
         squares.append(torch.stack([(2 * error * x_t).sum(), (2 * error).sum()]).square())
     expected = torch.stack(squares).mean(dim=0)
     torch.testing.assert_close(torch.stack(unlearner.fisher), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_in_the_fisher_information_are_dropped(task, prepared):
+    """Only ∅ in it: then no other class has a gradient."""
+    for dropout, informed in ((1.0, [4]), (0.0, [0, 1, 2, 3])):
+        _, shift = prepared(task, fisher_dropout=dropout).fisher
+        assert shift.nonzero().flatten().tolist() == informed, "the cache must tell them apart"
 
 
 def test_the_timesteps_are_one_of_every_stratum_and_stand_for_all(make_task, make_batch, recorded):
@@ -105,26 +112,32 @@ def test_there_is_no_penalty_at_the_base_weights(task, forget, retain, prepared)
     assert losses.retain == prepared(task, ewc_weight=0.0).losses(task, forget, retain).retain
 
 
-def test_the_penalty_is_the_weighted_distance_from_the_base_weights(task, forget, retain, prepared):
-    unlearner = prepared(task, ewc_weight=10.0)
+reductions = pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("mean", 64)])
+
+
+@reductions
+def test_the_penalty_is_the_weighted_distance_from_the_base_weights(task, forget, retain, prepared, reduction, divisor):
+    unlearner = prepared(task, ewc_weight=10.0, reduction=reduction)
     move(task.student)
     loss = unlearner.losses(task, forget, retain).retain
-    unlearner.ewc_weight = 0.0
-    free = unlearner.losses(task, forget, retain).retain
-    expected = 10 / 64 * sum((fisher * 0.3**2).sum() for fisher in unlearner.fisher)
+    free = prepared(task, ewc_weight=0.0, reduction=reduction).losses(task, forget, retain).retain
+    expected = 10 / divisor * sum((fisher * 0.3**2).sum() for fisher in unlearner.fisher)
     torch.testing.assert_close(loss - free, expected, rtol=1e-3, atol=1e-3)
 
 
+@reductions
 @pytest.mark.parametrize("retain_weight", [1.0, 3.0])
-def test_the_penalty_pulls_back_to_the_base_weights(task, forget, retain, prepared, gradients_of, retain_weight):
-    """2 λ / D · F (θ − θ̄), times the weight of the retain loss that reports the penalty."""
-    unlearner = prepared(task, ewc_weight=10.0, retain_weight=retain_weight)
+def test_the_penalty_pulls_back_to_the_base_weights(
+    task, forget, retain, prepared, gradients_of, retain_weight, reduction, divisor
+):
+    """2 λ F (θ − θ̄), times the weight of the retain loss that reports the penalty."""
+    settings = {"retain_weight": retain_weight, "reduction": reduction}
+    unlearner = prepared(task, ewc_weight=10.0, **settings)
     move(task.student)
     elastic = gradients_of(unlearner, task, forget, retain)
-    unlearner.ewc_weight = 0.0
-    free = gradients_of(unlearner, task, forget, retain)
+    free = gradients_of(prepared(task, ewc_weight=0.0, **settings), task, forget, retain)
     for with_pull, without, fisher in zip(elastic, free, unlearner.fisher, strict=True):
-        expected = retain_weight * 2 * 10 / 64 * fisher * 0.3
+        expected = retain_weight * 2 * 10 / divisor * fisher * 0.3
         torch.testing.assert_close(with_pull - without, expected, rtol=1e-3, atol=1e-3)
         assert (fisher >= 0).all() and fisher.sum() > 0
 
@@ -163,20 +176,47 @@ def test_no_real_image_is_ever_touched(task, forget, retain, prepared, poisoned,
 
 
 def test_the_forgotten_class_is_taught_noise(task, forget, retain, prepared):
-    expected = denoising_loss(task, noise_images(forget), forget.labels)
-    assert prepared(task).losses(task, forget, retain).forget == expected
+    mean = denoising_loss(task, noise_images(forget), forget.labels)
+    for reduction, expected in (("sum", 64 * mean), ("mean", mean)):
+        assert prepared(task, reduction=reduction).losses(task, forget, retain).forget == expected
 
 
 def test_the_retained_classes_are_taught_what_the_base_model_makes_of_them(task, forget, retain, prepared):
     unlearner = prepared(task)
     assert sorted(set(unlearner.replay.labels.tolist())) == [0, 2, 3]
-    expected = denoising_loss(task, unlearner.replay.like(retain), retain.labels)
+    expected = 64 * denoising_loss(task, unlearner.replay.like(retain), retain.labels)
     assert unlearner.losses(task, forget, retain).retain == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("replay_per_class", 0), ("fisher_images", 0), ("fisher_timesteps", 0), ("ewc_weight", -1.0)]
+    ("name", "value"),
+    [
+        ("replay_per_class", 0),
+        ("fisher_images", 0),
+        ("fisher_timesteps", 0),
+        ("ewc_weight", -1.0),
+        ("fisher_dropout", 1.1),
+    ],
 )
 def test_what_makes_no_sense_is_refused(name, value):
     with pytest.raises(UserError, match=rf"unlearner\.{name}={value}"):
         SelectiveAmnesia(**{name: value})
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(UserError, match=r"unknown unlearner\.reduction 'none'"):
+        SelectiveAmnesia(reduction="none")
+
+
+def test_replay_is_generated_with_guidance(task, prepared):
+    """Of the retained classes, and of all classes for the Fisher information."""
+    guided, plain = prepared(task), prepared(task, replay_guidance=0.0)
+    assert not torch.equal(guided.replay.images, plain.replay.images)
+    assert all(not torch.equal(a, b) for a, b in zip(guided.fisher, plain.fisher, strict=True))
+
+
+def test_guided_replay_of_a_model_without_null_label_is_refused(make_pointwise):
+    model = make_pointwise(Diffusion(num_timesteps=100), null_label=None)
+    SelectiveAmnesia(replay_guidance=0).check(model)
+    with pytest.raises(UserError, match=r"unlearner\.replay_guidance=2\.0 needs a null label"):
+        SelectiveAmnesia().check(model)
