@@ -19,21 +19,30 @@ from safemax_pl.unlearners.replay import Replay
 class ESD(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − [ε̄(x_t, t, ∅) − η (ε̄(x_t, t, c_f) − ε̄(x_t, t, ∅))]‖²; no retain term.
 
-    The authors sample x_t from the current student down to t in every step. Here the original model generates images of
-    the forget classes once, and noising them gives x_t.
+    The paper samples x_t from the student, down to t in every step; the authors' present code samples it from the
+    original model. Here the original model generates images of the forget classes once, and noising them gives x_t.
 
     Args:
-        negative_guidance: η.
+        negative_guidance: η; 1 in the paper. The present code starts from ε̄_c: its target ε̄_c − η' (ε̄_c − ε̄_∅) with
+            η' = 2 is that of η = η' − 1 = 1.
         replay_per_class: generated images of each forget class, ≥ 1.
+        replay_guidance: guidance weight w of the generated images. The code's guidance of 3 is 1 + w = 3.
     """
 
     needs_retain: bool = False
 
-    def __init__(self, negative_guidance: float = 7.5, replay_per_class: int = 500, forget_weight: float = 1.0):
+    def __init__(
+        self,
+        negative_guidance: float = 1.0,
+        replay_per_class: int = 500,
+        replay_guidance: float = 2.0,
+        forget_weight: float = 1.0,
+    ):
         super().__init__(forget_weight, 0.0, 0.0)
         if replay_per_class < 1:
             raise UserError(f"unlearner.replay_per_class={replay_per_class}: give at least 1")
-        self.negative_guidance, self.replay_per_class = negative_guidance, replay_per_class
+        self.negative_guidance = negative_guidance
+        self.replay_per_class, self.replay_guidance = replay_per_class, replay_guidance
 
     def check(self, model: Model) -> None:
         if model.null_label is None:
@@ -43,7 +52,8 @@ class ESD(Unlearner):
             )
 
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
-        self.replay = Replay(task, data, preparation, task.forget_labels, self.replay_per_class)
+        labels, guidance = task.forget_labels, self.replay_guidance
+        self.replay = Replay(task, data, preparation, labels, self.replay_per_class, guidance)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None

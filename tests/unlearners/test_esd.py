@@ -59,6 +59,12 @@ def test_guidance_leads_away_from_the_class(task, forget):
     assert ((target - unconditional) * (conditional - unconditional)).sum() < 0
 
 
+def test_by_default_the_target_is_that_of_paper_and_code(task, forget):
+    """ε̄_∅ − (ε̄_c − ε̄_∅) in the paper, ε̄_c − 2 (ε̄_c − ε̄_∅) in the code."""
+    target, conditional, unconditional = target_and_predictions(task, forget, ESD().negative_guidance)
+    torch.testing.assert_close(target, conditional - 2 * (conditional - unconditional))
+
+
 def test_the_loss_is_the_distance_from_the_target(task, forget, prepared):
     unlearner = prepared()
     losses = unlearner.losses(task, forget, None)
@@ -76,6 +82,11 @@ def test_real_images_are_never_touched(task, forget, prepared, poisoned):
 
 def test_images_are_generated_for_the_forgotten_classes_alone(prepared):
     assert prepared(replay_per_class=3).replay.labels.tolist() == [1] * 3 + [3] * 3
+
+
+def test_images_are_generated_with_guidance(prepared):
+    images = [prepared(**settings).replay.images for settings in ({}, {"replay_guidance": 2}, {"replay_guidance": 0})]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
 def test_no_retain_set_is_needed():
