@@ -101,10 +101,20 @@ def test_each_term_is_taught_what_leads_to_its_own_image(make_model, make_task, 
     for weight, batch in zip(weights, (forget, retain), strict=True):
         noise = (x_t - a * batch.x_0) / b
         truth = {"epsilon": noise, "x_0": batch.x_0, "v": a * noise - b * batch.x_0}[prediction]
-        error = (task.student(x_t, t, batch.labels) - truth).square().mean(dim=(1, 2, 3))
+        error = (task.student(x_t, t, batch.labels) - truth).square().sum(dim=(1, 2, 3))
         expected.append((weight * error).mean())
     torch.testing.assert_close(actual.forget, -expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(actual.retain, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_over_pixels_is_a_64th_of_the_sum(task, forget, retain):
+    sums, means = (SISS(reduction=name).losses(task, forget, retain) for name in ("sum", "mean"))
+    torch.testing.assert_close(torch.stack(sums), 64 * torch.stack(means))
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(UserError, match=r"unknown unlearner\.reduction 'none'"):
+        SISS(reduction="none")
 
 
 def test_each_term_has_the_labels_of_its_own_set(task, forget, retain, recorded):
