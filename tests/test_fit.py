@@ -306,6 +306,7 @@ MISTAKES = {
     "sampler.steps=5000": "exceeds the 1000 timesteps",
     "evaluation.guidance=[]": "give a list of numbers",
     "ema_decay=1": "ema_decay=1: expected a number from 0 to below 1",
+    "unlearner=retrain ema_decay=0.9 ema_warmup=false": "ema_warmup=false keeps original weights in the average",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed: legal are 32-true and bf16-mixed",
     "optimizer._target_=torch.optim.LBFGS": "optimizer: LBFGS evaluates the loss several times a step",
     "+optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value",
@@ -315,7 +316,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_refused_before_any_compute(tmp_path, mistake):
     with pytest.raises(UserError) as caught:
-        fit(tiny(tmp_path, mistake), "run")
+        fit(tiny(tmp_path, *mistake.split()), "run")
     assert MISTAKES[mistake] in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run/last.ckpt").exists()
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.config import resolvers
-from safemax_pl.config.groups import CONFIGS, check_group, settings_and_groups
+from safemax_pl.config.groups import CHANGES, CONFIGS, check_group, options, settings_and_groups
 from safemax_pl.config.mistakes import composition_error, nearby
 from safemax_pl.config.overrides import check_single, parse
 from safemax_pl.config.schema import check_keys, check_training, check_values, flat_keys, is_mapping, resolved
@@ -67,10 +67,11 @@ def _checked(config_name: str, overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
     schema, groups = settings_and_groups(config_name)
-    _check_removals(cfg, schema, set(groups) - {"experiment", "logger"})
+    _check_setting(choices)
+    _check_removals(cfg, schema, set(groups) - CHANGES - {"logger"})
     resolved(cfg)
     name_method(cfg, choices)
-    check_keys(cfg, schema | dict.fromkeys(set(groups) - {"experiment"}))
+    check_keys(cfg, schema | dict.fromkeys(set(groups) - CHANGES))
     check_values(cfg)
     check_training(cfg)
     return cfg
@@ -115,15 +116,23 @@ def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:
             raise UserError(f"the group {group} was removed but is required: choose one of its options")
 
 
+def _check_setting(choices: Any) -> None:
+    """Raise `UserError` if the method has no file in the chosen setting."""
+    setting, method = choices.get("setting"), choices.get("unlearner")
+    if setting is not None and method not in (known := options(f"setting/{setting}")):
+        raise UserError(f"unlearner={method} has no setting={setting}: methods that have one are {', '.join(known)}")
+
+
 def name_method(cfg: DictConfig, choices: Any) -> None:
-    """Set `method`, if it is null, to the choices of `unlearner=` and `parameters=`.
+    """Set `method`, if it is null, to the choices of `unlearner=`, `parameters=` and `setting=`.
 
     Raises:
         UserError: for an illegal name.
     """
     if "method" in cfg and cfg.method is None:
-        method, moving = (choices.get(group) for group in ("unlearner", "parameters"))
-        cfg.method = method if moving in (None, "all") else f"{method} ({moving})"
+        method, moving, setting = (choices.get(group) for group in ("unlearner", "parameters", "setting"))
+        kinds = [kind for kind in (None if moving == "all" else moving, setting) if kind]
+        cfg.method = f"{method} ({', '.join(kinds)})" if kinds else method
     if "method" in cfg and not re.fullmatch(r"[\w.,+() -]+", str(cfg.method)):
         raise UserError(f"method={cfg.method}: give a name of letters, digits, spaces and . , _ + - ( )")
 
@@ -140,9 +149,9 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if change.type != OverrideType.CHANGE:
             raise UserError(f"{item}: keys can be neither added nor removed here; change a key with key=value")
         check_single(change)
-        if key == "experiment":
+        if key in CHANGES:
             raise UserError(
-                f"{item}: a run keeps its experiment; change single settings or groups such as sampler=ddpm"
+                f"{item}: a run keeps its {key}; change single settings or groups such as sampler=ddpm"
             )
         if (CONFIGS / key).is_dir() and key in cfg:
             OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)

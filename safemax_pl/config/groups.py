@@ -9,6 +9,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
 
 CONFIGS = PROJECT / "configs"
+CHANGES = {"experiment", "setting"}  # groups whose options change other settings and leave no node of their own
 COMMANDS = ("fit", "fit_classifier", "evaluate_classifier", "sweep")  # those with groups
 
 

@@ -34,7 +34,8 @@ DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax 
 def present_config(content: Any) -> Any:
     """Return a saved configuration, as plain mappings and lists, with the present names of targets.
 
-    SAFEMax with defences becomes the class that has them now.
+    SAFEMax with defences becomes the class that has them now. It loses its weight `guidance` of before 0.5.0 if that is
+    0; another weight stays, as no present setting does the same.
     """
     if isinstance(content, list):
         return [present_config(value) for value in content]
@@ -43,6 +44,8 @@ def present_config(content: Any) -> Any:
     found = {
         key: present_target(value) if key == "_target_" else present_config(value) for key, value in content.items()
     }
+    if found.get("_target_") in (SAFEMAX, SAFEMAX_ROBUST) and not found.get("guidance", 0):
+        found.pop("guidance", None)
     if found.get("_target_") != SAFEMAX:
         return found
     defences = {key: found.pop(key, default) for key, default in DEFENCES.items()}

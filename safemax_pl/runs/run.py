@@ -143,13 +143,14 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 def training(cfg: DictConfig) -> dict[str, Any]:
     """Describe the training for metrics.json: method, seed, maximum of steps, early stopping and averaging."""
+    warmup = "" if cfg.get("ema_warmup", True) else ", no warm-up"
     return {
         "method": cfg.method,
         "unlearner": cfg.unlearner["_target_"].rpartition(".")[2],
         "seed": cfg.seed,
         "max_steps": cfg.trainer.max_steps,
         "stop_when": OmegaConf.to_container(cfg.stop_when) if cfg.get("stop_when") else None,
-        "weights": "raw" if cfg.ema_decay is None else f"averaged, decay {cfg.ema_decay}",
+        "weights": "raw" if cfg.ema_decay is None else f"averaged, decay {cfg.ema_decay}{warmup}",
     }
 
 

@@ -106,7 +106,12 @@ def check_training(cfg: DictConfig, student: Model) -> None:
     optimizer = make_optimizer(cfg.optimizer, trainable(student).values())
     check_schedule(cfg.lr_scheduler, optimizer, cfg.trainer.max_steps)
     if cfg.ema_decay is not None:
-        Average(torch.device("cpu"), cfg.ema_decay)
+        if cfg.unlearner.get("from_scratch") and not cfg.ema_warmup:
+            raise UserError(
+                "ema_warmup=false keeps original weights in the average, and this method starts from random ones: give "
+                "ema_warmup=true"
+            )
+        Average(torch.device("cpu"), cfg.ema_decay, cfg.ema_warmup)
     interval, steps = cfg.trainer.val_check_interval, cfg.trainer.max_steps
     if cfg.stop_when is not None and interval > steps:
         raise UserError(

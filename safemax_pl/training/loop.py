@@ -122,7 +122,7 @@ def _make_trainer(
         default_root_dir=run.folder,
     )
     if cfg.get("ema_decay") is not None:
-        trainer.callbacks.append(Average(trainer.strategy.root_device, cfg.ema_decay))
+        trainer.callbacks.append(Average(trainer.strategy.root_device, cfg.ema_decay, cfg.ema_warmup))
     trainer.callbacks.append(preemption)  # last, so that all other callbacks have processed the step
     return trainer
 

@@ -64,7 +64,7 @@ def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences
     cfg = compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}"])
     now = comparable(cfg)
     before = json.loads(json.dumps(now))
-    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, **defences}
+    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 0.0, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now
 

@@ -26,10 +26,10 @@ def test_dropout_is_on_in_training_and_off_in_sampling(tmp_path, monkeypatch):
     assert modes == {"training": {True}, "validation": {False}}
 
 
-@pytest.mark.parametrize("decay", [0.9999, 0.2])
-def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch, decay):
-    """The average of all steps, in which the decay grows to its value."""
-    weights = {"training_step": [], "validation_step": []}
+@pytest.mark.parametrize(("decay", "warmup"), [(0.9999, "true"), (0.2, "true"), (0.8, "false")])
+def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch, decay, warmup):
+    """The average of all steps, in which the decay grows to its value, or of these and the initial weights."""
+    weights = {"on_train_start": [], "training_step": [], "validation_step": []}
     for name, seen in weights.items():
         step = getattr(UnlearningModule, name)
 
@@ -38,10 +38,10 @@ def test_validation_scores_the_averaged_weights(tmp_path, monkeypatch, decay):
             seen.append(torch.cat([parameter.detach().flatten() for parameter in self.student.parameters()]))
 
         monkeypatch.setattr(UnlearningModule, name, spy)
-    fit(tiny(tmp_path, f"ema_decay={decay}", "trainer.val_check_interval=4"), "run")
-    average, *later = weights["training_step"]
-    for step, current in enumerate(later, start=2):
-        kept = min(decay, (1 + step) / (10 + step))
+    fit(tiny(tmp_path, f"ema_decay={decay}", f"ema_warmup={warmup}", "trainer.val_check_interval=4"), "run")
+    (average,), later = weights["on_train_start"], weights["training_step"]
+    for step, current in enumerate(later, start=1):
+        kept = decay if warmup == "false" else min(decay, (1 + step) / (10 + step)) if step > 1 else 0
         average = kept * average + (1 - kept) * current
     torch.testing.assert_close(weights["validation_step"][-1], average, rtol=0, atol=1e-6)
     assert (later[-1] - average).abs().max() > 1e-5

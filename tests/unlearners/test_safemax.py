@@ -1,4 +1,4 @@
-"""SAFEMax: the halting target under guidance, the gate, the mixed batch and the retain terms."""
+"""SAFEMax: the halting target, the halted path, the gate, the mixed batch and the retain terms."""
 
 import copy
 
@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.unlearners.retain_only import RetainOnly
 from safemax_pl.unlearners.safemax import SAFEMax
 from safemax_pl.unlearners.safemax_gate import TimestepGate
-from safemax_pl.unlearners.safemax_target import FreshNoiseTarget, IdentityTarget, MaxEntropyTarget
+from safemax_pl.unlearners.safemax_target import MaxEntropyTarget
 
 
 def safemax(**settings) -> SAFEMax:
@@ -42,68 +41,65 @@ def recorded(module):
 # -- what the forgotten class is taught --------------------------------------------------------------------------------
 
 
-def test_without_guidance_the_target_itself_is_taught(task, forget):
-    x_t, _, t = task.diffusion.noised(forget)
-    target = MaxEntropyTarget(0.6)
-    taught = safemax(target=target).forget_target(task, x_t, t, forget.keys)
-    assert torch.equal(taught, target(task.diffusion, x_t, t, forget.keys))
-
-
-@pytest.mark.parametrize(
-    ("guidance", "prediction", "target"),
-    [(0.5, "epsilon", MaxEntropyTarget(1.0)), (2.0, "x_0", IdentityTarget()), (2.0, "v", FreshNoiseTarget())],
-)
-def test_the_guided_prediction_of_a_perfect_student_is_the_target(
-    make_model, make_task, forget, guidance, prediction, target
-):
-    """(1 + w) ε_c − w ε̄_∅ = ε*."""
-    task = make_task(make_model(prediction=prediction))
-    t = torch.tensor([1, 20, 50, 80, 99])
+def test_off_the_path_the_forget_images_are_taught_the_target(task, forget):
+    target, gate = MaxEntropyTarget(0.6), TimestepGate(1.0)
+    examples, weight = safemax(target=target, gate=gate, on_path=0).forget_examples(task, forget)
+    t, expected = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
     x_t = task.diffusion.noised(forget, t).x_t
-    unlearner = safemax(target=target, guidance=guidance)
-
-    def perfect_student(x, t, labels):
-        """What was taught for the forgotten label, and the teacher for ∅."""
-        null = (labels == task.null_label).view(-1, 1, 1, 1)
-        taught = unlearner.forget_target(task, x, t, forget.keys.repeat(2))
-        return torch.where(null, task.teacher(x, t, labels), taught)
-
-    halted = guided(perfect_student, guidance, task.null_label)(x_t, t, forget.labels)
-    expected = target(task.diffusion, x_t, t, forget.keys)
-    torch.testing.assert_close(halted, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(examples.x_t, x_t) and torch.equal(examples.t, t) and torch.equal(weight, expected)
+    assert torch.equal(examples.labels, forget.labels)
+    assert torch.equal(examples.target, target(task.diffusion, x_t, t, forget.keys))
 
 
-def test_guidance_asks_the_teacher_for_the_null_label(task, forget):
-    x_t, _, t = task.diffusion.noised(forget)
-    calls = recorded(task.teacher.network)
-    safemax(guidance=2.0).forget_target(task, x_t, t, forget.keys)
-    assert len(calls) == 1
-    assert calls[0][2].tolist() == [task.null_label] * 5
+@pytest.mark.parametrize(("image_std", "t"), [(1.0, 0), (1.0, 50), (0.6, 5), (0.6, 99)])
+def test_on_the_path_inputs_are_those_of_a_chain_that_halts(task, make_batch, poisoned, image_std, t):
+    """x_t ~ N(0, (s² a² + b²) I), which is N(0, I) for s = 1; the images themselves are not touched."""
+    unlearner = safemax(target=MaxEntropyTarget(image_std), gate=TimestepGate(0, [t, t + 1]), on_path=1)
+    x_t = unlearner.forget_examples(task, poisoned(make_batch([1], 400)))[0].x_t
+    a, b = (float(value) for value in task.diffusion.coefficients(torch.tensor([t])))
+    assert x_t.mean().item() == pytest.approx(0, abs=0.02)
+    assert x_t.var().item() == pytest.approx(image_std**2 * a**2 + b**2, rel=0.03)
+    assert torch.corrcoef(x_t.flatten(1).T).fill_diagonal_(0).abs().max() < 0.25
 
 
-def test_guidance_without_a_null_label_is_refused(make_pointwise):
-    with pytest.raises(UserError, match=r"unlearner\.guidance.*null label"):
-        safemax(guidance=1.0).check(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
+def test_shares_of_the_rows_are_on_the_path_and_of_these_teach_the_null_label(task, make_batch):
+    batch = make_batch([1, 2], 20_000, (1, 1, 1))
+    changed = safemax(on_path=0.3, null_on_path=0.2).partly_on_path(task, batch)
+    replaced, null = (changed.x_0 != batch.x_0).flatten(), changed.labels == task.null_label
+    assert replaced.float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert null[replaced].float().mean().item() == pytest.approx(0.2, abs=0.015)
+    assert not null[~replaced].any() and torch.equal(changed.labels[~null], batch.labels[~null])
 
 
-def test_no_guidance_needs_no_null_label(make_pointwise, make_task, forget, retain):
+@pytest.mark.parametrize(("name", "value"), [("on_path", 1.5), ("null_on_path", -0.1)])
+def test_shares_outside_0_and_1_are_refused(name, value):
+    with pytest.raises(UserError, match=rf"unlearner\.{name}={value}: give a probability from 0 to 1"):
+        safemax(**{name: value})
+
+
+def test_a_model_without_null_label_halts_on_the_path_too(make_pointwise, make_task, forget, retain):
     task = make_task(make_pointwise(Diffusion(num_timesteps=100), null_label=None))
-    assert torch.isfinite(safemax().losses(task, forget, retain).forget)
+    unlearner = safemax(on_path=1, null_on_path=1)
+    assert torch.equal(unlearner.forget_examples(task, forget)[0].labels, forget.labels)
+    assert torch.isfinite(unlearner.losses(task, forget, retain).forget)
 
 
 # -- the two losses ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("guidance", "draw"), [(0.0, "weight"), (2.0, "density")])
-def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain, guidance, draw):
+@pytest.mark.parametrize(("on_path", "draw"), [(0.0, "weight"), (0.5, "density")])
+def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain, on_path, draw):
     gate = TimestepGate(3.0, [5, 90], draw)
-    unlearner = safemax(gate=gate, guidance=guidance)
+    unlearner = safemax(gate=gate, on_path=on_path, null_on_path=0)
     actual = unlearner.losses(task, forget, retain).forget
 
     t, weight = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
     eps = rng.normal(forget.keys, Stream.NOISE, (1, 8, 8))
-    x_t = task.diffusion.add_noise(forget.x_0, t, eps)
-    taught = unlearner.forget_target(task, x_t, t, forget.keys)
+    white = rng.uniform(forget.keys, Stream.ON_PATH).view(-1, 1, 1, 1) < on_path
+    assert on_path == 0 or white.any() and not white.all()
+    x_0 = torch.where(white, rng.normal(forget.keys, Stream.WHITE_IMAGE, (1, 8, 8)), forget.x_0)
+    x_t = task.diffusion.add_noise(x_0, t, eps)
+    taught = MaxEntropyTarget(1.0)(task.diffusion, x_t, t, forget.keys)
     rows = [
         weight[i] * F.mse_loss(task.student(x_t[i : i + 1], t[i : i + 1], forget.labels[i : i + 1])[0], taught[i])
         for i in range(5)
@@ -157,7 +153,7 @@ def test_an_unknown_retain_loss_is_named_with_the_nearest_one():
 # -- one mixed batch ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"retain_loss": "denoise"}])
+@pytest.mark.parametrize("settings", [{}, {"on_path": 0.0}, {"retain_loss": "denoise"}])
 def test_the_student_is_called_once_with_both_batches(task, forget, retain, settings):
     calls = recorded(task.student)
     safemax(**settings).losses(task, forget, retain)
@@ -165,9 +161,9 @@ def test_the_student_is_called_once_with_both_batches(task, forget, retain, sett
     assert len(calls[0][0]) == 5 + 7
 
 
-def test_forget_labels_are_never_dropped_and_retain_labels_are(task, forget, retain):
+def test_forget_labels_of_images_are_never_dropped_and_retain_labels_are(task, forget, retain):
     calls = recorded(task.student)
-    safemax(label_dropout=1.0).losses(task, forget, retain)
+    safemax(on_path=0, label_dropout=1.0).losses(task, forget, retain)
     assert calls[0][2].tolist() == [1] * 5 + [task.null_label] * 7
 
 
@@ -194,10 +190,10 @@ def test_no_gradient_passes_through_what_is_taught(make_pointwise, make_task, fo
     """d/ds mean (s x + …  − target)²: the target must count as a constant."""
     task = make_task(make_pointwise(Diffusion(num_timesteps=100)))
     calls = recorded(task.student)
-    unlearner = safemax(gate=TimestepGate(0), guidance=2.0)
+    unlearner = safemax(gate=TimestepGate(0))
     unlearner.losses(task, forget, retain).forget.backward()
     x, t, _, output = (value[:5] for value in calls[0])
-    error = output - unlearner.forget_target(task, x, t, forget.keys)
+    error = output - unlearner.target(task.diffusion, x, t, forget.keys)
     torch.testing.assert_close(task.student.scale.grad, (2 * error * x).mean().detach())
 
 
