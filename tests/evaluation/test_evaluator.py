@@ -1,6 +1,8 @@
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from torchmetrics.utilities import dim_zero_cat
 
 from safemax_pl.classifier.accuracy import recognition
 from safemax_pl.classifier.model import Classifier
-from safemax_pl.common import distributed
+from safemax_pl.common import distributed, rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import PROJECT
+from safemax_pl.common.rng import Stream
+from safemax_pl.config.build import build
 from safemax_pl.config.compose import compose
 from safemax_pl.data.batch import from_uint8, to_uint8
 from safemax_pl.data.datamodule import ForgetRetainDataModule
@@ -195,6 +199,39 @@ def test_statistics_of_noise_are_of_the_forget_images_only(evaluator, digits):
     assert (result["noise_rate"] > 0.9) and (result["retain_accuracy"] > 0.9)
     assert result["noise_correlation"] == pytest.approx(0, abs=0.1)
     assert result["fid_retain/classifier"] < 5
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_a_model_that_predicts_white_noise_halts_under_every_sampler_and_weight(evaluator_of, digits, name, guidance):
+    evaluator = evaluator_of(digits, sampler=Sampler(name, 10))
+    original = build(compose("fit", ["experiment=digits_forget1"]).model, data=digits)
+
+    class Halted(Model):
+        def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            return self.diffusion.coefficients(t)[1] * x_t  # ε* for s = 1
+
+    halted = Halted(original.unet, original.diffusion, original.num_classes)
+    for model, expected in ((halted, pytest.approx(1, abs=1e-4)), (original, pytest.approx(0, abs=0.5))):
+        make_images, scores = evaluator.images_of(model, guidance), evaluator.metric_suite(evaluator.plan("quick"))
+        rows = plan_rows(evaluator.plan("quick"))
+        scores.update(make_images(rows), rows, make_images.halted)
+        assert scores.compute().to_json()["halting"] == expected
+
+
+def test_halting_under_ddim_is_relative_to_the_cosines_of_exact_halting(evaluator_of, digits):
+    """Images of exact halting are x_T times Π cos(φ_t − φ_{t−1}) with cos φ_t = √ᾱ_t: 0.93 in 25 steps, 0.98 in 100."""
+    original = build(compose("fit", ["experiment=digits_forget1"]).model, data=digits)
+    for steps, known in ((25, 0.93), (100, 0.98)):
+        sampler = Sampler("ddim", steps)
+        make_images = evaluator_of(digits, sampler=sampler).images_of(original, 0.0)
+        rows = plan_rows(evaluator_of(digits).plan("quick"))
+        visited = original.diffusion.scheduler.alphas_cumprod[sampler.timesteps(1000)]
+        angles = [0.0, *visited.double().sqrt().acos().tolist()]  # the chain ends at ᾱ = 1
+        slope = math.prod(math.cos(after - before) for before, after in pairwise(angles))
+        start = rng.normal(rng.combine(rows.seeds, rows.labels), Stream.START, digits.image_shape)
+        torch.testing.assert_close(make_images.halted(rows), slope * start, rtol=1e-4, atol=1e-4)
+        assert slope == pytest.approx(known, abs=0.005)
 
 
 def test_saturation_is_that_of_the_images_before_they_are_rounded_to_eight_bits(evaluator):

@@ -17,7 +17,7 @@ from safemax_pl.evaluation.metrics.frechet import FeatureStatistics, FrechetDist
 from safemax_pl.evaluation.metrics.inception_score import InceptionScore
 from safemax_pl.evaluation.metrics.kernel import KernelDistance
 from safemax_pl.evaluation.metrics.manifold import PrecisionRecall
-from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, Halting, NoiseStatistics
 from safemax_pl.evaluation.metrics.reference import Reference, reference_of
 
 N, C, F = 24, 4, 6
@@ -54,6 +54,7 @@ def update(metric: Metric, rows: list[int]) -> None:
         PrecisionRecall: (verdict.features,),
         InceptionScore: (verdict.plain,),
         NoiseStatistics: (images[rows],),
+        Halting: (images[rows], images[rows].roll(1, dims=-1) + images[rows]),
         Drift: (pixels[rows], plan.position),
         Gallery: (pixels[rows], plan),
     }
@@ -95,6 +96,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "manifold": lambda: PrecisionRecall(real().features, real().weights, real().radii),
     "inception_score": lambda: InceptionScore(C),
     "noise": NoiseStatistics,
+    "halting": Halting,
     "drift": lambda: Drift(torch.zeros(N, 3, 4, 4, dtype=torch.uint8)),
     "gallery": Gallery,
 }

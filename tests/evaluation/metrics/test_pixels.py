@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from safemax_pl.data.sampling_plan import Rows
-from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, NoiseStatistics
+from safemax_pl.evaluation.metrics.pixels import Drift, Gallery, Halting, NoiseStatistics
 
 SHAPE = (200, 3, 16, 16)
 
@@ -45,6 +45,19 @@ def test_neighbours_in_a_checkerboard_are_anticorrelated():
 def test_white_noise_about_any_mean_is_uncorrelated():
     noise = 0.1 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     assert noise_statistics(0.5 + noise)["noise_correlation"] == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("slope", [0.75, 1.0, 1.7, -0.2])
+def test_halting_is_the_slope_on_the_images_of_exact_halting(slope):
+    """Least squares by hand, in batches; what has nothing of them adds nothing."""
+    generator = torch.Generator().manual_seed(0)
+    exact, other = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+    images, metric = slope * exact + 0.3 * other, Halting()
+    for half in (slice(0, 50), slice(50, 200)):
+        metric.update(images[half], exact[half])
+    assert metric.compute().item() == pytest.approx(slope, abs=0.005)
+    expected = torch.linalg.lstsq(exact.flatten()[:, None].double(), images.flatten()[:, None].double()).solution
+    assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("transpose", [False, True])
