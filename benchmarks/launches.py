@@ -142,7 +142,7 @@ def main(
     rows = list[dict[str, Any]]()
     for method in methods:
         cfg = compose("fit", [f"unlearner={method}"])
-        unlearner, kinds = build(cfg.unlearner), 2 if method in ALTERNATING else 1
+        unlearner, kinds = build(cfg.unlearner), ALTERNATING.get(method, 1)
         unlearner.prepare(training.task(), training.data, CountedPreparation(cfg.sampler.steps))
         with patch("torch.nn.utils.clip_grad_norm_", clip), Operators() as operators:
             for number in range(kinds):

@@ -46,7 +46,7 @@ VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "s
 UNLEARNERS = options("unlearner")
 METHODS = tuple(method for method in UNLEARNERS if method not in VARIANTS)
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
-ALTERNATING = {"sfr_on"}  # two kinds of steps in turn
+ALTERNATING = {"sfr_on": 2, "msgm": 4}  # steps in a turn of different kinds
 
 
 class CountedPreparation(Preparation):
@@ -92,8 +92,8 @@ def main(
     for method in dict.fromkeys((*REFERENCES, *methods)):
         sides[method], preparation[method], accounts[method] = prepared(method, training, counting)
     timed = compare(sides, repeats)
-    for method in ALTERNATING & set(sides):
-        timed.seconds[method] = [seconds / 2 for seconds in timed.seconds[method]]
+    for method in ALTERNATING.keys() & sides.keys():
+        timed.seconds[method] = [seconds / ALTERNATING[method] for seconds in timed.seconds[method]]
     ceiling, unit = matmul_flops(device, training.dtype), training.pass_flops(2 * counted_batch)
     parameters = sum(weight.numel() for weight in training.student.parameters())
     bandwidth = memory_bandwidth(device, 4 * parameters)
@@ -109,11 +109,11 @@ def main(
 
 
 def prepared(method: str, training: Training, counting: Training) -> tuple[Side, float, Account]:
-    """Prepare a method; return its steps (one of each kind), the FLOPs of its preparation, and the cost of a step."""
+    """Prepare a method; return its steps (one turn), the FLOPs of its preparation, and the cost of a step."""
     cfg = compose("fit", [f"unlearner={method}"])
     unlearner, counted = build(cfg.unlearner), CountedPreparation(cfg.sampler.steps)
     unlearner.prepare(training.task(), training.data, counted)
-    kinds = 2 if method in ALTERNATING else 1
+    kinds = ALTERNATING.get(method, 1)
     steps = partial(take_steps, training, unlearner, kinds)
     return steps, counted.flops, counting.account_without_values(unlearner, kinds)
 
