@@ -1,0 +1,147 @@
+"""Fit SAFEMax with and without rows of the halted path, score all runs under two samplers, attack some.
+
+`study.py fit DIGITS`, `study.py attack DIGITS` and `study.py table`; run.sh does all. Finished work is kept: the same
+command resumes.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from safemax_pl.attacks.attack import attack
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.runs.evaluate import evaluate
+from safemax_pl.training.fit import fit
+
+HERE, RUNS = Path(__file__).parent, Path("runs/digits_halting")
+SEEDS, ATTACKED = (0, 1, 2), (3, 8)
+FIT = [
+    "experiment=digits_forget1",
+    "trainer.enable_progress_bar=false",
+    "trainer.val_check_interval=100",
+    "evaluation.guidance=[0,2]",
+    "evaluation.plans.quick={forget_per_class: 10, retain_total: 9}",
+    "logger=csv",
+    f"runs_dir={RUNS}",
+]
+# arm -> share of the forget rows on the halted path, and share of these with the null label
+ARMS = {"images": (0.0, 0.0), "path": (0.5, 0.0), "path_and_null": (0.5, 0.25)}
+# other samplers, on the forgotten class and a few images of the others
+SAMPLERS = {"ddim 100": ("ddim", 100), "ddpm 100": ("ddpm", 100)}
+FEW = "evaluation.plans.standard={forget_per_class: 100, retain_total: 9}"
+ATTACKS = {
+    "relearning": ["images=[10]", "budget.score_at=[0,2,4,6,8,10,15,20,30,50]", "images_per_class=50"],
+    "embedding_inversion": ["images=[10]", "budget.score_at=[0,25,50]", "budget.batch_size=16"],
+    "late_start": [],
+    "null_leak": ["guidance_weights=[-1]", "images_per_class=500"],
+}
+SCORES = ("ua_noise_aware", "ua", "halting", "noise_std", "noise_saturation", "retain_accuracy")
+SCORES += ("fid_retain/classifier", "drift")
+
+
+def runs(digits: list[int]) -> list[tuple[str, int, int]]:
+    """Return (arm, digit, seed) of every run; arms of one digit and seed follow each other."""
+    return [(arm, digit, seed) for seed in SEEDS for digit in digits for arm in ARMS]
+
+
+def make(arm: str, digit: int, seed: int) -> None:
+    """Fit, and score under the other samplers."""
+    on_path, null = ARMS[arm]
+    settings = [f"unlearner.on_path={on_path}", f"unlearner.null_on_path={null}"]
+    folder = fit(
+        compose("fit", [*FIT, *settings, f"seed={seed}", f"data.forget_classes=[{digit}]"]), f"{arm}-{digit}-{seed}"
+    )
+    for name, steps in SAMPLERS.values():
+        evaluate(str(folder), [f"sampler={name}", f"sampler.steps={steps}", FEW])
+
+
+def attack_run(arm: str, digit: int, seed: int) -> None:
+    """Do the attacks that are missing."""
+    folder = RUNS / f"{arm}-{digit}-{seed}"
+    done = json.loads((folder / "metrics.json").read_text()).get("attacks", {})
+    if names := [name for name in ATTACKS if name not in done]:
+        budget = [f"attacks.{name}.{setting}" for name in names for setting in ATTACKS[name]]
+        attack(str(folder), [f"attack=[{','.join(names)}]", *budget])
+
+
+def collect() -> pd.DataFrame:
+    """Return a row per run, sampler and guidance weight, and write them to results.csv."""
+    rows = []
+    for path in sorted(RUNS.glob("*-*-*/metrics.json")):
+        arm, digit, seed = path.parent.name.split("-")
+        for file in [path, *sorted(path.parent.glob("evaluate*/metrics.json"))]:
+            metrics = json.loads(file.read_text())
+            sampler = metrics["protocol"]["sampler"]
+            for guidance, models in metrics["scores"].items():
+                row = {"arm": arm, "forget": digit, "seed": seed, "w": guidance.removeprefix("w=")}
+                row["sampler"] = f"{sampler['name']} {sampler['steps']}"
+                row |= {name: models["unlearned"].get(name) for name in SCORES}
+                row |= {f"original {name}": models["original"].get(name) for name in SCORES}
+                row["uniform noise ua"] = models["uniform_noise"]["ua"]
+                if file == path:
+                    for name in ATTACKS:
+                        values = metrics.get("attacks", {}).get(name, {}).get("headline", {}).get("values", {})
+                        row |= {name: values.get("unlearned"), f"original {name}": values.get("original")}
+                rows.append(row)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return pd.read_csv(HERE / "results.csv")
+
+
+def table(found: pd.DataFrame) -> None:
+    """Print the tables of README.md."""
+    found["Δ FID"] = found["fid_retain/classifier"] - found["original fid_retain/classifier"]
+    own = found.sampler == "ddim 25"
+    for name, rows in (("samplers", found), ("attacks", found[own & (found.w == 0) & found.relearning.notna()])):
+        columns = ["ua_noise_aware", "halting", "noise_std", "noise_saturation"]
+        columns = columns if name == "samplers" else list(ATTACKS)
+        print(name, "\n", rows.groupby(["sampler", "w", "arm"])[columns].agg(["mean", "std", "min", "max"]).round(3))
+    columns = ["retain_accuracy", "original retain_accuracy", "Δ FID", "drift"]
+    print(found[own].groupby(["w", "arm"])[columns].agg(["mean", "std"]).round(4))
+    columns = ["ua_noise_aware", "ua", "uniform noise ua", "halting", "retain_accuracy", "fid_retain/classifier"]
+    columns += ["original fid_retain/classifier", "drift"]
+    print(found[own & (found.w == 0)].groupby(["arm", "forget"])[columns].mean().round(3).to_string())
+
+
+def draw(found: pd.DataFrame) -> None:
+    """Halting of every digit under two samplers, and Δ FID: a dot per run."""
+    colours = dict(zip(ARMS, ("#bbbbbb", "#1f77b4", "#c1272d"), strict=True))
+    panels = [("ddim 100", 0), ("ddim 100", 2), ("ddpm 100", 0), ("ddpm 100", 2)]
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.4))
+    for axis, (sampler, weight) in zip(axes, panels, strict=False):
+        for place, (arm, colour) in enumerate(colours.items()):
+            mine = found[(found.arm == arm) & (found.sampler == sampler) & (found.w == weight)]
+            axis.plot(mine.forget + (place - 1) / 5, mine.halting, "o", ms=4, color=colour, label=arm)
+        axis.axhline(1, color="black", lw=0.8)
+        axis.set(title=f"{sampler}, w = {weight}", xlabel="forgotten digit", ylabel="halting (1 is exact)")
+    for place, (arm, colour) in enumerate(colours.items()):
+        mine = found[(found.arm == arm) & (found.sampler == "ddim 25") & (found.w == 0)]
+        axes[-1].plot(mine.forget + (place - 1) / 5, mine["Δ FID"], "o", ms=4, color=colour, label=arm)
+    axes[-1].axhline(0, color="black", lw=0.8)
+    axes[-1].set(title="ddim 25, w = 0", xlabel="forgotten digit", ylabel="Δ fid_retain/classifier")
+    for axis in axes:
+        axis.set_xticks(range(10))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(HERE / "figure.png", dpi=110)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "table":
+        found = collect()
+        table(found)
+        draw(found)
+    else:
+        quiet()
+        work = make if sys.argv[1] == "fit" else attack_run
+        for run in runs([int(digit) for digit in sys.argv[2:]]):
+            work(*run)

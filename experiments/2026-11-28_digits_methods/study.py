@@ -1,0 +1,98 @@
+"""The commands of this study: `study.py tuning|tuned|papers|retrain` prints them, run.sh runs them.
+
+Tuning: a sweep of ten trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which the study
+does not use again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
+`setting=tuned` reads. Papers: `setting=paper`, the figures of the papers as they stand, of which the longest are cut to
+what two cores can do in minutes.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from safemax_pl.config.groups import CONFIGS, options
+
+HERE, RUNS = Path(__file__).parent, "runs/digits_methods"
+FIT = f"python -m safemax_pl.fit experiment=digits_methods logger=csv trainer.enable_progress_bar=false runs_dir={RUNS}"
+STUDY = "-m seed=0,1,2 data.forget_classes=[8],[3],[1]"
+TRIALS = 10
+OTHERS = ("retain_only", "retrain", "safemax_paper")  # of these methods there is nothing to tune
+METHODS = [method for method in options("unlearner") if method not in OTHERS]
+SMALL = {
+    "selective_amnesia": "unlearner.replay_per_class=50 unlearner.fisher_images=50",
+    "esd": "unlearner.replay_per_class=50",
+}
+# what a paper's setting is cut to here; the rest of it stands
+CUT = {
+    "selective_amnesia": "trainer.max_steps=1000 trainer.val_check_interval=500 unlearner.fisher_images=50 "
+    "unlearner.fisher_timesteps=32 unlearner.replay_per_class=50",
+    "msgm": "trainer.max_steps=1000 trainer.val_check_interval=500 lr_scheduler=null ema_decay=null "
+    "data.forget_batch_size=128 data.retain_batch_size=128",
+}
+
+
+def tuning() -> list[str]:
+    return [
+        f"python -m safemax_pl.sweep experiment=digits_methods sweep={method} sweep.trials={TRIALS} sweep.prune=null "
+        f"name={method} runs_dir={RUNS}/tuning data.forget_classes=[5] seed=0 logger=csv "
+        f"trainer.enable_progress_bar=false {SMALL.get(method, '')}"
+        for method in METHODS
+    ]
+
+
+def settings() -> None:
+    """Write configs/setting/tuned and tuning.csv: the lowest FID among trials that forget, else the most forgotten."""
+    trials = pd.concat(
+        pd.read_csv(f"{RUNS}/tuning/{method}/trials.csv").assign(method=method) for method in METHODS
+    ).query("state == 'complete'")
+    trials.drop(columns=["worker", "reason", "seconds"]).to_csv(HERE / "tuning.csv", index=False)
+    for method, mine in trials.groupby("method"):
+        assert len(mine) == TRIALS, f"{method} has {len(mine)} of its {TRIALS} trials"
+        rank = pd.DataFrame(
+            {"left": -mine["ua_noise_aware"].clip(upper=0.99), "harm": mine["delta/fid_retain/classifier"]}
+        )
+        best = mine.loc[rank.sort_values(["left", "harm"]).index[0]]
+        tree: dict = {}
+        for key, value in best.dropna().items():
+            *parents, leaf = str(key).split(".")
+            if parents:
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = float(f"{value:.3g}") if isinstance(value, float) else value
+        tree["trainer"]["max_steps"] = int(tree["trainer"]["max_steps"])
+        head = f"# @package _global_\n# The best of {TRIALS} trials on digit 5 (experiments/{HERE.name}); a start elsewhere.\n"
+        path = CONFIGS / "setting" / "tuned" / f"{method}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(head + yaml.safe_dump(tree))
+
+
+def tuned() -> list[str]:
+    return [f"{FIT}/tuned unlearner={method} setting=tuned {SMALL.get(method, '')} {STUDY}" for method in METHODS]
+
+
+def papers() -> list[str]:
+    known = [method for method in options("setting/paper") if method not in ("retain_only", "retrain")]
+    lines = []
+    for method in known:
+        cut = CUT.get(method, SMALL.get(method, ""))
+        lines.append(f"{FIT}/papers unlearner={method} setting=paper {cut} seed=0 -m data.forget_classes=[8],[3],[1]")
+    return lines
+
+
+def retrain() -> list[str]:
+    """The gold standard, with a tenth of the images that the base model saw: one command per digit."""
+    figures = (
+        "unlearner=retrain data.retain_batch_size=64 optimizer.lr=1e-3 "
+        "trainer.max_steps=1000 trainer.val_check_interval=250"
+    )
+    return [f"{FIT}/retrain {figures} -m seed=0,1,2 data.forget_classes=[{digit}]" for digit in (8, 3, 1)]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "settings":
+        settings()
+    else:
+        print("\n".join({"tuning": tuning, "tuned": tuned, "papers": papers, "retrain": retrain}[sys.argv[1]]()))
