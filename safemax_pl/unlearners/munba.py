@@ -17,8 +17,8 @@ class MUNBa(Unlearner):
     """δ = α_r g_r + α_f g_f with g_r = ∇ E‖ε − ε_θ(x_t, t, c_r)‖², g_f = ∇ E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖².
 
     α solves the bargain GᵀG α = 1 / α with G = [g_r, g_f]: α_i = 1 / (‖g_i‖ √(1 + ρ)), ρ the cosine of both gradients.
-    Both losses then fall at the same relative rate, whatever their scale: factors of the losses would cancel, so there
-    are none. ‖δ‖ is always √2. If an α is not finite, which takes opposite gradients or one of 0, then
+    So δ has the same angle to both gradients and the norm √2, whatever the scale of the losses: factors would cancel,
+    so there are none. If an α is not finite, which takes opposite gradients or one of 0, then
     δ = g_r + fallback_weight · g_f.
 
     The authors forget classes of Stable Diffusion, with c̃ = c_f + 1; here c̃ is the next retain class. Their closed form

@@ -35,7 +35,7 @@ def pair(sign: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_weights_solve_the_bargain(gradient_of, sign):
-    """GᵀG α = 1 / α: both losses fall at the same relative rate. Hence αᵀ GᵀG α = 2, the squared norm."""
+    """GᵀG α = 1 / α. Hence αᵀ GᵀG α = 2, the squared norm."""
     both = pair(sign).double()
     alpha = torch.stack(MUNBa().bargain([both[0]], [both[1]]))
     torch.testing.assert_close(both @ both.T @ alpha, 1 / alpha)
