@@ -1,6 +1,6 @@
 """The commands of this study: `study.py tuning|tuned|papers|retrain` prints them, run.sh runs them.
 
-Tuning: a sweep of ten trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which the study
+Tuning: a sweep of eight trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which the study
 does not use again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
 `setting=tuned` reads. Papers: `setting=paper`, the figures of the papers as they stand, of which the longest are cut to
 what two cores can do in minutes.
@@ -17,8 +17,8 @@ from safemax_pl.config.groups import CONFIGS, options
 HERE, RUNS = Path(__file__).parent, "runs/digits_methods"
 FIT = f"python -m safemax_pl.fit experiment=digits_methods logger=csv trainer.enable_progress_bar=false runs_dir={RUNS}"
 STUDY = "-m seed=0,1,2 data.forget_classes=[8],[3],[1]"
-TRIALS = 10
-OTHERS = ("retain_only", "retrain", "safemax_paper")  # of these methods there is nothing to tune
+TRIALS = 8
+OTHERS = ("retain_only", "retrain", "safemax_paper", "safemax_no_gate")  # base models, and variants of SAFEMax
 METHODS = [method for method in options("unlearner") if method not in OTHERS]
 SMALL = {
     "selective_amnesia": "unlearner.replay_per_class=50 unlearner.fisher_images=50",
@@ -74,11 +74,11 @@ def tuned() -> list[str]:
 
 
 def papers() -> list[str]:
-    known = [method for method in options("setting/paper") if method not in ("retain_only", "retrain")]
+    known = [method for method in options("setting/paper") if method not in (*OTHERS, "safemax")] + ["safemax_paper"]
     lines = []
     for method in known:
         cut = CUT.get(method, SMALL.get(method, ""))
-        lines.append(f"{FIT}/papers unlearner={method} setting=paper {cut} seed=0 -m data.forget_classes=[8],[3],[1]")
+        lines.append(f"{FIT}/papers unlearner={method} setting=paper {cut} seed=0 data.forget_classes=[8]")
     return lines
 
 
