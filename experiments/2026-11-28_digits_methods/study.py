@@ -1,7 +1,7 @@
 """The commands of this study: `study.py tuning|tuned|papers|retrain` prints them, run.sh runs them.
 
-Tuning: a sweep of eight trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which the study
-does not use again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
+Tuning: a sweep of eight trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which are not
+used again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
 `setting=tuned` reads. Papers: `setting=paper`, the figures of the papers as they stand, of which the longest are cut to
 what two cores can do in minutes.
 """
@@ -63,10 +63,10 @@ def settings() -> None:
                     node = node.setdefault(parent, {})
                 node[leaf] = float(f"{value:.3g}") if isinstance(value, float) else value
         tree["trainer"]["max_steps"] = int(tree["trainer"]["max_steps"])
-        head = f"# @package _global_\n# The best of {TRIALS} trials on digit 5 (experiments/{HERE.name}); a start elsewhere.\n"
+        found = f"The best of {TRIALS} trials on digit 5 (experiments/{HERE.name}): a start elsewhere."
         path = CONFIGS / "setting" / "tuned" / f"{method}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(head + yaml.safe_dump(tree))
+        path.write_text(f"# @package _global_\n# {found}\n" + yaml.safe_dump(tree))
 
 
 def tuned() -> list[str]:
