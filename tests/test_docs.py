@@ -92,8 +92,8 @@ def test_every_key_has_a_meaning():
         import configuration
     finally:
         sys.path.pop(0)
-    lists_of_changes = {"experiment", "sweep"}
-    files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in lists_of_changes]
+    lists_of_changes = {"experiment", "setting", "sweep"}
+    files = [path for path in CONFIGS.rglob("*.yaml") if path.relative_to(CONFIGS).parts[0] not in lists_of_changes]
     for path in files:
         for key in configuration.keys(path):
             assert key.meaning or not key.value or key.name.endswith("_target_") or path.stem == "wandb_sweep", (

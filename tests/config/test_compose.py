@@ -240,7 +240,7 @@ def test_legal_overrides_are_accepted(overrides):
     ("overrides", "message"),
     [
         (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
-        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: dimum, erasediff, "),
+        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: barrier, dimum, erasediff, "),
         (["parameters=lora", "parameters.rnk=2"], "'parameters.rnk': did you mean 'parameters.rank'"),
         (["sed=1"], "'sed': did you mean 'seed'"),
         (["unlearner.gate.dcay=1"], "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),
@@ -660,6 +660,7 @@ def test_lists_are_compared_by_value():
         ("unlearner.retain_weight=nan", r"unlearner\.retain_weight=nan: expected a finite number"),
         ("method=a|b", r"method=a\|b: give a name"),
         ("~unlearner", "the group unlearner was removed"),
+        ("~setting", "the group setting was removed"),
     ],
 )
 def test_values_that_no_method_can_use_are_refused(override, message):
