@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.command import command
-from benchmarks.methods import ALTERNATING, METHODS, UNLEARNERS, CountedPreparation
+from benchmarks.methods import METHODS, UNLEARNERS, CountedPreparation
 from benchmarks.overhead import BareLoop
 from benchmarks.setting import Training, accelerator, random_data, silent_fit
 from benchmarks.tables import FOLDER, publish
@@ -142,12 +142,12 @@ def main(
     rows = list[dict[str, Any]]()
     for method in methods:
         cfg = compose("fit", [f"unlearner={method}"])
-        unlearner, kinds = build(cfg.unlearner), ALTERNATING.get(method, 1)
+        unlearner = build(cfg.unlearner)
         unlearner.prepare(training.task(), training.data, CountedPreparation(cfg.sampler.steps))
         with patch("torch.nn.utils.clip_grad_norm_", clip), Operators() as operators:
-            for number in range(kinds):
+            for number in range(unlearner.period):
                 training.step(unlearner, number)
-        rows.append({"method": method} | operators.row(kinds))
+        rows.append({"method": method} | operators.row(unlearner.period))
     title = f"Operators and kernels of a step of every method, {' '.join(network)}{', bfloat16' if bf16 else ''}"
     parameters = [weight.numel() for weight in training.student.parameters()]
     more = {"A step of SAFEMax on the digits": what_a_fit_adds()}

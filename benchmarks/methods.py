@@ -46,7 +46,6 @@ VARIANTS = ("erasediff_relabel", "retain_only", "retrain", "safemax_no_gate", "s
 UNLEARNERS = options("unlearner")
 METHODS = tuple(method for method in UNLEARNERS if method not in VARIANTS)
 REFERENCES = {"salun": "SalUn", "selective_amnesia": "SA"}
-ALTERNATING = {"sfr_on": 2, "msgm": 4}  # steps in a turn of different kinds
 
 
 class CountedPreparation(Preparation):
@@ -88,12 +87,17 @@ def main(
     device, shape = default_device(), (3, 32, 32)
     training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
-    sides, preparation, accounts = dict[str, Side](), dict[str, float](), dict[str, Account]()
+    sides, periods, preparation, accounts = (
+        dict[str, Side](),
+        dict[str, int](),
+        dict[str, float](),
+        dict[str, Account](),
+    )
     for method in dict.fromkeys((*REFERENCES, *methods)):
-        sides[method], preparation[method], accounts[method] = prepared(method, training, counting)
+        sides[method], periods[method], preparation[method], accounts[method] = prepared(method, training, counting)
     timed = compare(sides, repeats)
-    for method in ALTERNATING.keys() & sides.keys():
-        timed.seconds[method] = [seconds / ALTERNATING[method] for seconds in timed.seconds[method]]
+    for method, kinds in periods.items():
+        timed.seconds[method] = [seconds / kinds for seconds in timed.seconds[method]]
     ceiling, unit = matmul_flops(device, training.dtype), training.pass_flops(2 * counted_batch)
     parameters = sum(weight.numel() for weight in training.student.parameters())
     bandwidth = memory_bandwidth(device, 4 * parameters)
@@ -108,14 +112,13 @@ def main(
     return publish("methods", title, rows, {" ".join(network): timed.seconds}, folder, more, **facts)
 
 
-def prepared(method: str, training: Training, counting: Training) -> tuple[Side, float, Account]:
-    """Prepare a method; return its steps (one turn), the FLOPs of its preparation, and the cost of a step."""
+def prepared(method: str, training: Training, counting: Training) -> tuple[Side, int, float, Account]:
+    """Prepare a method; return a period of its steps and their number, the preparation's FLOPs, and a step's cost."""
     cfg = compose("fit", [f"unlearner={method}"])
     unlearner, counted = build(cfg.unlearner), CountedPreparation(cfg.sampler.steps)
     unlearner.prepare(training.task(), training.data, counted)
-    kinds = ALTERNATING.get(method, 1)
-    steps = partial(take_steps, training, unlearner, kinds)
-    return steps, counted.flops, counting.account_without_values(unlearner, kinds)
+    steps = partial(take_steps, training, unlearner, unlearner.period)
+    return steps, unlearner.period, counted.flops, counting.account_without_values(unlearner, unlearner.period)
 
 
 def counted_tables(

@@ -150,9 +150,7 @@ def override(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise UserError(f"{item}: keys can be neither added nor removed here; change a key with key=value")
         check_single(change)
         if key in CHANGES:
-            raise UserError(
-                f"{item}: a run keeps its {key}; change single settings or groups such as sampler=ddpm"
-            )
+            raise UserError(f"{item}: a run keeps its {key}; change single settings or groups such as sampler=ddpm")
         if (CONFIGS / key).is_dir() and key in cfg:
             OmegaConf.update(cfg, key, compose("fit", [str(item)]).get(key), merge=False)
         elif key not in flat_keys(cfg):

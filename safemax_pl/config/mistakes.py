@@ -21,7 +21,9 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if "In 'experiment/" in text:
         return UserError(f"{text} Change the experiment's defaults list.")
     if "${setting}" in text:  # a part of the defaults list is gone
-        removed = [group for group in ("unlearner", "setting") if any(item.startswith(f"~{group}") for item in overrides)]
+        removed = [
+            group for group in ("unlearner", "setting") if any(item.startswith(f"~{group}") for item in overrides)
+        ]
         return UserError(f"the group {removed[0]} was removed but is required: choose one of its options")
     if not match:
         return UserError(text)

@@ -14,20 +14,21 @@ from safemax_pl.common import distributed
 from safemax_pl.common.hardware import flop_counter, hardware, joules
 
 SAVED = ("timed", "preparation_seconds", "preparation_flops", "flops", "counted", "steps")  # the same on all ranks
-COUNTED_STEPS = 2  # first steps that count FLOPs; two, as some methods alternate two kinds of steps
+COUNTED_STEPS = 2  # minimum of first steps that count FLOPs
 
 
 class Cost(Callback):
     """Callback that measures training steps, without validation and the writing of checkpoints.
 
-    The first `COUNTED_STEPS` steps count FLOPs, which slows them, so they are not timed. With `compiled`, as many steps
-    after every start are timed separately, as they include compilation. Totals are the mean of the timed steps times
-    the number of all steps.
+    The first steps count FLOPs, which slows them, so they are not timed. There are `COUNTED_STEPS` of them, or one of
+    each kind of the method's steps. With `compiled`, as many steps after every start are timed separately, as they
+    include compilation. Totals are the mean of the timed steps times the number of all steps.
 
     Args:
         images_per_step: images per training step on all ranks.
         trainable_parameters: number of weights that training changes.
         compiled: whether networks are compiled for the steps that do not count FLOPs.
+        period: `Unlearner.period`.
 
     Attributes:
         timed: number of timed steps.
@@ -40,8 +41,11 @@ class Cost(Callback):
             timed steps, None without a counter for a part of them; `peak_bytes`, maximum of allocated memory.
     """
 
-    def __init__(self, images_per_step: int, trainable_parameters: int = 0, compiled: bool = False) -> None:
+    def __init__(
+        self, images_per_step: int, trainable_parameters: int = 0, compiled: bool = False, period: int = 1
+    ) -> None:
         self.images_per_step, self.trainable_parameters = images_per_step, trainable_parameters
+        self.to_count = max(COUNTED_STEPS, period)
         self.timed, self.preparation_seconds, self.preparation_flops = 0, 0.0, 0.0
         self.flops, self.counted, self.steps = 0, 0, 0
         self.own: dict[str, Any] = {"host": "", "hardware": "", "seconds": 0.0, "peak_bytes": 0, "joules": 0.0}
@@ -50,7 +54,7 @@ class Cost(Callback):
         self._started: float | None = None
         self._joules: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._compiling = COUNTED_STEPS if compiled else 0  # remaining steps of this process that include compilation
+        self._compiling = self.to_count if compiled else 0  # remaining steps of this process that include compilation
 
     @property
     def counting(self) -> bool:
@@ -74,7 +78,7 @@ class Cost(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.preparation_seconds = float(pl_module.preparation_seconds)  # type: ignore[arg-type]
         self.preparation_flops = float(pl_module.preparation_flops)  # type: ignore[arg-type]
-        if self.counted < COUNTED_STEPS:
+        if self.counted < self.to_count:
             self._counter = flop_counter()
             self._counter.__enter__()
         elif self._started is None:

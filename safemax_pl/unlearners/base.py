@@ -75,6 +75,7 @@ class Unlearner(ABC):
 
     Attributes:
         needs_forget, needs_retain: whether `losses` uses that batch. Other batches are not drawn.
+        period: number of steps after which their kinds repeat, as in a method that alternates two kinds.
         weighs_original: whether the method computes a mask or Fisher information of the original weights. The trainable
             weights must then be original ones, not adapters.
 
@@ -84,6 +85,7 @@ class Unlearner(ABC):
 
     needs_forget: bool = True
     needs_retain: bool = True
+    period: int = 1
     weighs_original: bool = False
 
     def __init__(self, forget_weight: float = 1.0, retain_weight: float = 1.0, label_dropout: float = 0.1):

@@ -40,6 +40,7 @@ class MSGM(Unlearner):
             raise UserError(f"unlearner.forget_every={forget_every}: give a number of steps ≥ 1")
         check_probabilities(forget_dropout=forget_dropout)
         self.forget_every, self.forget_dropout = forget_every, forget_dropout
+        self.period = forget_every
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:
         assert forget is not None and retain is not None

@@ -52,6 +52,7 @@ class SFROn(Unlearner):
         forget_weight: η_0.
     """
 
+    period: int = 2
     weighs_original: bool = True
 
     def __init__(

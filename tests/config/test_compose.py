@@ -240,7 +240,10 @@ def test_legal_overrides_are_accepted(overrides):
     ("overrides", "message"),
     [
         (["experiment=digits_forget"], "unknown experiment 'digits_forget': did you mean 'digits_forget1'"),
-        (["unlearner=safemx"], "unknown unlearner 'safemx': did you mean 'safemax'? legal: barrier, dimum, erasediff, "),
+        (
+            ["unlearner=safemx"],
+            "unknown unlearner 'safemx': did you mean 'safemax'? legal: barrier, dimum, erasediff, ",
+        ),
         (["parameters=lora", "parameters.rnk=2"], "'parameters.rnk': did you mean 'parameters.rank'"),
         (["sed=1"], "'sed': did you mean 'seed'"),
         (["unlearner.gate.dcay=1"], "'unlearner.gate.dcay': did you mean 'unlearner.gate.decay'"),

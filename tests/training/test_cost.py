@@ -85,7 +85,7 @@ def fit(tmp_path: Path) -> Callable[..., tuple[Cost, Trainer]]:
     """Fits a small module under a fresh `Cost`."""
 
     def run(module: LightningModule, max_steps: int = 4, validate_every: int = 2, **more: Any) -> tuple[Cost, Trainer]:
-        cost = Cost(images_per_step=BATCH, compiled=more.pop("compiled", False))
+        cost = Cost(images_per_step=BATCH, compiled=more.pop("compiled", False), period=more.pop("period", 1))
         trainer = Trainer(
             accelerator="cpu",
             max_steps=max_steps,
@@ -189,13 +189,14 @@ def test_a_fit_of_a_single_step_counts_its_operations(fit):
     assert cost.summary()["unlearn_flops"] == PER_STEP
 
 
-def test_steps_that_alternate_are_both_counted(fit):
+@pytest.mark.parametrize("period", [2, 4])
+def test_all_kinds_of_steps_are_counted(fit, period):
     class Alternating(Small):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            return self.layer(batch[: 1 + 2 * (batch_idx % 2)]).square().sum()  # one row, three rows, ...
+            return self.layer(batch[: 1 + 2 * (batch_idx % period == 0)]).square().sum()  # three rows, then one
 
-    per_row = PER_STEP / BATCH
-    assert fit(Alternating(), max_steps=6)[0].summary()["unlearn_flops"] == 3 * (1 + 3) * per_row
+    cost, _ = fit(Alternating(), max_steps=8, period=period)
+    assert cost.summary()["unlearn_flops"] == 8 / period * (3 + period - 1) * PER_STEP / BATCH
 
 
 def test_the_validation_is_not_counted_as_operations(fit):

@@ -96,7 +96,7 @@ def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain,
     t, weight = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
     eps = rng.normal(forget.keys, Stream.NOISE, (1, 8, 8))
     white = rng.uniform(forget.keys, Stream.ON_PATH).view(-1, 1, 1, 1) < on_path
-    assert on_path == 0 or white.any() and not white.all()
+    assert on_path == 0 or (white.any() and not white.all())
     x_0 = torch.where(white, rng.normal(forget.keys, Stream.WHITE_IMAGE, (1, 8, 8)), forget.x_0)
     x_t = task.diffusion.add_noise(x_0, t, eps)
     taught = MaxEntropyTarget(1.0)(task.diffusion, x_t, t, forget.keys)

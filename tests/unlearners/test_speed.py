@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.methods import ALTERNATING, METHODS
+from benchmarks.methods import METHODS
 from safemax_pl.common import distributed
 from safemax_pl.diffusion import unet
 from safemax_pl.diffusion.guidance import guided
@@ -123,7 +123,7 @@ def fit(make_data, make_module, tmp_path, monkeypatch):
             unlearner = method
         for part in ("forget", "retain"):
             data.batch_sizes[part] *= getattr(unlearner, f"needs_{part}")
-        kinds = ALTERNATING.get(method, 1)
+        kinds = unlearner.period
         cost, watch = Cost(12), Watch(kinds)
         cost.counted = COUNTED_STEPS  # counting FLOPs takes time, and is watched as well
         module = make_module(bench.student, bench.teacher, unlearner, data)
