@@ -1,0 +1,134 @@
+"""Search the cheapest fit that forgets without harm, for SAFEMax and six baselines with equal budgets.
+
+`study.py search METHODS`: trials drawn at random over rate, schedule, steps, batch, weights that move and retain
+weight, on digit 5 and seed 0. `study.py verify METHODS`: the cheapest trials that reach the bounds, on three other
+digits and three seeds. `study.py preset`: `setting=fast` on ten digits and three seeds. `study.py table` prints the
+tables of README.md. Finished fits are kept: the same command resumes.
+"""
+
+import csv
+import json
+import random
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from safemax_pl.config.command_line import quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.training.fit import fit
+
+HERE, RUNS = Path(__file__).parent, Path("runs/digits_fast")
+METHODS = ("safemax", "noise_image", "salun", "barrier", "sfr_on", "dimum", "munba")
+TRIALS, VERIFIED = 24, 3
+UA, HARM = 0.99, 0.5  # bounds on ua_noise_aware and on Δ fid_retain/classifier
+FIT = [
+    "experiment=digits_methods",
+    "logger=csv",
+    "trainer.enable_progress_bar=false",
+    "second_classifier=null",
+    "evaluation.plans.quick={forget_per_class: 2, retain_total: 9}",
+    f"runs_dir={RUNS}",
+]
+
+
+def drawn(method: str, number: int) -> list[str]:
+    """Return the settings of a trial; all methods have the same ranges, around twice the steps that SAFEMax needs."""
+    draw = random.Random(f"{number}")  # the same points for all methods
+    steps, batch = draw.choice([5, 8, 12, 20, 40]), draw.choice([16, 32])
+    rate, part, weight = 10 ** draw.uniform(-3.5, -2), draw.choice(["all", "embeddings"]), 10 ** draw.uniform(0, 1.3)
+    falls = draw.choice([True, False])
+    schedule = "{_target_: torch.optim.lr_scheduler.LinearLR, _partial_: true, start_factor: 1.0, end_factor: 0.1, "
+    schedule += f"total_iters: {steps}}}"
+    settings = [
+        f"unlearner={method}",
+        f"parameters={part}",
+        f"optimizer.lr={rate / (1 if part == 'embeddings' else 3):.3g}",
+    ]
+    settings += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+    settings += [f"data.forget_batch_size={batch}", f"data.retain_batch_size={batch}"]
+    settings += [f"lr_scheduler={schedule}"] if falls else []
+    return settings + ([f"unlearner.retain_weight={weight:.3g}"] if method not in ("munba",) else [])
+
+
+def row(name: str, settings: list[str]) -> dict:
+    """Fit, and return the scores."""
+    folder = fit(compose("fit", [*FIT, *settings]), name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    ours, original = (metrics["scores"]["w=0"][model] for model in ("unlearned", "original"))
+    return {
+        "ua_noise_aware": ours["ua_noise_aware"],
+        "Δ FID": ours["fid_retain/classifier"] - original["fid_retain/classifier"],
+        "halting": ours["halting"],
+        "drift": ours["drift"],
+        "flops": metrics["cost"]["unlearn_flops"] + metrics["cost"]["preparation_flops"],
+        "seconds": metrics["cost"]["unlearn_seconds"],
+        "steps": metrics["training"]["max_steps"],
+        "settings": " ".join(settings),
+    }
+
+
+def write(name: str, rows: list[dict]) -> None:
+    with (HERE / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def search(method: str) -> None:
+    where = ["data.forget_classes=[5]", "seed=0"]
+    rows = [
+        {"method": method, "trial": i} | row(f"{method}-trial-{i}", [*drawn(method, i), *where]) for i in range(TRIALS)
+    ]
+    write(f"search_{method}", rows)
+
+
+def verify(method: str) -> None:
+    """The cheapest trials that reach the bounds with a margin in harm, on other digits and seeds."""
+    trials = pd.read_csv(HERE / f"search_{method}.csv")
+    good = trials[(trials["ua_noise_aware"] >= UA) & (trials["Δ FID"] <= HARM / 2)].sort_values("flops").trial
+    rows = []
+    for number in good.head(VERIFIED):
+        for digit in (8, 3, 1):
+            for seed in (0, 1, 2):
+                where = [f"data.forget_classes=[{digit}]", f"seed={seed}"]
+                found = row(f"{method}-verified-{number}-{digit}-{seed}", [*drawn(method, number), *where])
+                rows.append({"method": method, "trial": number, "digit": digit, "seed": seed} | found)
+    if rows:
+        write(f"verified_{method}", rows)
+
+
+def preset() -> None:
+    rows = []
+    for digit in range(10):
+        for seed in (0, 1, 2):
+            where = ["setting=fast", f"data.forget_classes=[{digit}]", f"seed={seed}"]
+            rows.append({"digit": digit, "seed": seed} | row(f"preset-{digit}-{seed}", where))
+    write("preset", rows)
+
+
+def table() -> None:
+    """Print the preset's scores, and the cheapest verified trial of each method."""
+    found = pd.read_csv(HERE / "preset.csv")
+    print(found.describe().round(3).to_string())
+    print("reach both bounds:", ((found["ua_noise_aware"] >= UA) & (found["Δ FID"] <= HARM)).sum(), "of", len(found))
+    for method in METHODS:
+        trials = pd.read_csv(HERE / f"search_{method}.csv")
+        good = trials[(trials["ua_noise_aware"] >= UA) & (trials["Δ FID"] <= HARM)]
+        print(method, f"{len(good)} of {len(trials)} trials reach the bounds; cheapest {good.flops.min():.3g}")
+        if (HERE / f"verified_{method}.csv").exists():
+            runs = pd.read_csv(HERE / f"verified_{method}.csv")
+            runs["there"] = (runs["ua_noise_aware"] >= UA) & (runs["Δ FID"] <= HARM)
+            columns = ["there", "steps", "flops", "seconds", "ua_noise_aware", "Δ FID", "drift"]
+            print(runs.groupby("trial")[columns].mean().sort_values("flops").round(3).to_string())
+
+
+if __name__ == "__main__":
+    quiet()
+    if sys.argv[1] == "preset":
+        preset()
+    elif sys.argv[1] == "table":
+        table()
+    else:
+        for one in sys.argv[2:] or METHODS:
+            {"search": search, "verify": verify}[sys.argv[1]](one)
