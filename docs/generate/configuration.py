@@ -145,14 +145,22 @@ def table(rows: list[Key], before: str = "") -> str:
     return "\n".join(lines)
 
 
+def content(path: Path) -> str:
+    """The text of a file without its comments."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return "\n".join(["```yaml", *lines, "```"])
+
+
 def section(path: Path) -> str:
     """One option of a group: its header, the option it starts from, its keys or, for lists of changes, its text."""
     parts = [f"## `{path.parent.name}={path.stem}`", header(path)]
     if bases(path):
         parts.append(f"Starts from {' and '.join(f'`{base.stem}`' for base in bases(path))}.")
     if path.parent.name in ("experiment", "sweep"):
-        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-        parts.append("\n".join(["```yaml", *lines, "```"]))
+        parts.append(content(path))
+    elif path.parent.name == "setting":
+        for file in sorted(path.with_suffix("").glob("*.yaml")):
+            parts += [f"### `unlearner={file.stem} setting={path.stem}`", header(file), content(file)]
     elif rows := keys(path):
         parts.append(table(rows, prefix(path)))
     return "\n\n".join(parts)

@@ -1,10 +1,9 @@
 """The commands of this study: `study.py fit` prints them, `attack` attacks every run, `figure` draws; run.sh does all.
 
-Methods: those of 2026-11-23_digits_methods at the settings that were tuned there on another digit. All are attacked
+Methods: those of 2026-11-28_digits_methods at the settings that were tuned there on another digit. All are attacked
 with the same budget, smaller than the default of configs/attack so that 51 runs take an hour.
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safemax_pl.attacks.attack import attack
 from safemax_pl.common.figures import COLOURS, GREY, HEIGHT, PALE, WIDTH, handle, legend, name_axes, panels, save_figure
 from safemax_pl.common.point_labels import label_points
 from safemax_pl.config.command_line import quiet
+from safemax_pl.config.groups import options
 from safemax_pl.reports.figures.trade_offs import REFERENCE
 
 RUNS = "runs/digits_robustness"
@@ -45,18 +45,9 @@ BUDGET = [
 
 
 def fit() -> list[str]:
-    """One line per method: the best of its six trials, as 2026-11-23_digits_methods chose it."""
-    with (Path(__file__).parents[1] / "2026-11-23_digits_methods" / "tuning.csv").open() as file:
-        trials = list(csv.DictReader(file))
-    lines = [f"{FIT} {RETRAIN} {STUDY}"]
-    for method in sorted({trial["method"] for trial in trials}):
-        mine = [trial for trial in trials if trial["method"] == method]
-        best = min(
-            mine, key=lambda trial: (-min(float(trial["ua_noise_aware"]), 0.99), float(trial["fid_retain/classifier"]))
-        )
-        settings = f"optimizer.lr={float(best['lr']):g} {best['knob']}={float(best['value']):g}"
-        lines.append(f"{FIT} unlearner={method} {settings} {SMALL.get(method, '')} {STUDY}")
-    return lines
+    """One line per method, at the settings that 2026-11-28_digits_methods tuned."""
+    tuned = [f"{FIT} unlearner={one} setting=tuned {SMALL.get(one, '')} {STUDY}" for one in options("setting/tuned")]
+    return [f"{FIT} {RETRAIN} {STUDY}", *tuned]
 
 
 def attack_all() -> None:

@@ -51,13 +51,15 @@ def runs(digits: list[int]) -> list[tuple[str, int, int]]:
 
 
 def make(arm: str, digit: int, seed: int) -> None:
-    """Fit, and score under the other samplers."""
+    """Fit, and score the runs of seed 0 under the other samplers."""
     on_path, null = ARMS[arm]
     settings = [f"unlearner.on_path={on_path}", f"unlearner.null_on_path={null}"]
     folder = fit(
         compose("fit", [*FIT, *settings, f"seed={seed}", f"data.forget_classes=[{digit}]"]), f"{arm}-{digit}-{seed}"
     )
-    for name, steps in SAMPLERS.values():
+    scored = [json.loads(file.read_text())["protocol"]["sampler"] for file in folder.glob("evaluations/*/metrics.json")]
+    left = [one for one in SAMPLERS.values() if one not in [(known["name"], known["steps"]) for known in scored]]
+    for name, steps in left if seed == 0 else ():
         evaluate(str(folder), [f"sampler={name}", f"sampler.steps={steps}", FEW])
 
 
@@ -75,7 +77,7 @@ def collect() -> pd.DataFrame:
     rows = []
     for path in sorted(RUNS.glob("*-*-*/metrics.json")):
         arm, digit, seed = path.parent.name.split("-")
-        for file in [path, *sorted(path.parent.glob("evaluate*/metrics.json"))]:
+        for file in [path, *sorted(path.parent.glob("evaluations/*/metrics.json"))]:
             metrics = json.loads(file.read_text())
             sampler = metrics["protocol"]["sampler"]
             for guidance, models in metrics["scores"].items():

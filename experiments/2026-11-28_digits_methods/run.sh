@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All methods on three digits: tuned with equal budgets on three seeds, and at the papers' figures. Takes about two hours on
+# All methods on three digits: tuned with equal budgets on three seeds, and at the papers' values. Takes about two hours on
 # two cores, two fits at a time. The same command resumes after an interruption. Reports stay in runs/digits_methods.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

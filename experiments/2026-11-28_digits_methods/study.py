@@ -2,7 +2,7 @@
 
 Tuning: a sweep of eight trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which are not
 used again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
-`setting=tuned` reads. Papers: `setting=paper`, the figures of the papers as they stand, of which the longest are cut to
+`setting=tuned` reads. Papers: `setting=paper`, the papers' values as they stand, of which the longest are cut to
 what two cores can do in minutes.
 """
 
@@ -53,7 +53,7 @@ def settings() -> None:
         rank = pd.DataFrame(
             {"left": -mine["ua_noise_aware"].clip(upper=0.99), "harm": mine["delta/fid_retain/classifier"]}
         )
-        best = mine.loc[rank.sort_values(["left", "harm"]).index[0]]
+        best = mine.convert_dtypes().loc[rank.sort_values(["left", "harm"]).index[0]]
         tree: dict = {}
         for key, value in best.dropna().items():
             *parents, leaf = str(key).split(".")
@@ -61,8 +61,8 @@ def settings() -> None:
                 node = tree
                 for parent in parents:
                     node = node.setdefault(parent, {})
+                value = value.item() if hasattr(value, "item") else value
                 node[leaf] = float(f"{value:.3g}") if isinstance(value, float) else value
-        tree["trainer"]["max_steps"] = int(tree["trainer"]["max_steps"])
         found = f"The best of {TRIALS} trials on digit 5 (experiments/{HERE.name}): a start elsewhere."
         path = CONFIGS / "setting" / "tuned" / f"{method}.yaml"
         path.parent.mkdir(exist_ok=True)
@@ -84,11 +84,11 @@ def papers() -> list[str]:
 
 def retrain() -> list[str]:
     """The gold standard, with a tenth of the images that the base model saw: one command per digit."""
-    figures = (
+    settings = (
         "unlearner=retrain data.retain_batch_size=64 optimizer.lr=1e-3 "
         "trainer.max_steps=1000 trainer.val_check_interval=250"
     )
-    return [f"{FIT}/retrain {figures} -m seed=0,1,2 data.forget_classes=[{digit}]" for digit in (8, 3, 1)]
+    return [f"{FIT}/retrain {settings} -m seed=0,1,2 data.forget_classes=[{digit}]" for digit in (8, 3, 1)]
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def _checked(config_name: str, overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
     schema, groups = settings_and_groups(config_name)
-    _check_setting(choices)
+    _check_setting(choices, overrides)
     _check_removals(cfg, schema, set(groups) - CHANGES - {"logger"})
     resolved(cfg)
     name_method(cfg, choices)
@@ -116,11 +116,20 @@ def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:
             raise UserError(f"the group {group} was removed but is required: choose one of its options")
 
 
-def _check_setting(choices: Any) -> None:
-    """Raise `UserError` if the method has no file in the chosen setting."""
+def _check_setting(choices: Any, overrides: list[str]) -> None:
+    """Raise `UserError` if the method lacks the chosen setting, or the command line contradicts it."""
     setting, method = choices.get("setting"), choices.get("unlearner")
-    if setting is not None and method not in (known := options(f"setting/{setting}")):
+    if setting is None:
+        return
+    if setting not in (known := options("setting")):
+        raise unknown("setting", setting, known)
+    if method not in (known := options(f"setting/{setting}")):
         raise UserError(f"unlearner={method} has no setting={setting}: methods that have one are {', '.join(known)}")
+    chosen = OmegaConf.load(CONFIGS / f"setting/{setting}/{method}.yaml")
+    if "parameters" in chosen and any(item.startswith("parameters=") for item in overrides):
+        raise UserError(
+            f"setting={setting} chooses the trainable weights: leave out parameters=, or change parameters.names="
+        )
 
 
 def name_method(cfg: DictConfig, choices: Any) -> None:

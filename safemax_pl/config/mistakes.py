@@ -21,10 +21,10 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if "In 'experiment/" in text:
         return UserError(f"{text} Change the experiment's defaults list.")
     if "${setting}" in text:  # a part of the defaults list is gone
-        removed = [
-            group for group in ("unlearner", "setting") if any(item.startswith(f"~{group}") for item in overrides)
-        ]
-        return UserError(f"the group {removed[0]} was removed but is required: choose one of its options")
+        for group in ("unlearner", "setting"):
+            if any(item.startswith(f"~{group}") for item in overrides):
+                return UserError(f"the group {group} was removed but is required: choose one of its options")
+        return UserError("unlearner= and setting= take one option each, such as unlearner=salun setting=paper")
     if not match:
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]

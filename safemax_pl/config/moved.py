@@ -28,6 +28,7 @@ METRICS = {
 PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}
 SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
 SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
+OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0}  # SAFEMax had no halted path before 0.5.0
 DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax had these before 0.5.0; off by default
 
 
@@ -44,8 +45,10 @@ def present_config(content: Any) -> Any:
     found = {
         key: present_target(value) if key == "_target_" else present_config(value) for key, value in content.items()
     }
-    if found.get("_target_") in (SAFEMAX, SAFEMAX_ROBUST) and not found.get("guidance", 0):
-        found.pop("guidance", None)
+    if found.get("_target_") in (SAFEMAX, SAFEMAX_ROBUST):
+        found = OFF_PATH | found
+        if not found.get("guidance"):
+            found.pop("guidance", None)
     if found.get("_target_") != SAFEMAX:
         return found
     defences = {key: found.pop(key, default) for key, default in DEFENCES.items()}

@@ -127,3 +127,10 @@ class Diffusion:
             return prediction
         a, b = self.coefficients(t)
         return (x_t - b * prediction) / a if self.prediction == "epsilon" else a * x_t - b * prediction
+
+    def eps_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Convert a prediction at (x_t, t) into ε, `[B, C, H, W]`."""
+        if self.prediction == "epsilon":
+            return prediction
+        a, b = self.coefficients(t)
+        return b * x_t + a * prediction if self.prediction == "v" else (x_t - a * prediction) / b

@@ -132,7 +132,9 @@ class MetricSuite(nn.Module):
         if self.has_forget:
             self.forgetting.update(verdict.of(forget), rows.labels[forget])
             noise = images[forget]
-            exact = noise[:0] if halted is None else halted(Rows(*(field[forget] for field in rows)))
+            exact = noise[:0]
+            if halted is not None and len(noise) > 0:  # most batches of a plan have no forget rows
+                exact = halted(Rows(*(field[forget] for field in rows)))
             self.noise.update(noise)
             self.halting.update(noise[: len(exact)], exact)
         if self.has_retain:

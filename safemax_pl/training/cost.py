@@ -20,15 +20,15 @@ COUNTED_STEPS = 2  # minimum of first steps that count FLOPs
 class Cost(Callback):
     """Callback that measures training steps, without validation and the writing of checkpoints.
 
-    The first steps count FLOPs, which slows them, so they are not timed. There are `COUNTED_STEPS` of them, or one of
-    each kind of the method's steps. With `compiled`, as many steps after every start are timed separately, as they
+    The first steps count FLOPs, which slows them, so they are not timed. There are `COUNTED_STEPS` of them, or `period`
+    if that is more. With `compiled`, as many steps after every start are timed separately, as they
     include compilation. Totals are the mean of the timed steps times the number of all steps.
 
     Args:
         images_per_step: images per training step on all ranks.
         trainable_parameters: number of weights that training changes.
         compiled: whether networks are compiled for the steps that do not count FLOPs.
-        period: `Unlearner.period`.
+        period: `Unlearner.period`, or half of the fit if that is less.
 
     Attributes:
         timed: number of timed steps.

@@ -32,8 +32,6 @@ class Average(WeightAveraging):
         if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
             raise UserError(f"ema_decay={decay!r}: expected a number from 0 to below 1, or null for no average")
         super().__init__(device)
-        if not isinstance(warmup, bool):
-            raise UserError(f"ema_warmup={warmup!r}: expected true or false")
         self.decay, self.warmup = decay, warmup
 
     @torch.no_grad()

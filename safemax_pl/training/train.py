@@ -69,7 +69,8 @@ def train(experiment: Experiment, run: Run, loggers: list[Logger], callbacks: Se
         originals,
     )
     moving = sum(weight.numel() for weight in trainable(student).values())
-    cost = Cost(sum(experiment.data.batch_sizes.values()), moving, cfg.compile, experiment.unlearner.period)
+    period = min(experiment.unlearner.period, cfg.trainer.max_steps // 2)
+    cost = Cost(sum(experiment.data.batch_sizes.values()), moving, cfg.compile, period)
     compiling = [Compilation([student.unet, before.unet], cost)] if cfg.compile else []
     stopping = [experiment.early_stopping] if experiment.early_stopping is not None else []
     evaluator.references(module.plan)  # fills the cache, so that no step waits for it

@@ -13,8 +13,8 @@ from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.trainable import matching, trainable
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import check_probabilities, next_retain_labels, relabelling_loss, with_null
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
+from safemax_pl.unlearners.losses import next_retain_labels, relabelling_loss
 from safemax_pl.unlearners.preparation import Preparation, State
 
 MAX_BATCH = 128  # images in a pass of the preparation
@@ -45,8 +45,8 @@ class Layer(NamedTuple):
 class BARRIER(Unlearner):
     """L = E‖ε_θ(x_t, t, c_f) − sg ε_θ(x_t, t, c̃)‖² + retain_weight · mean_l R_l(ΔW, Δb), for linear layers l only.
 
-    R = mean (ΔW μ + Δb)² + mean (ΔW U_rᵀ S_r)² + mean b_1² + mean b_2² + mean b_3² + mean b_4² protects what a layer
-    does with other inputs than the forget set's. ΔW and Δb are its changes since the original. μ is the mean of its
+    R = mean (ΔW μ + Δb)² + mean (ΔW U_rᵀ S_r)² + mean b_1² + mean b_2² + mean b_3² + mean b_4² penalises changes of a
+    layer's output for inputs outside the forget set. ΔW and Δb are its changes since the original. μ is the mean of its
     forget inputs, U_f the first `directions` right singular vectors of the centred ones, U_r the others, S_r the
     singular values of U_r. b are the bounds of ΔW U_fᵀ z over two intervals of the projection z of an input on U_f:
     [lo, z_min] and [z_max, hi], between quantiles z_min and z_max of the forget inputs and the extremes lo and hi of
@@ -61,7 +61,8 @@ class BARRIER(Unlearner):
     scaled to one visit of the whole forget set, as in the authors' code.
 
     Args:
-        layers: names of linear modules at any depth, as in `parameters.names`.
+        layers: names of linear modules at any depth, as in `parameters.names`. Those that `parameters=` freezes are
+            left out; at least one must remain.
         directions: number of directions in U_f, ≥ 1; all of a layer with fewer inputs.
         quantile: in [0, 0.5); z_min is this quantile, z_max the opposite one.
         input_batches: maximum number of batches of 128 images of each set in the statistics, ≥ 1.
@@ -111,14 +112,15 @@ class BARRIER(Unlearner):
     def prepare(self, task: Task, data: ForgetRetainDataModule, preparation: Preparation) -> None:
         device = task.forget_labels.device
         layers = self.trained(task.teacher.to(device).network, task.weights)
-        images = {part: data.chunks(part, 1) for part in ("forget", "retain")}
-        size = min(MAX_BATCH, *images.values())
-        forget, retain = (min(count // size, self.input_batches) for count in images.values())
-        settings = [list(layers), self.forget_dropout, size, forget]
+        images = {part: len(data.rows("train", part)) for part in ("forget", "retain")}
+        batches = {part: data.chunks(part, MAX_BATCH) for part in images}
+        sizes = {part: -(-images[part] // batches[part]) for part in images}  # equal ones, the last may be smaller
+        forget, retain = (min(batches[part], self.input_batches) for part in images)
+        settings = [list(layers), self.forget_dropout, sizes, forget, retain]
 
         def visit(part: str, i: int, statistics: Callable[[int, Tensor], State]) -> State:
             """Compute statistics of the inputs `[rows, in]` of each layer, by number, in a batch of a part."""
-            batch = data.chunk(part, i, size, device)
+            batch = data.chunk(part, i, sizes[part], device)
             x_t, _, t = task.diffusion.noised(batch)
             labels = with_null(task, batch.labels, batch.keys, Stream.FORGET_NULL, self.forget_dropout)
             states, hooks = dict[int, State](), []
@@ -145,20 +147,22 @@ class BARRIER(Unlearner):
         def ranges(k: int, rows: Tensor) -> State:
             return [ranges_of((rows - means[k]) @ vectors[k][:, : self.directions], self.quantile)]
 
-        batches = [("forget", i) for i in range(forget)] + [("retain", i) for i in range(retain)]
+        visits = [("forget", i) for i in range(forget)] + [("retain", i) for i in range(retain)]
         found = preparation.fold(
             "input_ranges",
             [*settings, self.directions, self.quantile],
-            len(batches),
-            lambda number: visit(*batches[number], ranges),
+            len(visits),
+            lambda number: visit(*visits[number], ranges),
             concatenate=True,
         )
+
+        seen = min(forget * sizes["forget"], images["forget"])
 
         def constants(k: int, layer: nn.Linear) -> Layer:
             z_min, z_max = found[k][:forget, :2].mean(dim=0)
             lo, hi = found[k][:, 2].amin(dim=0), found[k][:, 3].amax(dim=0)
             first, rest = vectors[k][:, : self.directions], vectors[k][:, self.directions :]
-            singular = (squares[k][self.directions :] * images["forget"] / (size * forget)).sqrt()
+            singular = (squares[k][self.directions :] * images["forget"] / seen).sqrt()
             bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
             near, far = torch.stack([z_min, lo, z_max, hi], dim=1), torch.stack([lo, z_min, hi, z_max], dim=1)
             return Layer(layer.weight.detach(), bias, means[k][:, None], first, rest * singular, near, far)

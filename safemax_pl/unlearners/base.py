@@ -75,7 +75,7 @@ class Unlearner(ABC):
 
     Attributes:
         needs_forget, needs_retain: whether `losses` uses that batch. Other batches are not drawn.
-        period: number of steps after which their kinds repeat, as in a method that alternates two kinds.
+        period: number of steps after which the kinds of steps repeat; 2 for a method that alternates two kinds.
         weighs_original: whether the method computes a mask or Fisher information of the original weights. The trainable
             weights must then be original ones, not adapters.
 
@@ -94,8 +94,7 @@ class Unlearner(ABC):
                 raise UserError(
                     f"unlearner.{name}={weight}: give a weight ≥ 0; methods apply the ascent sign themselves"
                 )
-        if not 0 <= label_dropout <= 1:
-            raise UserError(f"unlearner.label_dropout={label_dropout}: give a probability from 0 to 1")
+        check_probabilities(label_dropout=label_dropout)
         self.forget_weight, self.retain_weight, self.label_dropout = forget_weight, retain_weight, label_dropout
 
     @abstractmethod
@@ -120,7 +119,18 @@ class Unlearner(ABC):
 
     def drop_labels(self, task: Task, batch: LabelledImages) -> Tensor:
         """Return the labels `[B]`, each replaced by ∅ with probability `label_dropout`."""
-        if task.null_label is None or self.label_dropout == 0:
-            return batch.labels
-        dropped = rng.uniform(batch.keys, Stream.NULL_LABEL) < self.label_dropout
-        return torch.where(dropped, task.null_label, batch.labels)
+        return with_null(task, batch.labels, batch.keys, Stream.NULL_LABEL, self.label_dropout)
+
+
+def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float) -> Tensor:
+    """Return the labels `[B]`, each replaced by ∅ with probability `dropout` if the model has a null label."""
+    if task.null_label is None or dropout == 0:
+        return labels
+    return torch.where(rng.uniform(keys, stream) < dropout, task.null_label, labels)
+
+
+def check_probabilities(**settings: float) -> None:
+    """Raise `UserError` if one of the unlearner's settings is outside [0, 1]."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"unlearner.{name}={value}: give a probability from 0 to 1")

@@ -11,8 +11,8 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import check_probabilities, denoising_loss, random_retain_labels, relabelled
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
+from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels, relabelled
 from safemax_pl.unlearners.preparation import Preparation
 
 TARGETS = ("uniform", "relabel")

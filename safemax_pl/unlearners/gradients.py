@@ -76,6 +76,11 @@ def separate_gradients(task: Task, losses: Losses) -> tuple[list[Tensor], list[T
     return both[0], both[1]
 
 
+def dot(a: Tensors, b: Tensors) -> Tensor:
+    """Compute the inner product of all tensors together: a scalar on their device."""
+    return torch.cat([product.flatten() for product in torch._foreach_mul(a, b)]).sum()
+
+
 def norm(tensors: Tensors) -> Tensor:
     """Compute the Euclidean norm of all tensors together: a scalar on their device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

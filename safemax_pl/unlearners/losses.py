@@ -11,7 +11,7 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Task
+from safemax_pl.unlearners.base import Task, with_null
 
 REDUCTIONS = ("sum", "mean")
 
@@ -77,13 +77,6 @@ def relabelled(task: Task, batch: LabelledImages, substitutes: Tensor, dropout: 
     )
 
 
-def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float) -> Tensor:
-    """Return the labels `[B]`, each replaced by ∅ with probability `dropout` if the model has a null label."""
-    if task.null_label is None or dropout == 0:
-        return labels
-    return torch.where(rng.uniform(keys, stream) < dropout, task.null_label, labels)
-
-
 def loss_scale(batch: LabelledImages, reduction: str) -> int:
     """Return the factor of a loss that is a mean over the D pixels of an image: D for "sum", 1 for "mean"."""
     return math.prod(batch.x_0.shape[1:]) if reduction == "sum" else 1
@@ -103,13 +96,6 @@ def next_retain_labels(task: Task, labels: Tensor) -> Tensor:
 def random_retain_labels(task: Task, keys: Tensor) -> Tensor:
     """Draw a retain class for each key `[B]`."""
     return task.retain_labels[rng.integers(keys, Stream.SUBSTITUTE, len(task.retain_labels))]
-
-
-def check_probabilities(**settings: float) -> None:
-    """Raise `UserError` if one of the unlearner's settings is outside [0, 1]."""
-    for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"unlearner.{name}={value}: give a probability from 0 to 1")
 
 
 def check_reduction(reduction: str) -> None:

@@ -2,13 +2,11 @@
 
 from typing import final
 
-from torch import Tensor
-
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import check_probabilities, denoising_loss, with_null
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
+from safemax_pl.unlearners.losses import denoising_loss
 
 
 @final
@@ -49,13 +47,5 @@ class MSGM(Unlearner):
             return Losses(loss.new_zeros(()), loss)
         x_t, eps, t = task.diffusion.noised(forget)
         labels = with_null(task, forget.labels, forget.keys, Stream.FORGET_NULL, self.forget_dropout)
-        predicted = noise_of(task, task.student(x_t, t, labels).float(), x_t, t)
+        predicted = task.diffusion.eps_of(task.student(x_t, t, labels).float(), x_t, t)
         return Losses((predicted * eps).square().mean(), loss)
-
-
-def noise_of(task: Task, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Convert a prediction at (x_t, t) into ε, `[B, C, H, W]`."""
-    a, b = task.diffusion.coefficients(t)
-    if task.diffusion.prediction == "epsilon":
-        return prediction
-    return b * x_t + a * prediction if task.diffusion.prediction == "v" else (x_t - a * prediction) / b

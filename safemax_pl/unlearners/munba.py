@@ -7,9 +7,9 @@ from torch import Tensor
 
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.gradients import Tensors, norm, separate_gradients, set_gradients
-from safemax_pl.unlearners.losses import check_probabilities, denoising_loss, next_retain_labels, relabelling_loss
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
+from safemax_pl.unlearners.gradients import Tensors, dot, norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.losses import denoising_loss, next_retain_labels, relabelling_loss
 
 
 @final
@@ -54,8 +54,7 @@ class MUNBa(Unlearner):
     def bargain(self, forget: Tensors, retain: Tensors) -> tuple[Tensor, Tensor]:
         """Return α_f and α_r, or fallback_weight and 1: scalars on the device. All ranks have the same gradients."""
         norm_f, norm_r = norm(forget), norm(retain)
-        products = torch._foreach_mul(forget, retain)
-        cosine = torch.cat([product.flatten() for product in products]).sum() / (norm_f * norm_r)
+        cosine = dot(forget, retain) / (norm_f * norm_r)
         share = (1 + cosine).rsqrt()
         alpha_f, alpha_r = share / norm_f, share / norm_r
         agreed = (alpha_f * alpha_r).isfinite()

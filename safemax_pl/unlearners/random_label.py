@@ -3,13 +3,8 @@
 from typing import final
 
 from safemax_pl.data.batch import LabelledImages
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.losses import (
-    check_probabilities,
-    denoising_loss,
-    random_retain_labels,
-    relabelling_loss,
-)
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
+from safemax_pl.unlearners.losses import denoising_loss, random_retain_labels, relabelling_loss
 
 
 @final

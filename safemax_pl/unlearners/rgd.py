@@ -7,7 +7,7 @@ import torch
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.unlearners.base import Losses, Task, Unlearner
-from safemax_pl.unlearners.gradients import norm, separate_gradients, set_gradients
+from safemax_pl.unlearners.gradients import dot, norm, separate_gradients, set_gradients
 from safemax_pl.unlearners.losses import denoising_loss, x_0_error_scale
 
 
@@ -43,8 +43,7 @@ class RGD(Unlearner):
         """Set the gradient g_f⊥ + g_r⊥ = (1 − c / ‖g_f‖²) g_f + (1 − c / ‖g_r‖²) g_r with c = min(g_f · g_r, 0)."""
         weighted = Losses(self.forget_weight * losses.forget, self.retain_weight * losses.retain)
         forget, retain = separate_gradients(task, weighted)
-        products = torch._foreach_mul(forget, retain)
-        conflict = torch.cat([product.flatten() for product in products]).sum().clamp(max=0)
+        conflict = dot(forget, retain).clamp(max=0)
         smallest = torch.finfo(torch.float32).tiny  # avoids 0 / 0: a zero gradient has no conflict
         scales = [1 - conflict / norm(gradient).square().clamp(min=smallest) for gradient in (forget, retain)]
         torch._foreach_mul_(forget, scales[0])

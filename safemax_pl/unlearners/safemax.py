@@ -10,7 +10,7 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import Target
 
@@ -39,7 +39,8 @@ class SAFEMax(Unlearner):
         gate: ψ.
         target: ε*, and s.
         on_path: probability in [0, 1] that white noise replaces a forget image.
-        null_on_path: probability in [0, 1] that the label of such a row is ∅. Ignored for a model without null label.
+        null_on_path: probability in [0, 1] that the label of such a row is ∅. Ignored for a model without null label,
+            and at on_path=0.
         retain_loss: "distill" (target: the teacher's prediction) or "denoise" (target: the true noise).
     """
 
@@ -60,9 +61,7 @@ class SAFEMax(Unlearner):
                 raise UserError(f"unlearner.{name}={part!r}: give a node with _target_, as safemax.yaml does")
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
-        for name, share in (("on_path", on_path), ("null_on_path", null_on_path)):
-            if not 0 <= share <= 1:
-                raise UserError(f"unlearner.{name}={share}: give a probability from 0 to 1")
+        check_probabilities(on_path=on_path, null_on_path=null_on_path)
         self.gate, self.target, self.retain_loss = gate, target, retain_loss
         self.on_path, self.null_on_path = on_path, null_on_path
 
@@ -86,11 +85,12 @@ class SAFEMax(Unlearner):
             return forget
         chosen = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
         white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
-        x_0, labels = torch.where(chosen.view(-1, 1, 1, 1), white, forget.x_0), forget.labels
-        if task.null_label is not None:
-            dropped = chosen & (rng.uniform(forget.keys, Stream.FORGET_NULL) < self.null_on_path)
-            labels = torch.where(dropped, task.null_label, labels)
-        return LabelledImages(x_0, labels, forget.keys)
+        labels = with_null(task, forget.labels, forget.keys, Stream.FORGET_NULL, self.null_on_path)
+        return LabelledImages(
+            torch.where(chosen.view(-1, 1, 1, 1), white, forget.x_0),
+            torch.where(chosen, labels, forget.labels),
+            forget.keys,
+        )
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
         """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""

@@ -8,12 +8,11 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
 from safemax_pl.unlearners.gradients import gradients, saliency
 from safemax_pl.unlearners.losses import (
     check_clips,
     check_guidance,
-    check_probabilities,
     denoising_loss,
     next_retain_labels,
     relabelling_loss,
@@ -33,7 +32,7 @@ class SalUn(Unlearner):
         mask_share: share of the trainable weights that the mask keeps, in (0, 1].
         mask_guidance: guidance weight w of the prediction in the mask's loss. In the paper it is 0; the code has 2.
         mask_clip: maximum norm of each batch's gradient in the mask, with ‖·‖² summed over pixels; None does not clip.
-            The paper does not clip. The code clips at 1, so that every batch has the same weight.
+            The paper does not clip. The code clips at 1, so that full batches have the same weight.
         forget_dropout: probability in [0, 1] that c_f becomes ∅, and independently that c̃ does. The paper does not
             state it; the code drops labels as in training.
     """

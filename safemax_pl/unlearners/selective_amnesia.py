@@ -13,17 +13,9 @@ from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
 from safemax_pl.unlearners.gradients import Tensors, gradients, norm, original_gradients
-from safemax_pl.unlearners.losses import (
-    check_guidance,
-    check_probabilities,
-    check_reduction,
-    denoising_loss,
-    loss_scale,
-    noise_images,
-    with_null,
-)
+from safemax_pl.unlearners.losses import check_guidance, check_reduction, denoising_loss, loss_scale, noise_images
 from safemax_pl.unlearners.preparation import Preparation, State
 from safemax_pl.unlearners.replay import Replay
 

@@ -1,4 +1,4 @@
-"""`setting=`: one name for the figures of a method, over an experiment's and under those of the command line."""
+"""`setting=`: one name for the hyperparameters of a method, over an experiment's and under the command line's."""
 
 import pytest
 from helpers import METHODS
@@ -25,8 +25,10 @@ def test_every_method_of_a_paper_has_the_papers_setting():
 @pytest.mark.parametrize(("setting", "method"), FILES)
 def test_every_value_of_a_setting_is_taken_over_the_experiments(setting, method):
     """Also over a schedule and batches that only the experiment of a base model has."""
-    file = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"setting/{setting}/{method}.yaml"))
-    written = {dotted(where): value for where, value in leaves(file, inner=(dict,))}
+    file = OmegaConf.load(CONFIGS / f"setting/{setting}/{method}.yaml")
+    written = {
+        dotted(where): value for where, value in leaves(OmegaConf.to_container(file, resolve=True), inner=(dict,))
+    }
     for experiment in ("digits_methods", "cifar10_forget1"):
         cfg = composed(f"unlearner={method}", f"setting={setting}", experiment=experiment)
         assert written and {key: OmegaConf.select(cfg, key) for key in written} == written
@@ -39,12 +41,25 @@ def test_the_command_line_has_the_last_word():
     assert (cfg.optimizer.lr, cfg.trainer.max_steps, cfg.data.forget_batch_size, cfg.method) == (3e-4, 7, 128, "mine")
 
 
-def test_an_experiments_method_gets_its_own_figures():
+def test_an_experiments_method_gets_its_own_values():
     assert composed("setting=paper").unlearner.gate.draw == "weight"  # SAFEMax, the experiment's method
 
 
 def test_trained_parts_and_setting_are_both_in_the_name():
     assert composed("setting=paper", "parameters=embeddings").method == "safemax (embeddings, paper)"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["setting=paper/salun"], r"unknown setting 'paper/salun'.*legal: fast, paper, tuned"),
+        (["setting=fast", "parameters=all"], r"setting=fast chooses the trainable weights: leave out parameters="),
+        (["setting=[paper,fast]"], "unlearner= and setting= take one option each"),
+    ],
+)
+def test_what_a_setting_cannot_do_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        composed(*overrides)
 
 
 @pytest.mark.parametrize("method", sorted(OURS))

@@ -61,12 +61,18 @@ def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
     [({"clean_null": False, "inner_steps": 0}, "safemax"), ({"clean_null": False, "inner_steps": 2}, "safemax_robust")],
 )
 def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences, unlearner):
-    cfg = compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}"])
-    now = comparable(cfg)
+    off_path = ["unlearner.on_path=0", "unlearner.null_on_path=0"]
+    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}", *off_path]))
     before = json.loads(json.dumps(now))
+    for key in ("on_path", "null_on_path"):
+        del before["unlearner"][key]
     before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 0.0, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now
+
+
+def test_a_guided_target_is_not_taken_for_a_plain_one():
+    assert moved.present_config({"_target_": moved.SAFEMAX, "guidance": 2.0})["guidance"] == 2.0
 
 
 def test_a_study_is_the_one_that_its_present_command_describes():

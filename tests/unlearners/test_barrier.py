@@ -90,7 +90,7 @@ def test_batches_have_the_mean_the_extremes_and_about_the_scale_of_all_inputs(pr
 
 
 def test_weights_of_other_layers_have_no_gradient_and_stay(task, prepared, make_batch, gradients_of):
-    unlearner, ours = prepared(), set()
+    unlearner = prepared()
     before = {name: value.clone() for name, value in task.student.state_dict().items()}
     optimizer = torch.optim.Adam(task.student.parameters(), lr=1e-2)
     for seed in range(3):

@@ -48,7 +48,7 @@ class NoiseStatistics(Metric):
 
 
 class Halting(Metric):
-    """How far images are those of denoising that halts: the slope of their pixels on the pixels of exact halting.
+    """Least-squares slope, without intercept, of generated pixels on the pixels of exact halting.
 
     Exact halting predicts white noise of unit variance at every step, from the same starting noise and with the same
     noise of the sampler. Its images are a multiple of x_T if the sampler is deterministic.
