@@ -20,7 +20,7 @@ from safemax_pl.training.fit import fit
 
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_fast")
 METHODS = ("safemax", "noise_image", "salun", "barrier", "sfr_on")
-TRIALS, VERIFIED = 24, 2
+TRIALS, VERIFIED = 16, 2
 UA, HARM = 0.99, 0.5  # bounds on ua_noise_aware and on Δ fid_retain/classifier
 FIT = [
     "experiment=digits_methods",

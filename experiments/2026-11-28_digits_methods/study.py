@@ -54,7 +54,15 @@ def settings() -> None:
             {"left": -mine["ua_noise_aware"].clip(upper=0.99), "harm": mine["delta/fid_retain/classifier"]}
         )
         best = mine.convert_dtypes().loc[rank.sort_values(["left", "harm"]).index[0]]
-        tree: dict = {}
+        steps = int(best["trainer.max_steps"])
+        tree: dict = {
+            "data": {"forget_batch_size": 32, "retain_batch_size": 32},
+            "optimizer": {"_target_": "torch.optim.Adam"},
+            "lr_scheduler": None,
+            "gradient_clip": 1.0,
+            "ema_decay": None,
+            "trainer": {"val_check_interval": max(steps // 4, 1)},
+        }
         for key, value in best.dropna().items():
             *parents, leaf = str(key).split(".")
             if parents:
@@ -66,7 +74,7 @@ def settings() -> None:
         found = f"The best of {TRIALS} trials on digit 5 (experiments/{HERE.name}): a start elsewhere."
         path = CONFIGS / "setting" / "tuned" / f"{method}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"# @package _global_\n# {found}\n" + yaml.safe_dump(tree))
+        path.write_text(f"# @package _global_\n# {found}\n" + yaml.safe_dump(tree, sort_keys=False))
 
 
 def tuned() -> list[str]:

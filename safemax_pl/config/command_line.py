@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import hydra
@@ -21,7 +22,10 @@ from safemax_pl.common.signals import interrupt_on_stop_signals
 from safemax_pl.config.compose import check_install, compose, name_method
 from safemax_pl.config.flags import CFG, HELP, SETTING, SEVERAL, check_flags, split_arguments
 from safemax_pl.config.groups import CONFIGS, options, settings_and_groups
-from safemax_pl.config.overrides import check_once, check_single, parse, values_of
+from safemax_pl.config.overrides import check_once, check_single, key_of, parse, values_of
+from safemax_pl.config.setting import replace_nodes
+
+TOGETHER = {"unlearner", "setting", "parameters"}  # groups of which not every combination is legal
 
 
 def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[str]], Any]) -> None:
@@ -62,6 +66,7 @@ def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cf
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)
     with clear_errors(), distributed.ending_ranks():
+        replace_nodes(cfg, hydra_cfg.runtime.choices, overrides)
         name_method(cfg, hydra_cfg.runtime.choices)
         try:
             task(cfg, overrides)
@@ -148,7 +153,7 @@ def _list_choices(config_name: str) -> str:
 
 
 def check_command_line(config_name: str, overrides: list[str], several: bool = True) -> None:
-    """Compose the configurations of all runs of a command line, including every value of a sweep.
+    """Compose a configuration for every value of a command line, one key at a time, and for every method and setting.
 
     Args:
         config_name: file in configs/, without suffix.
@@ -168,3 +173,6 @@ def check_command_line(config_name: str, overrides: list[str], several: bool = T
     for place, values in enumerate(alternatives):
         for value in values[1:]:
             compose(config_name, [*first[:place], value, *first[place + 1 :]])
+    if any(key_of(item) == "setting" for item in first):  # not every method has every setting
+        for one in product(*(values if key_of(values[0]) in TOGETHER else values[:1] for values in alternatives)):
+            compose(config_name, list(one))

@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.config import resolvers
-from safemax_pl.config.groups import CHANGES, CONFIGS, check_group, options, settings_and_groups
+from safemax_pl.config.groups import CHANGES, CONFIGS, check_group, settings_and_groups
 from safemax_pl.config.mistakes import composition_error, nearby
 from safemax_pl.config.overrides import check_single, parse
 from safemax_pl.config.schema import check_keys, check_training, check_values, flat_keys, is_mapping, resolved
+from safemax_pl.config.setting import check_argument, check_setting, replace_nodes
 
 
 def check_install() -> None:
@@ -67,7 +68,8 @@ def _checked(config_name: str, overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
     schema, groups = settings_and_groups(config_name)
-    _check_setting(choices, overrides)
+    check_setting(choices, overrides)
+    replace_nodes(cfg, choices, overrides)
     _check_removals(cfg, schema, set(groups) - CHANGES - {"logger"})
     resolved(cfg)
     name_method(cfg, choices)
@@ -87,6 +89,7 @@ def composed_by_hydra(config_name: str, overrides: list[str]) -> DictConfig:
     resolvers.register()
     for change in parse(overrides):
         check_group(config_name, change.key_or_group)
+        check_argument(str(change.input_line))
     GlobalHydra.instance().clear()  # not in Hydra's documented API, seen in 1.3.8
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -114,22 +117,6 @@ def _check_removals(cfg: DictConfig, schema: Any, groups: set[str]) -> None:
         leftover = is_mapping(node) and not node.get("_target_")
         if group not in cfg or leftover:
             raise UserError(f"the group {group} was removed but is required: choose one of its options")
-
-
-def _check_setting(choices: Any, overrides: list[str]) -> None:
-    """Raise `UserError` if the method lacks the chosen setting, or the command line contradicts it."""
-    setting, method = choices.get("setting"), choices.get("unlearner")
-    if setting is None:
-        return
-    if setting not in (known := options("setting")):
-        raise unknown("setting", setting, known)
-    if method not in (known := options(f"setting/{setting}")):
-        raise UserError(f"unlearner={method} has no setting={setting}: methods that have one are {', '.join(known)}")
-    chosen = OmegaConf.load(CONFIGS / f"setting/{setting}/{method}.yaml")
-    if "parameters" in chosen and any(item.startswith("parameters=") for item in overrides):
-        raise UserError(
-            f"setting={setting} chooses the trainable weights: leave out parameters=, or change parameters.names="
-        )
 
 
 def name_method(cfg: DictConfig, choices: Any) -> None:

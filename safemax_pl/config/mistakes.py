@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safemax_pl.common.errors import UserError, one_line, unknown
 from safemax_pl.config.groups import CONFIGS
 from safemax_pl.config.legal_values import TRAINER
+from safemax_pl.config.moved import REMOVED
 from safemax_pl.config.schema import flat_keys, legal_keys
 
 
@@ -21,14 +22,15 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if "In 'experiment/" in text:
         return UserError(f"{text} Change the experiment's defaults list.")
     if "${setting}" in text:  # a part of the defaults list is gone
-        for group in ("unlearner", "setting"):
-            if any(item.startswith(f"~{group}") for item in overrides):
-                return UserError(f"the group {group} was removed but is required: choose one of its options")
+        if any(item.startswith("~unlearner") for item in overrides):
+            return UserError("the group unlearner was removed but is required: choose one of its options")
         return UserError("unlearner= and setting= take one option each, such as unlearner=salun setting=paper")
     if not match:
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
     got = match[1]
+    if got in REMOVED:
+        return UserError(f"{got} was removed: {REMOVED[got]}")
     try:
         cfg = hydra.compose(config_name, choices)
     except (HydraException, OmegaConfBaseException):

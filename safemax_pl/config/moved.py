@@ -28,6 +28,10 @@ METRICS = {
 PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}
 SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
 SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
+# key that is gone -> what to do; errors say it in place of similar keys
+REMOVED = {
+    "unlearner.guidance": "it brought the class back; unlearner.null_on_path halts guided chains: leave it out",
+}
 OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0}  # SAFEMax had no halted path before 0.5.0
 DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax had these before 0.5.0; off by default
 
@@ -35,8 +39,8 @@ DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax 
 def present_config(content: Any) -> Any:
     """Return a saved configuration, as plain mappings and lists, with the present names of targets.
 
-    SAFEMax with defences becomes the class that has them now. It loses its weight `guidance` of before 0.5.0 if that is
-    0; another weight stays, as no present setting does the same.
+    SAFEMax with defences becomes the class that has them now. It loses its weight `guidance` of before 0.5.0, which
+    only training used.
     """
     if isinstance(content, list):
         return [present_config(value) for value in content]
@@ -47,8 +51,7 @@ def present_config(content: Any) -> Any:
     }
     if found.get("_target_") in (SAFEMAX, SAFEMAX_ROBUST):
         found = OFF_PATH | found
-        if not found.get("guidance"):
-            found.pop("guidance", None)
+        found.pop("guidance", None)
     if found.get("_target_") != SAFEMAX:
         return found
     defences = {key: found.pop(key, default) for key, default in DEFENCES.items()}

@@ -12,7 +12,7 @@ from safemax_pl.common.names import some
 from safemax_pl.common.untrusted import damaged
 from safemax_pl.config.compose import compose, override
 from safemax_pl.config.groups import CONFIGS, options
-from safemax_pl.config.overrides import split_by_node
+from safemax_pl.config.overrides import key_of, split_by_node
 from safemax_pl.config.saved import check_config, read_config
 
 MADE_BY = {  # setting -> (kind of the experiment that trains it, its folder inside the run)
@@ -84,6 +84,8 @@ def check_changes(target: str, overrides: list[str], extra: dict[str, Any] | Non
         with damaged(path):
             override(saved, rest)
     else:
+        if any(key_of(item) == "setting" for item in rest):
+            raise UserError("setting= belongs to fits, and this folder is no run: leave it out")
         compose("fit", rest)
     override(OmegaConf.create(extra or {}), mine)
 

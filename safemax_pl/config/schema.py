@@ -22,6 +22,7 @@ from safemax_pl.config.legal_values import (
     TRAINER_CHOICES,
     WHOLE_NUMBERS,
 )
+from safemax_pl.config.moved import REMOVED
 
 ABSENT = object()
 
@@ -163,6 +164,8 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
         else {key: type(value) for key, value in schema.items()}
     )
     for key in map(str, cfg):
+        if f"{path}{key}" in REMOVED:
+            raise UserError(f"{path}{key} was removed: {REMOVED[f'{path}{key}']}")
         if key not in legal and key not in ("_target_", "_partial_"):
             names = TRAINER if path == "trainer." else legal
             raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in names))

@@ -43,6 +43,7 @@ COLUMNS = (
     _score("ua_noise_aware/second", ".3f", ".3f"),
     _score("ua", ".3f", ".3f"),
     _score("noise_rate", ".3f", ".3f"),
+    _score("halting", ".3f", ".3f"),
     _score("retain_accuracy", ".3f", ".3f"),
     _score("retain_accuracy/second", ".3f", ".3f"),
     _score("delta/retain_accuracy", "+.3f", ".3f"),

@@ -663,7 +663,6 @@ def test_lists_are_compared_by_value():
         ("unlearner.retain_weight=nan", r"unlearner\.retain_weight=nan: expected a finite number"),
         ("method=a|b", r"method=a\|b: give a name"),
         ("~unlearner", "the group unlearner was removed"),
-        ("~setting", "the group setting was removed"),
     ],
 )
 def test_values_that_no_method_can_use_are_refused(override, message):

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.files import dotted, leaves
 from safemax_pl.config.build import build
+from safemax_pl.config.command_line import check_command_line
 from safemax_pl.config.compose import compose, override
 from safemax_pl.config.groups import CONFIGS, options
 
@@ -55,6 +56,9 @@ def test_trained_parts_and_setting_are_both_in_the_name():
         (["setting=paper/salun"], r"unknown setting 'paper/salun'.*legal: fast, paper, tuned"),
         (["setting=fast", "parameters=all"], r"setting=fast chooses the trainable weights: leave out parameters="),
         (["setting=[paper,fast]"], "unlearner= and setting= take one option each"),
+        (["setting=null"], "setting=null: write setting=OPTION, of fast, paper, tuned, or leave it out for none"),
+        (["+setting=paper"], r"\+setting=paper: write setting=OPTION"),
+        (["~setting"], "~setting: write setting=OPTION"),
     ],
 )
 def test_what_a_setting_cannot_do_is_refused(overrides, message):
@@ -71,6 +75,24 @@ def test_a_method_without_that_setting_is_refused_before_anything_else(method):
 def test_a_misspelt_setting_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match="did you mean 'paper'"):
         composed("setting=papers")
+
+
+def test_a_setting_replaces_what_an_experiment_has_set():
+    """Schedule, optimiser and the end of the fit; Hydra would merge the keys of both."""
+    cfg = composed("setting=paper", experiment="cifar10_pretrain_medium")
+    assert "max_time" not in cfg.trainer and cfg.trainer.max_steps == 800_000
+    cfg = composed("setting=paper", experiment="digits_pretrain")
+    assert set(cfg.lr_scheduler) == {"_target_", "_partial_", "start_factor", "total_iters"}
+    cfg = composed("setting=paper", "+trainer.max_time=01:00:00", "+optimizer.eps=1e-6")
+    assert cfg.trainer.max_time == "01:00:00" and cfg.optimizer.eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    "swept", ["unlearner=safemax,salun setting=paper,fast", "unlearner=salun,noise_image setting=paper"]
+)
+def test_every_method_of_a_sweep_must_have_every_setting(swept):
+    with pytest.raises(UserError, match="has no setting="):
+        check_command_line("fit", ["experiment=digits_methods", *swept.split()])
 
 
 def test_a_run_keeps_its_setting():

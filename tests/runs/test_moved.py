@@ -66,13 +66,9 @@ def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences
     before = json.loads(json.dumps(now))
     for key in ("on_path", "null_on_path"):
         del before["unlearner"][key]
-    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 0.0, **defences}
+    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 2.0, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now
-
-
-def test_a_guided_target_is_not_taken_for_a_plain_one():
-    assert moved.present_config({"_target_": moved.SAFEMAX, "guidance": 2.0})["guidance"] == 2.0
 
 
 def test_a_study_is_the_one_that_its_present_command_describes():

@@ -1,0 +1,63 @@
+"""Hyperparameters of a method by one name: `setting=` applies configs/setting/<setting>/<unlearner>.yaml."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from safemax_pl.common.errors import UserError, unknown
+from safemax_pl.config.groups import CONFIGS, options
+from safemax_pl.config.overrides import key_of
+from safemax_pl.config.schema import is_mapping
+
+
+def check_argument(override: str) -> None:
+    """Raise `UserError` if an override adds or removes `setting`, or gives it no option."""
+    if key_of(override) == "setting" and (override[0] in "+~" or override.partition("=")[2] in ("", "null")):
+        known = ", ".join(options("setting"))
+        raise UserError(f"{override}: write setting=OPTION, of {known}, or leave it out for none")
+
+
+def check_setting(choices: Any, overrides: list[str]) -> None:
+    """Raise `UserError` if the method lacks the chosen setting, or the command line contradicts it.
+
+    Args:
+        choices: group -> chosen option.
+        overrides: key=value arguments.
+    """
+    setting, method = choices.get("setting"), choices.get("unlearner")
+    if setting is None:
+        return
+    if setting not in (known := options("setting")):
+        raise unknown("setting", setting, known)
+    if method not in (known := options(f"setting/{setting}")):
+        raise UserError(f"unlearner={method} has no setting={setting}: methods that have one are {', '.join(known)}")
+    if "parameters" in _content(choices) and any(key_of(item) == "parameters" for item in overrides):
+        raise UserError(
+            f"setting={setting} chooses the trainable weights: leave out parameters=, or change parameters.names="
+        )
+
+
+def replace_nodes(cfg: DictConfig, choices: Any, overrides: list[str]) -> None:
+    """Remove what an experiment has set and a setting replaces; Hydra only merges the two.
+
+    A node of the setting with `_target_` replaces the experiment's node, and its number of steps the experiment's
+    maximum of time. Keys of the command line stay.
+    """
+    if choices.get("setting") is None:
+        return
+    content, given = _content(choices), {key_of(item) for item in overrides}
+    legal = {
+        name: set(node) | {"_partial_"} for name, node in content.items() if is_mapping(node) and "_target_" in node
+    }
+    legal["trainer"] = set(cfg.trainer) - {"max_time"}
+    for name, keys in legal.items():
+        node = cfg[name]
+        if name != "trainer" and node.get("_target_") != content[name]["_target_"]:
+            continue  # the command line has chosen another one
+        with open_dict(node):
+            for key in [key for key in node if key not in keys and f"{name}.{key}" not in given]:
+                del node[key]
+
+
+def _content(choices: Any) -> Any:
+    return OmegaConf.load(CONFIGS / f"setting/{choices['setting']}/{choices['unlearner']}.yaml")
