@@ -29,8 +29,14 @@ FIT = [
     "logger=csv",
     f"runs_dir={RUNS}",
 ]
-# arm -> share of the forget rows on the halted path, and share of these with the null label
-ARMS = {"images": (0.0, 0.0), "path": (0.5, 0.0), "path_and_null": (0.5, 0.25)}
+# arm -> share of the forget rows on the halted path, share of these with the null label, and retain weight
+ARMS = {
+    "images": (0.0, 0.0, 5.0),
+    "path": (0.5, 0.0, 5.0),
+    "path_and_null": (0.5, 0.25, 5.0),
+    "default": (0.5, 0.5, 10.0),
+}
+ATTACKED = ("images", "default")
 # other samplers, on the forgotten class and a few images of the others
 SAMPLERS = {"ddim 100": ("ddim", 100), "ddpm 100": ("ddpm", 100)}
 FEW = "evaluation.plans.standard={forget_per_class: 50, retain_total: 9}"
@@ -52,8 +58,8 @@ def runs(digits: list[int]) -> list[tuple[str, int, int]]:
 
 def make(arm: str, digit: int, seed: int) -> None:
     """Fit, and score the runs of seed 0 under the other samplers."""
-    on_path, null = ARMS[arm]
-    settings = [f"unlearner.on_path={on_path}", f"unlearner.null_on_path={null}"]
+    on_path, null, weight = ARMS[arm]
+    settings = [f"unlearner.on_path={on_path}", f"unlearner.null_on_path={null}", f"unlearner.retain_weight={weight}"]
     folder = fit(
         compose("fit", [*FIT, *settings, f"seed={seed}", f"data.forget_classes=[{digit}]"]), f"{arm}-{digit}-{seed}"
     )
@@ -116,24 +122,24 @@ def table(found: pd.DataFrame) -> None:
 
 def draw(found: pd.DataFrame) -> None:
     """Halting of every digit under two samplers, and Δ FID: a dot per run."""
-    colours = dict(zip(ARMS, ("#bbbbbb", "#1f77b4", "#c1272d"), strict=True))
+    colours = dict(zip(ARMS, ("#bbbbbb", "#1f77b4", "#e39b3b", "#c1272d"), strict=True))
     panels = [("ddim 100", 0), ("ddim 100", 2), ("ddpm 100", 0), ("ddpm 100", 2)]
     figure, axes = plt.subplots(1, 5, figsize=(17, 3.4))
     for axis, (sampler, weight) in zip(axes, panels, strict=False):
         for place, (arm, colour) in enumerate(colours.items()):
             mine = found[(found.arm == arm) & (found.sampler == sampler) & (found.w == weight)]
-            axis.plot(mine.forget + (place - 1) / 5, mine.halting, "o", ms=4, color=colour, label=arm)
+            axis.plot(mine.forget + (place - 1.5) / 5, mine.halting, "o", ms=4, color=colour, label=arm)
         axis.axhline(1, color="black", lw=0.8)
         axis.set(title=f"{sampler}, w = {weight}", xlabel="forgotten digit", ylabel="halting (1 is exact)")
     for place, (arm, colour) in enumerate(colours.items()):
         mine = found[(found.arm == arm) & (found.sampler == "ddim 25") & (found.w == 0)]
-        axes[-1].plot(mine.forget + (place - 1) / 5, mine["Δ FID"], "o", ms=4, color=colour, label=arm)
+        axes[-1].plot(mine.forget + (place - 1.5) / 5, mine["Δ FID"], "o", ms=4, color=colour, label=arm)
     axes[-1].axhline(0, color="black", lw=0.8)
     axes[-1].set(title="ddim 25, w = 0", xlabel="forgotten digit", ylabel="Δ fid_retain/classifier")
     for axis in axes:
         axis.set_xticks(range(10))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(HERE / "figure.png", dpi=110)
 
@@ -147,4 +153,5 @@ if __name__ == "__main__":
         quiet()
         work = make if sys.argv[1] == "fit" else attack_run
         for run in runs([int(digit) for digit in sys.argv[2:]]):
-            work(*run)
+            if work is make or run[0] in ATTACKED:
+                work(*run)

@@ -63,6 +63,8 @@ def settings() -> None:
             "ema_decay": None,
             "trainer": {"val_check_interval": max(steps // 4, 1)},
         }
+        if method.startswith("safemax"):  # as in the trials
+            tree["unlearner"] = {"on_path": 0.5, "null_on_path": 0.25}
         for key, value in best.dropna().items():
             *parents, leaf = str(key).split(".")
             if parents:

@@ -15,7 +15,7 @@ class NoiseImage(Unlearner):
     in closed form, for a Gaussian law (of the same variance at target.image_std=0.577), and adds a gate.
     """
 
-    def __init__(self, forget_weight: float = 1.0, retain_weight: float = 5.0, label_dropout: float = 0.1):
+    def __init__(self, forget_weight: float = 1.0, retain_weight: float = 10.0, label_dropout: float = 0.1):
         super().__init__(forget_weight, retain_weight, label_dropout)
 
     def losses(self, task: Task, forget: LabelledImages | None, retain: LabelledImages | None) -> Losses:

@@ -49,10 +49,10 @@ class SAFEMax(Unlearner):
         gate: TimestepGate,
         target: Target,
         on_path: float = 0.5,
-        null_on_path: float = 0.25,
+        null_on_path: float = 0.5,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
-        retain_weight: float = 5.0,
+        retain_weight: float = 10.0,
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)

@@ -38,13 +38,13 @@ class SAFEMaxRobust(Unlearner):
         gate: TimestepGate,
         target: Target,
         on_path: float = 0.5,
-        null_on_path: float = 0.25,
+        null_on_path: float = 0.5,
         retain_loss: str = "distill",
         clean_null: bool = False,
         inner_steps: int = 2,
         inner_lr: float = 1e-3,
         forget_weight: float = 1.0,
-        retain_weight: float = 5.0,
+        retain_weight: float = 10.0,
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
