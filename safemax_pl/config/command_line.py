@@ -170,9 +170,13 @@ def check_command_line(config_name: str, overrides: list[str], several: bool = T
             check_single(override, "; for a run of each add -m")
     first = [values[0] for values in alternatives]
     compose(config_name, [*first, *(item for item in overrides if item.startswith("hydra"))])
-    for place, values in enumerate(alternatives):
-        for value in values[1:]:
-            compose(config_name, [*first[:place], value, *first[place + 1 :]])
+    others = [
+        (*first[:place], value, *first[place + 1 :])
+        for place, values in enumerate(alternatives)
+        for value in values[1:]
+    ]
     if any(key_of(item) == "setting" for item in first):  # not every method has every setting
-        for one in product(*(values if key_of(values[0]) in TOGETHER else values[:1] for values in alternatives)):
-            compose(config_name, list(one))
+        others += product(*(values if key_of(values[0]) in TOGETHER else values[:1] for values in alternatives))
+    for other in dict.fromkeys(others):
+        if list(other) != first:
+            compose(config_name, list(other))

@@ -46,17 +46,15 @@ def replace_nodes(cfg: DictConfig, choices: Any, overrides: list[str]) -> None:
     if choices.get("setting") is None:
         return
     content, given = _content(choices), {key_of(item) for item in overrides}
-    legal = {
-        name: set(node) | {"_partial_"} for name, node in content.items() if is_mapping(node) and "_target_" in node
-    }
-    legal["trainer"] = set(cfg.trainer) - {"max_time"}
-    for name, keys in legal.items():
-        node = cfg[name]
-        if name != "trainer" and node.get("_target_") != content[name]["_target_"]:
-            continue  # the command line has chosen another one
-        with open_dict(node):
-            for key in [key for key in node if key not in keys and f"{name}.{key}" not in given]:
-                del node[key]
+    replaced = [("trainer", "max_time")]
+    for name, node in content.items():
+        # a node of another class is one that the command line has chosen
+        if is_mapping(node) and "_target_" in node and cfg[name].get("_target_") == node["_target_"]:
+            replaced += [(name, key) for key in cfg[name] if key not in node and key != "_partial_"]
+    for name, key in replaced:
+        if key in cfg[name] and f"{name}.{key}" not in given:
+            with open_dict(cfg[name]):
+                del cfg[name][key]
 
 
 def _content(choices: Any) -> Any:
