@@ -7,10 +7,12 @@ command resumes.
 import csv
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from scipy.stats import ttest_rel
 
 from safemax_pl.attacks.attack import attack
 from safemax_pl.config.command_line import quiet
@@ -102,22 +104,44 @@ def collect() -> pd.DataFrame:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    return pd.read_csv(HERE / "results.csv")
+    found = pd.read_csv(HERE / "results.csv")
+    found["Δ FID"] = found["fid_retain/classifier"] - found["original fid_retain/classifier"]
+    return found
+
+
+def cell(values: pd.Series) -> str:
+    """Return mean ± standard deviation (lowest to highest)."""
+    deviation = f" ± {values.std():.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{deviation} ({values.min():.2f} to {values.max():.2f})"
+
+
+def show(title: str, rows: pd.DataFrame) -> None:
+    """Print a table in Markdown."""
+    rows = rows.reset_index()
+    print(f"\n{title}\n\n| " + " | ".join(map(str, rows.columns)) + " |\n|" + "---|" * len(rows.columns))
+    for row in rows.itertuples(index=False):
+        print("| " + " | ".join(map(str, row)) + " |")
 
 
 def table(found: pd.DataFrame) -> None:
     """Print the tables of README.md."""
-    found["Δ FID"] = found["fid_retain/classifier"] - found["original fid_retain/classifier"]
-    own = found.sampler == "ddim 25"
-    for name, rows in (("samplers", found), ("attacks", found[own & (found.w == 0) & found.relearning.notna()])):
-        columns = ["ua_noise_aware", "halting", "noise_std", "noise_saturation"]
-        columns = columns if name == "samplers" else list(ATTACKS)
-        print(name, "\n", rows.groupby(["sampler", "w", "arm"])[columns].agg(["mean", "std", "min", "max"]).round(3))
-    columns = ["retain_accuracy", "original retain_accuracy", "Δ FID", "drift"]
-    print(found[own].groupby(["w", "arm"])[columns].agg(["mean", "std"]).round(4))
-    columns = ["ua_noise_aware", "ua", "uniform noise ua", "halting", "retain_accuracy", "fid_retain/classifier"]
-    columns += ["original fid_retain/classifier", "drift"]
-    print(found[own & (found.w == 0)].groupby(["arm", "forget"])[columns].mean().round(3).to_string())
+    columns = ["ua_noise_aware", "halting", "noise_saturation", "retain_accuracy", "Δ FID", "drift"]
+    blocks = found.groupby(["sampler", "w", "arm"])
+    show("Scores", blocks[columns].agg(cell).assign(n=blocks.size()))
+    own = found[found.sampler == "ddim 25"]
+    pairs = own.pivot_table(columns, ["w", "forget", "seed"], "arm")
+    tests = []
+    for (w, arm), name in product(product((0, 2), ("path_and_null", "default")), columns[1:]):
+        first, second = (pairs.loc[w][name][one] for one in ("images", arm))
+        test, difference = ttest_rel(second, first), second - first
+        row = {"w": w, "arm": arm, "score": name, "n": len(difference), "p": f"{test.pvalue:.1g}"}
+        tests.append(row | {"difference": f"{difference.mean():+.4f} ± {difference.std():.4f}"})
+    show("Against images, paired by digit and seed", pd.DataFrame(tests).set_index("w"))
+    columns = ["ua_noise_aware", "ua", "uniform noise ua", "halting", "retain_accuracy", "Δ FID", "drift"]
+    show("Digits, default, w = 0", own.query("w == 0 and arm == 'default'").groupby("forget")[columns].mean().round(3))
+    attacked = own[(own.w == 0) & own.relearning.notna()]
+    names = [name for attack in ATTACKS for name in (attack, f"original {attack}")]
+    show("Attacks", attacked.groupby(["forget", "arm"])[names].agg(cell))
 
 
 def draw(found: pd.DataFrame) -> None:

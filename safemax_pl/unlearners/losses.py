@@ -52,7 +52,7 @@ def distillation_loss(task: Task, batch: LabelledImages, labels: Tensor) -> Tens
     return F.mse_loss(task.student(x_t, t, labels), task.teacher(x_t, t, labels))
 
 
-def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor, dropout: float = 0.0) -> Tensor:
+def relabelling_loss(task: Task, batch: LabelledImages, substitutes: Tensor, dropout: float) -> Tensor:
     """E ‖ε_θ(x_t, t, c) − sg ε_θ(x_t, t, c̃)‖²: teach the student its own prediction for the class c̃ under the label c.
 
     Args:

@@ -40,7 +40,7 @@ class Replay:
         preparation: Preparation,
         labels: Tensor,
         per_class: int,
-        guidance: float = 0.0,
+        guidance: float,
     ):
         self.per_class = per_class
         self.places = torch.full((data.num_classes,), -1, device=labels.device)
