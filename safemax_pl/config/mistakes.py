@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safemax_pl.common.errors import UserError, one_line, unknown
-from safemax_pl.config.groups import CONFIGS
+from safemax_pl.config.groups import CONFIGS, settings_and_groups
 from safemax_pl.config.legal_values import TRAINER
 from safemax_pl.config.moved import REMOVED
 from safemax_pl.config.schema import flat_keys, legal_keys
@@ -40,7 +40,7 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if got in legal:
         return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
     parent = OmegaConf.select(cfg, above) if above else None
-    near = nearby(got, legal)
+    near = nearby(got, list(dict.fromkeys([*legal, *settings_and_groups(config_name)[1]])))
     mistyped = get_close_matches(key, [name.rpartition(".")[2] for name in near], n=1, cutoff=0.8)
     if not mistyped and isinstance(parent, DictConfig) and "_target_" in parent:
         arguments = TRAINER if above == "trainer" else legal_keys(parent, above)

@@ -112,7 +112,7 @@ def matching(setting: str, patterns: list[str], names: Iterable[str]) -> set[str
         UserError: without patterns, and for a pattern that matches nothing.
     """
     if not patterns:
-        raise UserError(f"{setting}=[] moves nothing: give names of modules, or parameters=all")
+        raise UserError(f"{setting}=[] moves nothing: give names of modules")
     names, found = list(names), set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(f".{name}.", f"*.{pattern}.*")}

@@ -43,6 +43,8 @@ MISTAKES = {  # command line -> error
     "attack /nonexistent attack=all": "/nonexistent does not exist: give the folder of a run",
     "evaluate_classifier /nonexistent": "no classifier at /nonexistent",
     # keys
+    "fit settings=paper": "did you mean 'setting'?",
+    "fit experimen=digits_forget1": "did you mean 'experiment'?",
     "fit optimizer.learning_rate=1": "did you mean 'optimizer.lr'? legal: optimizer.lr\n",
     "fit optimizer.params=1": "unknown key on the command line 'optimizer.params'",
     "fit optimizer._target_=5": "_target_=5: give the dotted name of a class",
