@@ -2,8 +2,9 @@
 
 `study.py search METHODS`: trials drawn at random over rate, schedule, steps, batch, weights that move and retain
 weight, on digit 5 and seed 0. `study.py verify METHODS`: the cheapest trials that reach the bounds, on three other
-digits and three seeds. `study.py preset`: `setting=fast` on ten digits and three seeds. `study.py table` prints the
-tables of README.md. Finished fits are kept: the same command resumes.
+digits and three seeds. `study.py preset`: `setting=fast` on ten digits and three seeds. `study.py attack`: attacks on
+some of these runs, with the budget of 2026-11-28_digits_halting. `study.py table` prints the tables of README.md.
+Finished fits are kept: the same command resumes.
 """
 
 import csv
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from safemax_pl.attacks.attack import attack
 from safemax_pl.config.command_line import quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.training.fit import fit
@@ -22,6 +24,12 @@ HERE, RUNS = Path(__file__).parent, Path("runs/digits_fast")
 METHODS = ("safemax", "noise_image", "salun", "barrier", "sfr_on")
 TRIALS, VERIFIED = 16, 2
 UA, HARM = 0.99, 0.5  # bounds on ua_noise_aware and on Δ fid_retain/classifier
+ATTACKS = {
+    "relearning": ["images=[10]", "budget.score_at=[0,2,4,6,8,10,15,20,30,50]", "images_per_class=50"],
+    "embedding_inversion": ["images=[10]", "budget.score_at=[0,25,50]", "budget.batch_size=16"],
+    "late_start": [],
+    "null_leak": ["guidance_weights=[-1]", "images_per_class=500"],
+}
 FIT = [
     "experiment=digits_methods",
     "logger=csv",
@@ -107,10 +115,27 @@ def preset() -> None:
     write("preset", rows)
 
 
+def attacked() -> None:
+    """Attack the preset's runs of two digits."""
+    budget = [f"attacks.{name}.{setting}" for name, settings in ATTACKS.items() for setting in settings]
+    rows = []
+    for digit in (3, 8):
+        for seed in (0, 1, 2):
+            folder = RUNS / f"preset-{digit}-{seed}"
+            done = json.loads((folder / "metrics.json").read_text()).get("attacks", {})
+            if left := [name for name in ATTACKS if name not in done]:
+                attack(str(folder), [f"attack=[{','.join(left)}]", *budget])
+            done = json.loads((folder / "metrics.json").read_text())["attacks"]
+            found = {name: done[name]["headline"]["values"]["unlearned"] for name in ATTACKS}
+            rows.append({"digit": digit, "seed": seed} | found)
+    write("attacks", rows)
+
+
 def table() -> None:
     """Print the preset's scores, and the cheapest verified trial of each method."""
     found = pd.read_csv(HERE / "preset.csv")
     print(found.describe().round(3).to_string())
+    print(pd.read_csv(HERE / "attacks.csv").groupby("digit")[list(ATTACKS)].agg(["mean", "std"]).round(3).to_string())
     print("reach both bounds:", ((found["ua_noise_aware"] >= UA) & (found["Δ FID"] <= HARM)).sum(), "of", len(found))
     for method in METHODS:
         trials = pd.read_csv(HERE / f"search_{method}.csv")
@@ -127,6 +152,8 @@ if __name__ == "__main__":
     quiet()
     if sys.argv[1] == "preset":
         preset()
+    elif sys.argv[1] == "attack":
+        attacked()
     elif sys.argv[1] == "table":
         table()
     else:
