@@ -87,12 +87,10 @@ def main(
     device, shape = default_device(), (3, 32, 32)
     training = Training.of(random_data(shape, 10, [6], batch, device, per_class), device, *network, bf16=bf16)
     counting = replace(training, data=random_data(shape, 10, [6], counted_batch, device))
-    sides, periods, preparation, accounts = (
-        dict[str, Side](),
-        dict[str, int](),
-        dict[str, float](),
-        dict[str, Account](),
-    )
+    sides: dict[str, Side] = {}
+    periods: dict[str, int] = {}
+    preparation: dict[str, float] = {}
+    accounts: dict[str, Account] = {}
     for method in dict.fromkeys((*REFERENCES, *methods)):
         sides[method], periods[method], preparation[method], accounts[method] = prepared(method, training, counting)
     timed = compare(sides, repeats)

@@ -38,7 +38,7 @@ ARMS = {
     "path_and_null": (0.5, 0.25, 5.0),
     "default": (0.5, 0.5, 10.0),
 }
-ATTACKED = ("images", "default")
+ATTACKED = ("images", "path_and_null", "default")
 # other samplers, on the forgotten class and a few images of the others
 SAMPLERS = {"ddim 100": ("ddim", 100), "ddpm 100": ("ddpm", 100)}
 FEW = "evaluation.plans.standard={forget_per_class: 50, retain_total: 9}"

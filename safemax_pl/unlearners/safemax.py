@@ -33,7 +33,7 @@ class SAFEMax(Unlearner):
 
     A chain that halts visits noised noise, not noised images. So a share `on_path` of the forget images is replaced by
     white noise x_0 ~ N(0, s² I), whose x_t ~ N(0, (s² a² + b²) I) are the states of the halted chain. Guidance adds
-    w (ε_c − ε_∅) there, so some of these rows teach ∅ the same ε*; then the chain halts at every w. Both are ours.
+    w (ε_c − ε_∅) there, which is 0 if ∅ predicts the same ε*. So some of these rows teach it to ∅. Both are ours.
 
     Args:
         gate: ψ.
