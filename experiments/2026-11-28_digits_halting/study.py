@@ -38,7 +38,6 @@ ARMS = {
     "path_and_null": (0.5, 0.25, 5.0),
     "default": (0.5, 0.5, 10.0),
 }
-ATTACKED = ("images", "path_and_null", "default")
 # other samplers, on the forgotten class and a few images of the others
 SAMPLERS = {"ddim 100": ("ddim", 100), "ddpm 100": ("ddpm", 100)}
 FEW = "evaluation.plans.standard={forget_per_class: 50, retain_total: 9}"
@@ -177,5 +176,4 @@ if __name__ == "__main__":
         quiet()
         work = make if sys.argv[1] == "fit" else attack_run
         for run in runs([int(digit) for digit in sys.argv[2:]]):
-            if work is make or run[0] in ATTACKED:
-                work(*run)
+            work(*run)
