@@ -9,5 +9,6 @@ for part in search verify; do
   printf '%s\n' 'safemax noise_image salun' 'barrier sfr_on' | xargs -P 2 -I{} bash -c "python $study $part {}"
 done
 python $study preset
+python $study transfer
 python $study attack
 python $study table

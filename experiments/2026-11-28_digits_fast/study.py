@@ -2,15 +2,17 @@
 
 `study.py search METHODS`: trials drawn at random over rate, schedule, steps, batch, weights that move and retain
 weight, on digit 5 and seed 0. `study.py verify METHODS`: the cheapest trials that reach the bounds, on three other
-digits and three seeds. `study.py preset`: `setting=fast` on ten digits and three seeds. `study.py attack`: attacks on
-some of these runs, with the budget of 2026-11-28_digits_halting. `study.py table` prints the tables of README.md.
-Finished fits are kept: the same command resumes.
+digits and three seeds. `study.py preset`: `setting=fast` on ten digits and three seeds. `study.py transfer`: the
+other methods with its optimiser, batches and steps. `study.py attack`: attacks on some of its runs, with the budget
+of 2026-11-28_digits_halting. `study.py table` prints the tables of README.md. Finished fits are kept: the same command
+resumes.
 """
 
 import csv
 import json
 import random
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -46,17 +48,18 @@ def drawn(method: str, number: int) -> list[str]:
     steps, batch = draw.choice([5, 8, 12, 20, 40]), draw.choice([16, 32])
     rate, part, weight = 10 ** draw.uniform(-3.5, -2), draw.choice(["all", "embeddings"]), 10 ** draw.uniform(0, 1.3)
     falls = draw.choice([True, False])
+    rate = rate / (1 if part == "embeddings" else 3)
+    return [*training(method, part, rate, steps, batch, falls), f"unlearner.retain_weight={weight:.3g}"]
+
+
+def training(method: str, part: str, rate: float, steps: int, batch: int, falls: bool) -> list[str]:
+    """Return the settings of a fit; `falls`: the rate falls linearly to a tenth."""
     schedule = "{_target_: torch.optim.lr_scheduler.LinearLR, _partial_: true, start_factor: 1.0, end_factor: 0.1, "
     schedule += f"total_iters: {steps}}}"
-    settings = [
-        f"unlearner={method}",
-        f"parameters={part}",
-        f"optimizer.lr={rate / (1 if part == 'embeddings' else 3):.3g}",
-    ]
+    settings = [f"unlearner={method}", f"parameters={part}", f"optimizer.lr={rate:.3g}"]
     settings += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     settings += [f"data.forget_batch_size={batch}", f"data.retain_batch_size={batch}"]
-    settings += [f"lr_scheduler={schedule}"] if falls else []
-    return settings + ([f"unlearner.retain_weight={weight:.3g}"] if method not in ("munba",) else [])
+    return settings + ([f"lr_scheduler={schedule}"] if falls else [])
 
 
 def row(name: str, settings: list[str]) -> dict:
@@ -115,6 +118,16 @@ def preset() -> None:
     write("preset", rows)
 
 
+def transfer() -> None:
+    """The other methods with the preset's optimiser, batches and steps, at several retain weights."""
+    rows = []
+    for method, weight, digit in product(METHODS[1:], (1, 4, 12), (8, 3, 1)):
+        settings = [*training(method, "embeddings", 6e-3, 10, 32, True), f"unlearner.retain_weight={weight}"]
+        found = row(f"{method}-transfer-{weight}-{digit}", [*settings, f"data.forget_classes=[{digit}]", "seed=0"])
+        rows.append({"method": method, "retain_weight": weight, "digit": digit} | found)
+    write("transfer", rows)
+
+
 def attacked() -> None:
     """Attack the preset's runs of two digits."""
     budget = [f"attacks.{name}.{setting}" for name, settings in ATTACKS.items() for setting in settings]
@@ -137,6 +150,10 @@ def table() -> None:
     print(found.describe().round(3).to_string())
     print(pd.read_csv(HERE / "attacks.csv").groupby("digit")[list(ATTACKS)].agg(["mean", "std"]).round(3).to_string())
     print("reach both bounds:", ((found["ua_noise_aware"] >= UA) & (found["Δ FID"] <= HARM)).sum(), "of", len(found))
+    runs = pd.read_csv(HERE / "transfer.csv")
+    runs["there"] = (runs["ua_noise_aware"] >= UA) & (runs["Δ FID"] <= HARM)
+    columns = ["there", "flops", "ua_noise_aware", "Δ FID", "drift"]
+    print(runs.groupby(["method", "retain_weight"])[columns].mean().round(3).to_string())
     for method in METHODS:
         trials = pd.read_csv(HERE / f"search_{method}.csv")
         good = trials[(trials["ua_noise_aware"] >= UA) & (trials["Δ FID"] <= HARM)]
@@ -152,6 +169,8 @@ if __name__ == "__main__":
     quiet()
     if sys.argv[1] == "preset":
         preset()
+    elif sys.argv[1] == "transfer":
+        transfer()
     elif sys.argv[1] == "attack":
         attacked()
     elif sys.argv[1] == "table":
