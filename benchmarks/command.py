@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from omegaconf import OmegaConf
 
 from safemax_pl.common.errors import UserError, clear_errors, unknown
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 
 
 def command(main: Callable[..., Any]) -> None:
@@ -19,6 +19,7 @@ def command(main: Callable[..., Any]) -> None:
         print(inspect.getmodule(main).__doc__, "\nOptions and their defaults:", *defaults, "", main.__doc__, sep="\n")
         return
     quiet()
+    import_lightning()
     with clear_errors():
         options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(sys.argv[1:]))
         for name, value in options.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from safemax_pl.attacks.attack import attack
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.training.fit import fit
 
@@ -131,6 +131,7 @@ def draw(rows: list[dict]) -> None:
 
 if __name__ == "__main__":
     quiet()
+    import_lightning()
     for seed in (0, 1, 2):
         for arm, attacks, seeds in PLAN:
             if seed in seeds:

@@ -12,7 +12,7 @@ from statistics import median
 from safemax_pl.attacks.attack import attack
 from safemax_pl.common.hardware import flop_counter
 from safemax_pl.config.build import build
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.frozen import Frozen
@@ -167,4 +167,5 @@ def name_of(method: str, parameters: str, end: str, rate: float) -> str:
 
 if __name__ == "__main__":
     quiet()
+    import_lightning()
     main()

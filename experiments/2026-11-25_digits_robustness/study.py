@@ -12,7 +12,7 @@ import pandas as pd
 from safemax_pl.attacks.attack import attack
 from safemax_pl.common.figures import COLOURS, GREY, HEIGHT, PALE, WIDTH, handle, legend, name_axes, panels, save_figure
 from safemax_pl.common.point_labels import label_points
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.groups import options
 from safemax_pl.reports.figures.trade_offs import REFERENCE
 
@@ -53,6 +53,7 @@ def fit() -> list[str]:
 def attack_all() -> None:
     """Attack every finished run, next to the Retrain of seed 0; finished curves are taken from the cache."""
     quiet()
+    import_lightning()
     runs = [path.parent for path in sorted(Path(RUNS).glob("*/metrics.json"))]
     (retrain,) = [run for run in runs if "unlearner_retrain" in run.name and "seed_0" in run.name]
     for run in runs:

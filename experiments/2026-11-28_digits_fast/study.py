@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from safemax_pl.attacks.attack import attack
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.training.fit import fit
 
@@ -167,6 +167,7 @@ def table() -> None:
 
 if __name__ == "__main__":
     quiet()
+    import_lightning()
     if sys.argv[1] == "preset":
         preset()
     elif sys.argv[1] == "transfer":

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
 from safemax_pl.attacks.attack import attack
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.runs.evaluate import evaluate
 from safemax_pl.training.fit import fit
@@ -174,6 +174,7 @@ if __name__ == "__main__":
         draw(found)
     else:
         quiet()
+        import_lightning()
         work = make if sys.argv[1] == "fit" else attack_run
         for run in runs([int(digit) for digit in sys.argv[2:]]):
             work(*run)

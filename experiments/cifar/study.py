@@ -38,7 +38,7 @@ from omegaconf import DictConfig
 from benchmarks.timing import default_device, matmul_flops
 from safemax_pl.common.errors import UserError, clear_errors, unknown
 from safemax_pl.common.files import SCRATCH, atomic, write_json
-from safemax_pl.config.command_line import quiet
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
 from safemax_pl.config.overrides import last_of_each
 from safemax_pl.diffusion import group_norm
@@ -434,6 +434,7 @@ def do(job: Job) -> bool:
 
 def main() -> None:
     quiet()
+    import_lightning()
     if PLAIN_NORM:
         group_norm.FLOAT32_DEVICES = ()
     failed = 0

@@ -60,7 +60,7 @@ def command(config_name: str, help_text: str, task: Callable[[DictConfig, list[s
 
 
 def _one_run(task: Callable[[DictConfig, list[str]], Any], failed: list[str], cfg: DictConfig) -> None:
-    _import_lightning()
+    import_lightning()
     from safemax_pl.common import distributed
 
     hydra_cfg = HydraConfig.get()
@@ -119,7 +119,7 @@ def command_on_folders(
         with clear_errors():
             print(OmegaConf.to_yaml(configuration(given, overrides)), end="")
         return
-    _import_lightning()
+    import_lightning()
     from safemax_pl.common import distributed
 
     with clear_errors(), distributed.ending_ranks():
@@ -137,7 +137,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a single process is legal on a cluster too
 
 
-def _import_lightning() -> None:
+def import_lightning() -> None:
     """Import Lightning and silence its info messages; the import, which takes seconds, sets the log levels."""
     import lightning.pytorch  # noqa: F401
 
