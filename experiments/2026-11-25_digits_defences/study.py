@@ -27,6 +27,8 @@ FIT = [
     "evaluation.plans.standard={forget_per_class: 50, retain_total: 450}",
     "sampler=dpm_solver",
     "sampler.steps=10",
+    "unlearner.on_path=0",  # as when the study was made
+    "unlearner.retain_weight=5",
     "logger=csv",
     f"runs_dir={RUNS}",
 ]

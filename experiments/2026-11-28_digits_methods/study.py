@@ -24,6 +24,7 @@ SMALL = {
     "selective_amnesia": "unlearner.replay_per_class=50 unlearner.fisher_images=50",
     "esd": "unlearner.replay_per_class=50",
 }
+NULL = "unlearner.null_on_path=0.25"  # the default when the trials were made
 # what a paper's setting is cut to here; the rest of it stands
 CUT = {
     "selective_amnesia": "trainer.max_steps=1000 trainer.val_check_interval=500 unlearner.fisher_images=50 "
@@ -37,7 +38,7 @@ def tuning() -> list[str]:
     return [
         f"python -m safemax_pl.sweep experiment=digits_methods sweep={method} sweep.trials={TRIALS} sweep.prune=null "
         f"name={method} runs_dir={RUNS}/tuning data.forget_classes=[5] seed=0 logger=csv "
-        f"trainer.enable_progress_bar=false {SMALL.get(method, '')}"
+        f"trainer.enable_progress_bar=false {SMALL.get(method, '')} {NULL if method.startswith('safemax') else ''}"
         for method in METHODS
     ]
 
@@ -63,7 +64,7 @@ def settings() -> None:
             "ema_decay": None,
             "trainer": {"val_check_interval": max(steps // 4, 1)},
         }
-        if method.startswith("safemax"):  # as in the trials
+        if method.startswith("safemax"):
             tree["unlearner"] = {"on_path": 0.5, "null_on_path": 0.25}
         for key, value in best.dropna().items():
             *parents, leaf = str(key).split(".")

@@ -29,8 +29,6 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
         return UserError(text)
     choices = [item for item in overrides if (CONFIGS / item.lstrip("+").partition("=")[0]).is_dir()]
     got = match[1]
-    if got in REMOVED:
-        return UserError(f"{got} was removed: {REMOVED[got]}")
     try:
         cfg = hydra.compose(config_name, choices)
     except (HydraException, OmegaConfBaseException):
@@ -40,6 +38,8 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if got in legal:
         return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
     parent = OmegaConf.select(cfg, above) if above else None
+    if isinstance(parent, DictConfig) and (advice := REMOVED.get((parent.get("_target_"), key))):
+        return UserError(f"{got} was removed: {advice}")
     near = nearby(got, list(dict.fromkeys([*legal, *settings_and_groups(config_name)[1]])))
     mistyped = get_close_matches(key, [name.rpartition(".")[2] for name in near], n=1, cutoff=0.8)
     if not mistyped and isinstance(parent, DictConfig) and "_target_" in parent:

@@ -28,18 +28,40 @@ METRICS = {
 PRUNE = {"least_forgetting": "min_forgetting", "most_harm": "max_harm"}
 SAFEMAX = "safemax_pl.unlearners.safemax.SAFEMax"
 SAFEMAX_ROBUST = "safemax_pl.unlearners.safemax_robust.SAFEMaxRobust"
-# key that is gone -> what to do; errors say it in place of similar keys
-REMOVED = {
-    "unlearner.guidance": "it brought the class back; unlearner.null_on_path halts guided chains: leave it out",
+# (target, key that is gone) -> what to do; errors say it in place of similar keys
+REMOVED = dict.fromkeys(
+    [(SAFEMAX, "guidance"), (SAFEMAX_ROBUST, "guidance")],
+    "it brought the class back: leave it out; unlearner.null_on_path concerns guided chains",
+)
+# target -> keys that are new in 0.5.0, with the values at which it does what it did before
+OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0}
+FORMER: dict[str, dict[str, Any]] = {
+    SAFEMAX: OFF_PATH,
+    SAFEMAX_ROBUST: OFF_PATH,
+    "safemax_pl.unlearners.random_label.RandomLabel": {"forget_dropout": 0.0},
+    "safemax_pl.unlearners.salun.SalUn": {"mask_guidance": 0.0, "mask_clip": None, "forget_dropout": 0.0},
+    "safemax_pl.unlearners.erasediff.EraseDiff": {"forget_dropout": 0.0},
+    "safemax_pl.unlearners.esd.ESD": {"replay_guidance": 0.0},
+    "safemax_pl.unlearners.selective_amnesia.SelectiveAmnesia": {
+        "replay_guidance": 0.0,
+        "fisher_dropout": 0.0,
+        "reduction": "mean",
+    },
+    "safemax_pl.unlearners.sfr_on.SFROn": {
+        "fisher_guidance": 0.0,
+        "fisher_clip": None,
+        "forget_dropout": 0.0,
+        "reduction": "mean",
+    },
+    "safemax_pl.unlearners.siss.SISS": {"reduction": "mean"},
 }
-OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0}  # SAFEMax had no halted path before 0.5.0
 DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax had these before 0.5.0; off by default
 
 
 def present_config(content: Any) -> Any:
-    """Return a saved configuration, as plain mappings and lists, with the present names of targets.
+    """Return a saved configuration, as plain mappings and lists, with the present names of targets and all keys.
 
-    SAFEMax with defences becomes the class that has them now. It loses its weight `guidance` of before 0.5.0, which
+    SAFEMax with defences becomes the class that has them now. It loses `guidance`, which
     only training used.
     """
     if isinstance(content, list):
@@ -49,8 +71,10 @@ def present_config(content: Any) -> Any:
     found = {
         key: present_target(value) if key == "_target_" else present_config(value) for key, value in content.items()
     }
+    found = FORMER.get(str(found.get("_target_")), {}) | found
+    if "ema_decay" in found:  # the top level
+        found = {"ema_warmup": True} | found
     if found.get("_target_") in (SAFEMAX, SAFEMAX_ROBUST):
-        found = OFF_PATH | found
         found.pop("guidance", None)
     if found.get("_target_") != SAFEMAX:
         return found

@@ -164,9 +164,9 @@ def check_keys(cfg: DictConfig, schema: Any, path: str = "") -> None:
         else {key: type(value) for key, value in schema.items()}
     )
     for key in map(str, cfg):
-        if f"{path}{key}" in REMOVED:
-            raise UserError(f"{path}{key} was removed: {REMOVED[f'{path}{key}']}")
         if key not in legal and key not in ("_target_", "_partial_"):
+            if advice := REMOVED.get((cfg.get("_target_"), key)):
+                raise UserError(f"{path}{key} was removed: {advice}")
             names = TRAINER if path == "trainer." else legal
             raise unknown("configuration key", f"{path}{key}", sorted(f"{path}{name}" for name in names))
         value = _node(cfg, key)

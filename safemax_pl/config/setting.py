@@ -48,11 +48,12 @@ def replace_nodes(cfg: DictConfig, choices: Any, overrides: list[str]) -> None:
     content, given = _content(choices), {key_of(item) for item in overrides}
     replaced = [("trainer", "max_time")]
     for name, node in content.items():
-        # a node of another class is one that the command line has chosen
-        if is_mapping(node) and "_target_" in node and cfg[name].get("_target_") == node["_target_"]:
-            replaced += [(name, key) for key in cfg[name] if key not in node and key != "_partial_"]
+        # a node of another class, or none, is one that the command line has chosen
+        now = cfg.get(name)
+        if is_mapping(node) and "_target_" in node and is_mapping(now) and now.get("_target_") == node["_target_"]:
+            replaced += [(name, key) for key in now if key not in node and key != "_partial_"]
     for name, key in replaced:
-        if key in cfg[name] and f"{name}.{key}" not in given:
+        if is_mapping(cfg.get(name)) and key in cfg[name] and f"{name}.{key}" not in given:
             with open_dict(cfg[name]):
                 del cfg[name][key]
 

@@ -15,7 +15,8 @@ class Target(ABC):
     """A map from a noised image to the prediction at which denoising halts.
 
     Attributes:
-        image_std: standard deviation of the white noise that takes the place of images on the halted path.
+        image_std: standard deviation of the white noise that takes the place of images on the halted path. The path is
+            exact for `MaxEntropyTarget` only.
     """
 
     image_std: float = 1.0

@@ -37,6 +37,15 @@ def test_every_value_of_a_setting_is_taken_over_the_experiments(setting, method)
     build(cfg.unlearner)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("safemax", "safemax_no_gate"), ("erasediff", "erasediff_relabel"), ("retrain", "retain_only")],
+)
+def test_variants_of_a_method_have_the_same_paper(one, other):
+    first, second = (OmegaConf.load(CONFIGS / f"setting/paper/{name}.yaml") for name in (one, other))
+    assert first == second
+
+
 def test_the_command_line_has_the_last_word():
     cfg = composed("setting=paper", "unlearner=salun", "optimizer.lr=3e-4", "trainer.max_steps=7", "method=mine")
     assert (cfg.optimizer.lr, cfg.trainer.max_steps, cfg.data.forget_batch_size, cfg.method) == (3e-4, 7, 128, "mine")
@@ -85,6 +94,8 @@ def test_a_setting_replaces_what_an_experiment_has_set():
     assert set(cfg.lr_scheduler) == {"_target_", "_partial_", "start_factor", "total_iters"}
     cfg = composed("setting=paper", "+trainer.max_time=01:00:00", "+optimizer.eps=1e-6")
     assert cfg.trainer.max_time == "01:00:00" and cfg.optimizer.eps == 1e-6
+    cfg = composed("setting=fast", "lr_scheduler=null")
+    assert cfg.lr_scheduler is None and cfg.optimizer.lr == 6e-3
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,6 @@ PREDICTIONS = ("epsilon", "x_0", "v")
 SHAPE = (1, 4, 4)
 
 
-def eps_of(diffusion: Diffusion, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The ε behind a prediction, by way of x_0."""
-    a, b = diffusion.coefficients(t)
-    return (x_t - a * diffusion.x_0_of(prediction, x_t, t)) / b
-
-
 def some_batch(rows: int = 6, shape: tuple[int, int, int] = SHAPE) -> LabelledImages:
     keys = rng.combine(3, torch.arange(rows))
     return LabelledImages(2 * rng.uniform(keys, 99, shape) - 1, torch.arange(rows) % 3, keys)
@@ -106,14 +100,14 @@ def test_the_pair_behind_a_prediction_can_be_recovered(prediction, schedule):
     x_t, eps, _ = diffusion.noised(batch, t)
     predicted = diffusion.prediction_of(batch.x_0, eps, t)
     torch.testing.assert_close(diffusion.x_0_of(predicted, x_t, t), batch.x_0, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(eps_of(diffusion, predicted, x_t, t), eps, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(diffusion.eps_of(predicted, x_t, t), eps, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_prediction_survives_the_way_through_x_0_and_eps(prediction):
     diffusion = Diffusion(prediction=prediction)
     t, x_t, predicted = torch.tensor([1, 100, 300, 500]), torch.randn(4, *SHAPE), torch.randn(4, *SHAPE)
-    x_0, eps = diffusion.x_0_of(predicted, x_t, t), eps_of(diffusion, predicted, x_t, t)
+    x_0, eps = diffusion.x_0_of(predicted, x_t, t), diffusion.eps_of(predicted, x_t, t)
     torch.testing.assert_close(diffusion.prediction_of(x_0, eps, t), predicted, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(diffusion.add_noise(x_0, t, eps), x_t, rtol=1e-3, atol=1e-3)
 

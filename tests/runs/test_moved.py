@@ -56,19 +56,54 @@ def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
     assert found.values("w=0", "unlearned")["preparation_flops"] == metrics["cost"]["preparation_flops"] > 0
 
 
+# method -> what its configuration lacked in 0.4.0, with the value at which it does the same
+LACKED = {
+    "retain_only": {},
+    "safemax": {"on_path": 0.0, "null_on_path": 0.0},
+    "safemax_robust": {"on_path": 0.0, "null_on_path": 0.0},
+    "random_label": {"forget_dropout": 0.0},
+    "salun": {"mask_guidance": 0.0, "mask_clip": None, "forget_dropout": 0.0},
+    "erasediff_relabel": {"forget_dropout": 0.0},
+    "esd": {"replay_guidance": 0.0},
+    "selective_amnesia": {"replay_guidance": 0.0, "fisher_dropout": 0.0, "reduction": "mean"},
+    "sfr_on": {"fisher_guidance": 0.0, "fisher_clip": None, "forget_dropout": 0.0, "reduction": "mean"},
+    "siss": {"reduction": "mean"},
+}
+
+
+@pytest.mark.parametrize("method", LACKED)
+def test_a_method_with_new_settings_is_the_one_that_does_what_it_did(tmp_path, method):
+    former = [f"unlearner.{key}={'null' if value is None else value}" for key, value in LACKED[method].items()]
+    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={method}", *former]))
+    before = json.loads(json.dumps(now))
+    for key in LACKED[method]:
+        del before["unlearner"][key]
+    del before["ema_warmup"]
+    if method == "safemax":
+        before["unlearner"]["guidance"] = 0.0
+    OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
+    assert comparable(read_config(tmp_path / "config.yaml")) == now
+
+
 @pytest.mark.parametrize(
     ("defences", "unlearner"),
     [({"clean_null": False, "inner_steps": 0}, "safemax"), ({"clean_null": False, "inner_steps": 2}, "safemax_robust")],
 )
 def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences, unlearner):
-    off_path = ["unlearner.on_path=0", "unlearner.null_on_path=0"]
-    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}", *off_path]))
+    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}"]))
     before = json.loads(json.dumps(now))
-    for key in ("on_path", "null_on_path"):
-        del before["unlearner"][key]
-    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 2.0, **defences}
+    before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 0.0, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now
+
+
+def test_a_run_with_the_guidance_that_is_gone_is_scored(tmp_path):
+    run = fit(tiny(tmp_path), "run")
+    config = OmegaConf.load(run / "config.yaml")
+    config.unlearner.guidance = 2.0
+    OmegaConf.save(config, run / "config.yaml")
+    scores = json.loads((run / "metrics.json").read_text())["scores"]
+    assert json.loads((evaluate(str(run), [cached()]) / "metrics.json").read_text())["scores"] == scores
 
 
 def test_a_study_is_the_one_that_its_present_command_describes():

@@ -18,12 +18,6 @@ TARGETS = ["uniform", "relabel"]
 # -- the inner problem -------------------------------------------------------------------------------------------------
 
 
-def eps_of(diffusion: Diffusion, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The ε behind a prediction, by way of x_0."""
-    a, b = diffusion.coefficients(t)
-    return (x_t - a * diffusion.x_0_of(prediction, x_t, t)) / b
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_inner_descent_leaves_the_student_as_it_was(make_model, make_task, forget, retain, target):
     student = make_model().train()
@@ -93,7 +87,7 @@ def test_the_uniform_target_is_noise_between_0_and_1(make_pointwise, make_task, 
     forget = make_batch([1], 50)
     x_t, t, labels, target = EraseDiff("uniform").forget_examples(task, forget)
     assert torch.equal(labels, forget.labels), "the code drops no label of this target"
-    u = eps_of(task.diffusion, target, x_t, t)
+    u = task.diffusion.eps_of(target, x_t, t)
     a, b = task.diffusion.coefficients(t)
     torch.testing.assert_close(u, (x_t - a * forget.x_0) / b, rtol=1e-3, atol=2e-3)
     if prediction == "epsilon":

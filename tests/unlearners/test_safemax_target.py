@@ -25,12 +25,6 @@ TARGETS = {
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
-def eps_of(diffusion: Diffusion, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The ε behind a prediction, by way of x_0."""
-    a, b = diffusion.coefficients(t)
-    return (x_t - a * diffusion.x_0_of(prediction, x_t, t)) / b
-
-
 def keys_of(count: int) -> torch.Tensor:
     return rng.combine(5, torch.arange(count))
 
@@ -185,7 +179,7 @@ def test_the_pair_behind_a_target_makes_up_x_t(target):
     diffusion = Diffusion(prediction="v")
     x_t, t = torch.randn(5, *SHAPE), torch.tensor([1, 10, 200, 500, 700])
     predicted = target(diffusion, x_t, t, keys_of(5))
-    x_0, eps = diffusion.x_0_of(predicted, x_t, t), eps_of(diffusion, predicted, x_t, t)
+    x_0, eps = diffusion.x_0_of(predicted, x_t, t), diffusion.eps_of(predicted, x_t, t)
     torch.testing.assert_close(diffusion.add_noise(x_0, t, eps), x_t, rtol=1e-3, atol=1e-3)
 
 
@@ -195,7 +189,7 @@ def test_parameterisations_of_a_target_stand_for_the_same_noise(target):
     eps = target(Diffusion(), x_t, t, keys)
     for prediction in ("x_0", "v"):
         diffusion = Diffusion(prediction=prediction)
-        recovered = eps_of(diffusion, target(diffusion, x_t, t, keys), x_t, t)
+        recovered = diffusion.eps_of(target(diffusion, x_t, t, keys), x_t, t)
         torch.testing.assert_close(recovered, eps, rtol=1e-3, atol=1e-3)
 
 
@@ -215,7 +209,7 @@ def test_identity_calls_all_of_x_t_noise(prediction):
     diffusion = Diffusion(prediction=prediction)
     x_t, t = torch.randn(4, *SHAPE), torch.tensor([1, 100, 500, 900])
     predicted = IdentityTarget()(diffusion, x_t, t, keys_of(4))
-    torch.testing.assert_close(eps_of(diffusion, predicted, x_t, t), x_t, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(diffusion.eps_of(predicted, x_t, t), x_t, rtol=1e-3, atol=1e-3)
 
 
 def test_the_image_that_identity_implies_is_what_noise_leaves_over():
