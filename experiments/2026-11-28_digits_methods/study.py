@@ -1,17 +1,20 @@
-"""The commands of this study: `study.py tuning|tuned|papers|retrain` prints them, run.sh runs them.
+"""The commands of this study: `study.py tuning|tuned|papers|retrain|no_path` prints them, run.sh runs them.
 
 Tuning: a sweep of eight trials for every method, over its space in configs/sweep, on digit 5 and seed 0, which are not
 used again. `study.py settings` writes the best trial of each method to configs/setting/tuned, which
 `setting=tuned` reads. Papers: `setting=paper`, the papers' values as they stand, of which the longest are cut to
-what two cores can do in minutes.
+what two cores can do in minutes. `study.py relearning` attacks the runs of digit 3 of some methods.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from safemax_pl.attacks.attack import attack
+from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.groups import CONFIGS, options
 
 HERE, RUNS = Path(__file__).parent, "runs/digits_methods"
@@ -25,10 +28,20 @@ SMALL = {
     "esd": "unlearner.replay_per_class=50",
 }
 NULL = "unlearner.null_on_path=0.25"  # the default when the trials were made
+RELEARNED = ("safemax", "safemax_no_path", "noise_image", "salun", "esd", "gradient_ascent")
+BUDGET = [
+    "attack=relearning",
+    "trainer.enable_progress_bar=false",
+    "sampler=dpm_solver",
+    "sampler.steps=10",
+    "attacks.relearning.images=[10]",
+    "attacks.relearning.budget.batch_size=16",
+]
 # what a paper's setting is cut to here; the rest of it stands
 CUT = {
     "selective_amnesia": "trainer.max_steps=1000 trainer.val_check_interval=500 unlearner.fisher_images=50 "
     "unlearner.fisher_timesteps=32 unlearner.replay_per_class=50",
+    "rgd": "trainer.max_steps=260 trainer.val_check_interval=130",
     "msgm": "trainer.max_steps=1000 trainer.val_check_interval=500 lr_scheduler=null ema_decay=null "
     "data.forget_batch_size=128 data.retain_batch_size=128",
 }
@@ -102,8 +115,45 @@ def retrain() -> list[str]:
     return [f"{FIT}/retrain {settings} -m seed=0,1,2 data.forget_classes=[{digit}]" for digit in (8, 3, 1)]
 
 
+def no_path() -> list[str]:
+    """SAFEMax without the halted path, as 2026-11-25_digits_robustness had it."""
+    settings = "unlearner.on_path=0 unlearner.retain_weight=1 optimizer.lr=3e-4 method=safemax_no_path"
+    return [f"{FIT}/no_path {settings} -m seed=0,1,2 data.forget_classes=[3]"]
+
+
+def relearning() -> None:
+    """Attack the runs of digit 3, beside the Retrain in weights/, and write relearning.csv."""
+    quiet()
+    import_lightning()
+    rows = []
+    for path in sorted(Path(RUNS).glob("*/*/metrics.json")):
+        metrics = json.loads(path.read_text())
+        method = metrics["training"]["method"].removesuffix(" (tuned)")
+        if path.parts[-3] not in ("tuned", "no_path") or metrics["protocol"]["forget_classes"] != ["3"]:
+            continue
+        if method in RELEARNED and "relearning" not in metrics.get("attacks", {}):
+            attack(str(path.parent), [*BUDGET, "retrain=weights/digits/without_3"])
+            metrics = json.loads(path.read_text())
+        if method in RELEARNED:
+            steps = metrics["attacks"]["relearning"]["headline"]["values"]
+            ours, original = (metrics["scores"]["w=0"][model] for model in ("unlearned", "original"))
+            harm = ours["fid_retain/classifier"] - original["fid_retain/classifier"]
+            scores = {"ua_noise_aware": ours["ua_noise_aware"], "Δ FID": harm}
+            rows.append({"method": method, "run": path.parent.name} | scores | steps)
+    pd.DataFrame(rows).to_csv(HERE / "relearning.csv", index=False)
+    print(pd.DataFrame(rows).groupby("method")[["ua_noise_aware", "Δ FID", "unlearned"]].agg(["mean", "std"]).round(3))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "settings":
         settings()
+    elif sys.argv[1] == "relearning":
+        relearning()
     else:
-        print("\n".join({"tuning": tuning, "tuned": tuned, "papers": papers, "retrain": retrain}[sys.argv[1]]()))
+        print(
+            "\n".join(
+                {"tuning": tuning, "tuned": tuned, "papers": papers, "retrain": retrain, "no_path": no_path}[
+                    sys.argv[1]
+                ]()
+            )
+        )
