@@ -252,6 +252,10 @@ def test_legal_overrides_are_accepted(overrides):
         (["~seed"], "the setting seed was removed but is required: keep it"),
         (["~gradient_clp"], "'gradient_clp': did you mean 'gradient_clip'"),
         (["~lr_scheduler"], "~lr_scheduler: the setting is null already"),
+        (
+            ["setting=fast", "lr_scheduler={_target_: torch.optim.lr_scheduler.ConstantLR, factor: 0.5}"],
+            r"lr_scheduler has a mapping already.*replace it by ~lr_scheduler \+lr_scheduler=",
+        ),
         (["data.name.colour=red"], "data.name.colour"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
