@@ -38,7 +38,7 @@ def composition_error(config_name: str, overrides: list[str], error: Exception) 
     if got in legal and any(item.partition("=")[0] == f"~{got}" for item in overrides):
         return UserError(f"~{got}: the setting is null already, so there is nothing to remove")
     if got in legal:
-        return UserError(f"{got} has a mapping already, which a second one is merged into: replace it by ~{got} +{got}=...")
+        return UserError(f"{got} has a mapping already, and the two would be merged: replace it by ~{got} +{got}=...")
     parent = OmegaConf.select(cfg, above) if above else None
     if isinstance(parent, DictConfig) and (advice := REMOVED.get((parent.get("_target_"), key))):
         return UserError(f"{got} was removed: {advice}")
