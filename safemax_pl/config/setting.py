@@ -51,7 +51,7 @@ def replace_nodes(cfg: DictConfig, choices: Any, overrides: list[str]) -> None:
         # a node of another class, or none, is one that the command line has chosen
         now = cfg.get(name)
         if is_mapping(node) and "_target_" in node and is_mapping(now) and now.get("_target_") == node["_target_"]:
-            replaced += [(name, key) for key in now if key not in node and key != "_partial_"]
+            replaced += [(name, key) for key in map(str, now) if key not in node and key != "_partial_"]
     for name, key in replaced:
         if is_mapping(cfg.get(name)) and key in cfg[name] and f"{name}.{key}" not in given:
             with open_dict(cfg[name]):

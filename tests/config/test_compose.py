@@ -254,7 +254,7 @@ def test_legal_overrides_are_accepted(overrides):
         (["~lr_scheduler"], "~lr_scheduler: the setting is null already"),
         (
             ["setting=fast", "lr_scheduler={_target_: torch.optim.lr_scheduler.ConstantLR, factor: 0.5}"],
-            "lr_scheduler has a mapping already, and the two would be merged: replace it by ~lr_scheduler +lr_scheduler=",
+            "lr_scheduler has a mapping already, and the two would be merged: replace it by ~lr_scheduler +",
         ),
         (["data.name.colour=red"], "data.name.colour"),
     ],
