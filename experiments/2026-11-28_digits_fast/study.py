@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import pyplot as plt
 
 from safemax_pl.attacks.attack import attack
 from safemax_pl.config.command_line import import_lightning, quiet
@@ -165,6 +166,28 @@ def table() -> None:
             print(runs.groupby("trial")[columns].mean().sort_values("flops").round(3).to_string())
 
 
+def draw() -> None:
+    """Draw FLOPs and Δ FID of all trials and of the preset's runs; filled: the digit is forgotten."""
+    blocks = [(method, pd.read_csv(HERE / f"search_{method}.csv"), "o") for method in METHODS]
+    blocks.append(("safemax, setting=fast", pd.read_csv(HERE / "preset.csv"), "*"))
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    for number, (label, rows, marker) in enumerate(blocks):
+        colour = "black" if marker == "*" else f"C{number}"
+        for forgotten, mine in rows.groupby(rows["ua_noise_aware"] >= UA):
+            style = {"marker": marker, "s": 45, "edgecolors": colour, "facecolors": colour if forgotten else "none"}
+            axis.scatter(mine["flops"], mine["Δ FID"], label=label if forgotten else None, **style)
+    axis.axhline(HARM, color="grey", lw=0.8, ls="--")
+    axis.set_xscale("log")
+    axis.set_xticks(ticks := [2e10, 5e10, 1e11, 2e11], [f"{tick:.0e}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_yscale("symlog", linthresh=0.5)
+    axis.set_yticks(ticks := [0, 0.25, 0.5, 1, 10, 100], [f"{tick:g}" for tick in ticks])
+    axis.set_ylim(-0.3, 200)
+    axis.set(xlabel="FLOPs of the fit, preparation included", ylabel="Δ fid_retain/classifier")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title=f"filled: forgotten (≥ {UA})")
+    figure.savefig(HERE / "figure.png", dpi=110, bbox_inches="tight")
+
+
 if __name__ == "__main__":
     quiet()
     import_lightning()
@@ -176,6 +199,7 @@ if __name__ == "__main__":
         attacked()
     elif sys.argv[1] == "table":
         table()
+        draw()
     else:
         for one in sys.argv[2:] or METHODS:
             {"search": search, "verify": verify}[sys.argv[1]](one)
