@@ -146,7 +146,7 @@ def attacked() -> None:
 
 
 def table() -> None:
-    """Print the preset's scores, and the cheapest verified trial of each method."""
+    """Print the preset's scores and the cheapest verified trial of each method, and draw figure.png."""
     found = pd.read_csv(HERE / "preset.csv")
     print(found.describe().round(3).to_string())
     print(pd.read_csv(HERE / "attacks.csv").groupby("digit")[list(ATTACKS)].agg(["mean", "std"]).round(3).to_string())
@@ -164,6 +164,7 @@ def table() -> None:
             runs["there"] = (runs["ua_noise_aware"] >= UA) & (runs["Δ FID"] <= HARM)
             columns = ["there", "steps", "flops", "seconds", "ua_noise_aware", "Δ FID", "drift"]
             print(runs.groupby("trial")[columns].mean().sort_values("flops").round(3).to_string())
+    draw()
 
 
 def draw() -> None:
@@ -191,15 +192,9 @@ def draw() -> None:
 if __name__ == "__main__":
     quiet()
     import_lightning()
-    if sys.argv[1] == "preset":
-        preset()
-    elif sys.argv[1] == "transfer":
-        transfer()
-    elif sys.argv[1] == "attack":
-        attacked()
-    elif sys.argv[1] == "table":
-        table()
-        draw()
-    else:
+    part = sys.argv[1]
+    if of_a_method := {"search": search, "verify": verify}.get(part):
         for one in sys.argv[2:] or METHODS:
-            {"search": search, "verify": verify}[sys.argv[1]](one)
+            of_a_method(one)
+    else:
+        {"preset": preset, "transfer": transfer, "attack": attacked, "table": table}[part]()

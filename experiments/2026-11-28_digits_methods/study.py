@@ -129,17 +129,17 @@ def relearning() -> None:
     for path in sorted(Path(RUNS).glob("*/*/metrics.json")):
         metrics = json.loads(path.read_text())
         method = metrics["training"]["method"].removesuffix(" (tuned)")
-        if path.parts[-3] not in ("tuned", "no_path") or metrics["protocol"]["forget_classes"] != ["3"]:
+        of_this = path.parts[-3] in ("tuned", "no_path") and metrics["protocol"]["forget_classes"] == ["3"]
+        if not of_this or method not in RELEARNED:
             continue
-        if method in RELEARNED and "relearning" not in metrics.get("attacks", {}):
+        if "relearning" not in metrics.get("attacks", {}):
             attack(str(path.parent), [*BUDGET, "retrain=weights/digits/without_3"])
             metrics = json.loads(path.read_text())
-        if method in RELEARNED:
-            steps = metrics["attacks"]["relearning"]["headline"]["values"]
-            ours, original = (metrics["scores"]["w=0"][model] for model in ("unlearned", "original"))
-            harm = ours["fid_retain/classifier"] - original["fid_retain/classifier"]
-            scores = {"ua_noise_aware": ours["ua_noise_aware"], "Δ FID": harm}
-            rows.append({"method": method, "run": path.parent.name} | scores | steps)
+        steps = metrics["attacks"]["relearning"]["headline"]["values"]
+        ours, original = (metrics["scores"]["w=0"][model] for model in ("unlearned", "original"))
+        harm = ours["fid_retain/classifier"] - original["fid_retain/classifier"]
+        scores = {"ua_noise_aware": ours["ua_noise_aware"], "Δ FID": harm}
+        rows.append({"method": method, "run": path.parent.name} | scores | steps)
     pd.DataFrame(rows).to_csv(HERE / "relearning.csv", index=False)
     print(pd.DataFrame(rows).groupby("method")[["ua_noise_aware", "Δ FID", "unlearned"]].agg(["mean", "std"]).round(3))
 

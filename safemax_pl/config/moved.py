@@ -61,8 +61,8 @@ DEFENCES = {"clean_null": False, "inner_steps": 0, "inner_lr": 1e-3}  # SAFEMax 
 def present_config(content: Any) -> Any:
     """Return a saved configuration, as plain mappings and lists, with the present names of targets and all keys.
 
-    SAFEMax with defences becomes the class that has them now. It loses `guidance`, which
-    only training used.
+    SAFEMax with defences becomes the class that has them now. It loses `guidance`, which only training
+    used.
     """
     if isinstance(content, list):
         return [present_config(value) for value in content]
