@@ -79,10 +79,10 @@ def attack_config(target: str, overrides: list[str]) -> DictConfig:
     return subject_config(target, rest, {"attacks": nodes})
 
 
-def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
+def load_retrain(target: str, data: ForgetRetainDataModule, setting: str = "retrain") -> Model:
     """Load the model that never saw the forgotten classes: a run of `unlearner=retrain`, or a diffusers folder.
 
-    The training data of a diffusers folder can't be checked.
+    The training data of a diffusers folder can't be checked. Errors name `setting`.
     """
     config = Path(target) / "config.yaml"
     if config.exists():
@@ -93,12 +93,12 @@ def load_retrain(target: str, data: ForgetRetainDataModule) -> Model:
             without = data.labels_of(forgotten) if cfg["unlearner"].get("from_scratch") is True else []
         if known := sorted(set(data.forget_labels) - set(without)):
             raise UserError(
-                f"retrain={target} has seen images of {known}: give a run of unlearner=retrain with "
+                f"{setting}={target} has seen images of {known}: give a run of unlearner=retrain with "
                 f"data.forget_classes={data.forget_labels}"
             )
     if not is_base_model(target):
         raise UserError(
-            f"no model at retrain={target} (expected unet/config.json): give a run of unlearner=retrain with "
+            f"no model at {setting}={target} (expected unet/config.json): give a run of unlearner=retrain with "
             f"data.forget_classes={data.forget_labels}, or a diffusers folder"
         )
     return pretrained(data, target)

@@ -26,12 +26,13 @@ class Rows(NamedTuple):
 class SamplingPlan(Dataset):
     """Plan of `forget_per_class` images of each forget class and `retain_total` images spread over the retain classes.
 
-    Rows of one label have the seeds 0, 1, ..., so that all models are scored on the same noise.
+    Rows of one label have successive seeds, the same for all models, so that all are scored on the same noise.
 
     Args:
         forget, retain: class indices.
         forget_per_class: images of each forget class.
         retain_total: images of all retain classes together, divided equally and rounded down.
+        first_seed: seed of the first row of each label.
 
     Attributes:
         labels, seeds: `[N]`, long.
@@ -41,7 +42,9 @@ class SamplingPlan(Dataset):
         UserError: if a class would have no image.
     """
 
-    def __init__(self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int):
+    def __init__(
+        self, forget: list[int], retain: list[int], forget_per_class: int, retain_total: int, first_seed: int = 0
+    ):
         per_class = retain_total // max(len(retain), 1)
         if (retain and per_class < 1) or (forget and forget_per_class < 1):
             raise UserError(
@@ -51,7 +54,7 @@ class SamplingPlan(Dataset):
         counts = [(label, forget_per_class) for label in forget] + [(label, per_class) for label in retain]
         labels = [torch.full((count,), label) for label, count in counts]
         self.labels = torch.cat(labels)
-        self.seeds = torch.cat([torch.arange(count) for _, count in counts])
+        self.seeds = first_seed + torch.cat([torch.arange(count) for _, count in counts])
         self.is_forget = torch.arange(len(self.labels)) < len(forget) * forget_per_class
 
     def __len__(self) -> int:

@@ -130,10 +130,14 @@ class Evaluator:
     ) -> tuple[ModelScores, Tensor]:
         """Sample and score a plan; return the scores and all images, uint8 `[N, C, H, W]`."""
         generation = Generation(make_images, self.metric_suite(plan, original, inception), plan, self.batch_size)
+        self.run(generation)
+        return generation.result, generation.images
+
+    def run(self, generation: Generation) -> None:
+        """Generate the images of a plan on all devices, and compute their scores."""
         trainer = self.make_trainer()
         with interruptible(trainer):
             trainer.test(generation, verbose=False)
-        return generation.result, generation.images
 
     def test_original(self, original: Model, guidance: float, plan_name: str) -> tuple[ModelScores, Tensor]:
         """Sample and score the original under a named plan, or read scores and images from the cache."""

@@ -1,5 +1,7 @@
 """Generate images for the rows of a plan, from a model or as pure noise."""
 
+from collections.abc import Callable
+
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -8,12 +10,15 @@ from torch.utils.data import DataLoader
 from safemax_pl.classifier import noise
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
+from safemax_pl.data.batch import to_uint8
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
 from safemax_pl.diffusion.guidance import guided
 from safemax_pl.diffusion.process import white_noise_means
 from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.metric_suite import MetricSuite
+from safemax_pl.evaluation.metrics.pixels import Gallery
+from safemax_pl.evaluation.results import ModelScores
 
 
 class ModelImages(nn.Module):
@@ -73,6 +78,21 @@ class NoiseImages(nn.Module):
         return self.corrupt(keys, torch.empty(len(keys), *self.shape, device=keys.device))
 
 
+class ImagesOnly(nn.Module):
+    """Metrics of a `Generation` that only collect the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gallery = Gallery()
+
+    def update(self, images: Tensor, rows: Rows, halted: Callable[[Rows], Tensor] | None = None) -> None:
+        self.gallery.update(to_uint8(images), rows)
+
+    def compute(self) -> ModelScores:
+        """Return no score."""
+        return ModelScores({})
+
+
 class Generation(LightningModule):
     """Module for `Trainer.test` that generates the images of a plan and scores them.
 
@@ -81,7 +101,7 @@ class Generation(LightningModule):
         images: uint8 `[N, C, H, W]` in the order of the plan; set by the test.
     """
 
-    def __init__(self, make_images: nn.Module, metrics: MetricSuite, plan: SamplingPlan, batch_size: int):
+    def __init__(self, make_images: nn.Module, metrics: MetricSuite | ImagesOnly, plan: SamplingPlan, batch_size: int):
         super().__init__()
         self.make_images, self.metrics, self.plan, self.batch_size = make_images, metrics, plan, batch_size
 

@@ -1,0 +1,242 @@
+"""Check the error rates that certificates state, on digits: `study.py fit`, `study.py look`, `study.py table`.
+
+fit: eight Retrains without the 3, and three models that did not erase it: fine-tuned, with another embedding row, and
+SAFEMax. look: images of all models in three conditions, for four nonces, and larger pools of some. table: the tests and
+bounds of the certificate on these, which writes results.csv. Finished work is kept: the same command resumes.
+"""
+
+import copy
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest, norm
+
+from safemax_pl.certificates.bounds import corrected, upper_bound
+from safemax_pl.certificates.exam import Exam, Seen
+from safemax_pl.certificates.kernel_tests import excess_test, relative_test
+from safemax_pl.certificates.roc import auc
+from safemax_pl.certificates.settings import Settings
+from safemax_pl.certificates.utility import intervals
+from safemax_pl.config.build import build
+from safemax_pl.config.command_line import import_lightning, quiet
+from safemax_pl.config.compose import compose
+from safemax_pl.diffusion.saved_model import identified, pretrained
+from safemax_pl.diffusion.unet import Model
+from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.training.fit import fit
+
+HERE, RUNS = Path(__file__).parent, Path("runs/digits_certificate")
+DIGIT, IMAGES, NONCES, RETRAINS, GIVEN = 3, 450, 4, 8, 5
+COMMON = ["trainer.enable_progress_bar=false", "logger=csv", f"runs_dir={RUNS}", f"data.forget_classes=[{DIGIT}]"]
+COMMON += ["evaluation.final=quick"]
+RETRAIN = ["unlearner=retrain", "data.retain_batch_size=64", "optimizer.lr=1e-3", "trainer.max_steps=1000"]
+RETRAIN += ["trainer.val_check_interval=1000"]
+CONDITIONS = {"retained classes": 0.0, "forgotten classes": 0.0, "unconditional": -1.0}
+ALPHA = 0.05
+TRIALS = 1000  # of simulations that only count
+
+
+def runs() -> dict[str, list[str]]:
+    """Return name -> settings of every fit."""
+    retrains = {f"retrain_{seed}": [*RETRAIN, f"seed={seed}"] for seed in range(RETRAINS)}
+    finetuned = {f"finetune_{seed}": ["unlearner=finetune", "setting=tuned", f"seed={seed}"] for seed in range(3)}
+    forgotten = {f"safemax_{seed}": [f"seed={seed}"] for seed in range(3)}
+    return retrains | finetuned | forgotten
+
+
+def make(name: str, settings: list[str]) -> None:
+    experiment = "digits_forget1" if name.startswith("safemax") else "digits_methods"
+    fit(compose("fit", [f"experiment={experiment}", *COMMON, *settings, f"name={name}"]), None)
+
+
+def models(exam: Exam) -> dict[str, Model]:
+    """Return all models; "deletion" is the original with the embedding of another class."""
+    data, original = exam.evaluator.data, exam.models["original"]
+    found = {name: pretrained(data, str(RUNS / name)) for name in runs()}
+    for other in (0, 5, 8):
+        deleted = copy.deepcopy(original)
+        with torch.no_grad():
+            deleted.class_embeddings[DIGIT] = deleted.class_embeddings[other]
+        found[f"deletion_{other}"] = identified(deleted)
+    return found | {"original": original}
+
+
+def examination() -> Exam:
+    cfg = compose("fit", ["experiment=digits_methods", *COMMON, "evaluation.batch_size=450"])
+    data = build(cfg.data)
+    original = build(cfg.model, data=data)
+    settings: Settings = build(compose_certificate())
+    return Exam(make_evaluator(cfg, data), settings, "study", {"unlearned": original, "original": original})
+
+
+def compose_certificate():
+    from safemax_pl.certificates.arguments import split_overrides
+
+    return split_overrides([])[2]
+
+
+def look(exam: Exam) -> None:
+    """Generate and classify the images of all models."""
+    data, every = exam.evaluator.data, models(exam)
+    labels = {"retained classes": data.retain_labels, "forgotten classes": [DIGIT], "unconditional": list(range(10))}
+    jobs = [(name, condition, nonce, IMAGES) for name in every for condition in CONDITIONS for nonce in range(NONCES)]
+    jobs += [(name, "retained classes", 99, 9 * 600) for name in ("original", "safemax_0")]
+    jobs += [("original", "forgotten classes", 99, 2000)]
+    for name, condition, nonce, images in jobs:
+        path = RUNS / "seen" / f"{name}-{condition}-{nonce}.pt"
+        if path.exists():
+            continue
+        path.parent.mkdir(exist_ok=True)
+        one = Exam(exam.evaluator, exam.settings, f"study {nonce}", exam.models | {name: every[name]})
+        torch.save(tuple(one.see(name, one.plan(labels[condition], images, condition), CONDITIONS[condition])), path)
+        print(path.name, flush=True)
+
+
+def seen(name: str, condition: str, nonce: int) -> Seen:
+    return Seen(*torch.load(RUNS / "seen" / f"{name}-{condition}-{nonce}.pt"))
+
+
+def excess() -> list[dict]:
+    """Rejections of `excess_test`: a Retrain against five others, and models that did not erase the class."""
+    rows = []
+    retrains = [f"retrain_{seed}" for seed in range(RETRAINS)]
+    for condition, nonce in itertools.product(CONDITIONS, range(NONCES)):
+        features = {name: seen(name, condition, nonce).features for name in (*models_seen(), "original")}
+        for name in features:
+            others = [one for one in retrains if one != name]
+            for chosen in itertools.combinations(others, GIVEN):
+                stack = torch.stack([features[name], *(features[one] for one in chosen)])
+                found = excess_test(stack)
+                kind = name.rpartition("_")[0] or name
+                rows.append({"model": kind, "condition": condition, "ratio": found.ratio, "p": found.p, "nonce": nonce})
+                rows[-1] |= {"name": name, "chosen": "".join(one[-1] for one in chosen)}
+    return rows
+
+
+def models_seen() -> list[str]:
+    return [*runs(), *(f"deletion_{other}" for other in (0, 5, 8))]
+
+
+def share(rejected: pd.Series) -> str:
+    low, high = binomtest(int(rejected.sum()), len(rejected)).proportion_ci()
+    return f"{rejected.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def planted(rng: np.random.Generator) -> list[dict]:
+    """Coverage of the bound on planted leaks: images of the original's 3 among images of noise."""
+    three = (seen("original", "forgotten classes", 99).shown == DIGIT).numpy()
+    noise = np.concatenate(
+        [(seen(f"safemax_{s}", "forgotten classes", n).shown == DIGIT).numpy() for s in range(3) for n in range(NONCES)]
+    )
+    misses, tested = real_misses()
+    rows = []
+    for p, n in itertools.product((0.001, 0.01, 0.05), (200, 1000)):
+        leaked = rng.binomial(n, p, TRIALS)
+        hits = [rng.choice(three, k).sum() + rng.choice(noise, n - k).sum() for k in leaked]
+        bounds = [corrected(upper_bound(int(h), n, ALPHA / 2), upper_bound(misses, tested, ALPHA / 2)) for h in hits]
+        rows.append(
+            {"planted": p, "n": n, "coverage": np.mean(np.array(bounds) >= p), "median bound": np.median(bounds)}
+        )
+        plain = [upper_bound(int(h), n, ALPHA) for h in hits]
+        rows[-1]["coverage without misses"] = np.mean(np.array(plain) >= p)
+    return rows
+
+
+def real_misses() -> tuple[int, int]:
+    exam = examination()
+    test = exam.evaluator.data.source.test
+    real = exam.classified(test.images[test.labels == DIGIT], test.labels[test.labels == DIGIT])
+    return int((real.shown != DIGIT).sum()), len(real.labels)
+
+
+def same_model() -> list[float]:
+    """p-values of `relative_test` for two samples of one model."""
+    pool = seen("original", "retained classes", 99).features.view(9, 600, -1)
+    reference = seen("retrain_0", "retained classes", 0).features
+    found = []
+    for trial in range(200):
+        chosen = torch.randperm(600, generator=torch.Generator().manual_seed(trial))
+        first, second = (pool[:, part].flatten(0, 1) for part in (chosen[:50], chosen[50:100]))
+        found.append(relative_test(first, second, reference, 500, trial).p)
+    return found
+
+
+def closer() -> list[dict]:
+    """Results of `relative_test` for every model against the original, with all Retrains as the reference."""
+    rows = []
+    for condition, nonce in itertools.product(CONDITIONS, range(NONCES)):
+        reference = torch.cat([seen(f"retrain_{s}", condition, nonce).features for s in range(GIVEN)])
+        original = seen("original", condition, nonce).features
+        for name in models_seen():
+            if not name.startswith("retrain"):
+                found = relative_test(seen(name, condition, nonce).features, original, reference, 1000, 0)
+                way = 0 if found.p > ALPHA else 1 if found.first < found.second else -1
+                rows.append({"model": name.rpartition("_")[0], "condition": condition, "way": way})
+    return rows
+
+
+def membership_coverage(rng: np.random.Generator) -> list[dict]:
+    """Coverage of the interval of the AUC, for normal scores, with as many images as the digit has."""
+    rows = []
+    for true in (0.5, 0.7, 0.9):
+        shift = norm.ppf(true) * np.sqrt(2)
+        found = [auc(rng.normal(shift, 1, 146), rng.normal(0, 1, 37), ALPHA) for _ in range(TRIALS)]
+        rows.append({"AUC": true, "coverage": np.mean([one.low <= true <= one.high for one in found])})
+    return rows
+
+
+def utility_coverage() -> list[dict]:
+    """Coverage of the intervals of the bootstrap: 50 of 600 seeds, against the value of all 600."""
+    exam = examination()
+    reference = exam.evaluator.real_features.reference("classifier").statistics
+    ours, original = (seen(name, "retained classes", 99) for name in ("safemax_0", "original"))
+
+    def part(one: Seen, seeds: torch.Tensor) -> Seen:
+        chosen = (torch.arange(9)[:, None] * 600 + seeds).flatten()
+        return Seen(*(field[chosen] for field in one))
+
+    truth = intervals(ours, original, reference, 600, 1, ALPHA, 0)
+    hits: dict[str, list[bool]] = {name: [] for name in truth}
+    for trial in range(200):
+        seeds = torch.randperm(600, generator=torch.Generator().manual_seed(trial))[:50]
+        found = intervals(part(ours, seeds), part(original, seeds), reference, 50, 500, ALPHA, trial)
+        for name, one in found.items():
+            hits[name].append(one["low"] <= truth[name]["value"] <= one["high"])
+    return [{"score": name, "truth": truth[name]["value"], "coverage": np.mean(one)} for name, one in hits.items()]
+
+
+def table() -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(excess())
+    rows.to_csv(HERE / "excess.csv", index=False)
+    rows["rejected"] = rows["p"] <= ALPHA
+    rows["adjusted"] = rows["p"] <= ALPHA / len(CONDITIONS)
+    by = rows.groupby(["condition", "model"])
+    print(by["rejected"].apply(share).unstack(0).to_markdown(), "\n")
+    print(by["ratio"].median().unstack(0).round(2).to_markdown(), "\n")
+    anywhere = rows.groupby(["model", "name", "chosen", "nonce"])["adjusted"].any()
+    print(anywhere.groupby("model").apply(share).to_markdown(), "\n")
+    print(pd.DataFrame(planted(rng)).to_markdown(index=False, floatfmt=".4g"), "\n")
+    same = np.array(same_model())
+    print("relative test of one model:", share(pd.Series(same <= ALPHA)), "\n")
+    ways = pd.DataFrame(closer()).groupby(["model", "condition"])["way"]
+    print(ways.agg(closer=lambda w: (w == 1).mean(), farther=lambda w: (w == -1).mean()).to_markdown(), "\n")
+    print(pd.DataFrame(membership_coverage(rng)).to_markdown(index=False), "\n")
+    print(pd.DataFrame(utility_coverage()).to_markdown(index=False), "\n")
+
+
+if __name__ == "__main__":
+    quiet()
+    import_lightning()
+    if sys.argv[1] == "fit":
+        mine = runs()
+        for name in sys.argv[2:] or mine:
+            make(name, mine[name])
+    elif sys.argv[1] == "look":
+        look(examination())
+    else:
+        table()
