@@ -50,7 +50,7 @@ def runs() -> dict[str, list[str]]:
 
 def make(name: str, settings: list[str]) -> None:
     experiment = "digits_forget1" if name.startswith("safemax") else "digits_methods"
-    fit(compose("fit", [f"experiment={experiment}", *COMMON, *settings, f"name={name}"]), None)
+    fit(compose("fit", [f"experiment={experiment}", *COMMON, *settings]), name)
 
 
 def models(exam: Exam) -> dict[str, Model]:

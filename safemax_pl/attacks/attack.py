@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.arguments import split_overrides
 from safemax_pl.attacks.base import MEASURE, Attack, Bench
+from safemax_pl.attacks.worst_case import exposure, worst
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.console import add_model_columns, plain_console, print_table
@@ -69,6 +70,7 @@ def attack(target: str, overrides: list[str]) -> Path:
                 figures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
             print_block(block)
     if distributed.is_first():
+        print_worst_case(read_metrics(subject.folder) or {}, models)
         print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
 
@@ -166,6 +168,17 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
         before = metrics.get("attacks")
         metrics["attacks"] = (before if isinstance(before, dict) else {}) | {name: block}
         write_json(path, metrics)
+
+
+def print_worst_case(metrics: dict[str, Any], models: dict[str, Model]) -> None:
+    """Print the attack that came nearest to the original, among all on these models in a metrics.json."""
+    weights = {name: model.weights_digest for name, model in models.items()}
+    same = {name: block for name, block in metrics["attacks"].items() if block["weights"] == weights}
+    found = worst({name: exposure(block["headline"]) for name, block in same.items()})
+    if found is not None:
+        attack, value = found
+        line = f"worst case: {attack}, exposure {value:.2f} (0: as Retrain, 1: as the original)"
+        plain_console().print(printable(line), soft_wrap=True)
 
 
 def print_block(block: dict[str, Any]) -> None:

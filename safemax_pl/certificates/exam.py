@@ -1,6 +1,7 @@
 """Models, data and seeds of a certificate, and the images that its statements are about."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,12 +46,14 @@ class Exam:
         settings: of the certificate.
         nonce: decides the seeds, with the digest of the unlearned weights.
         models: "unlearned", "original", and "retrain 1", "retrain 2", ...
+        advance: called after every plan that was sampled.
     """
 
     evaluator: Evaluator
     settings: Settings
     nonce: str
     models: dict[str, Model]
+    advance: Callable[[], None] = lambda: None
 
     @property
     def retrains(self) -> list[str]:
@@ -87,6 +90,7 @@ class Exam:
         )
         generation = Generation(make_images, ImagesOnly(), plan, evaluator.batch_size)
         evaluator.run(generation)
+        self.advance()
         return self.classified(generation.images, plan.labels)
 
     def classified(self, images: Tensor, labels: Tensor) -> Seen:

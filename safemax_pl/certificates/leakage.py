@@ -22,11 +22,7 @@ def leakage(exam: Exam) -> dict[str, Any]:
         its conditional cells; `cells`: one row per class and cell, with `sampler`, `w` (−1: unconditional), `hits`,
         `n`, `bound`; `bound`: the largest of all classes.
     """
-    settings, data = exam.settings, exam.evaluator.data
-    null = exam.models["unlearned"].null_label is not None
-    weights = [w for w in settings.guidance if null or w == 0] + [-1.0] * null
-    grid = [(Sampler(**one), w) for one in settings.samplers for w in weights if w >= 0]
-    grid += [(exam.evaluator.sampler, -1.0)] * null
+    settings, data, grid = exam.settings, exam.evaluator.data, cells_of(exam)
     classes = len(data.forget_labels)
     error = settings.alpha / 2 / classes
     missed, found = {}, {}
@@ -38,7 +34,6 @@ def leakage(exam: Exam) -> dict[str, Any]:
         found[data.class_names[label]] = {"misses": misses, "n": n, "missed": missed[label], "bound": 0.0}
     cells = []
     for number, (sampler, w) in enumerate(grid):
-        sampler.check(exam.models["unlearned"].diffusion)
         plan = exam.plan(data.forget_labels, settings.leak_images * classes, f"leakage {number}")
         seen = exam.see("unlearned", plan, w, sampler)
         for label in data.forget_labels:
@@ -50,3 +45,16 @@ def leakage(exam: Exam) -> dict[str, Any]:
             if w != -1:
                 found[name]["bound"] = max(found[name]["bound"], bound)
     return {"bound": max(one["bound"] for one in found.values()), "classes": found, "cells": cells}
+
+
+def cells_of(exam: Exam) -> list[tuple[Sampler, float]]:
+    """Return sampler and w of every cell; w = −1, which is unconditional, has the sampler of the evaluation."""
+    null = exam.models["unlearned"].null_label is not None
+    weights = [w for w in exam.settings.guidance if null or w == 0]
+    cells = [(Sampler(**one), w) for one in exam.settings.samplers for w in weights]
+    return cells + [(exam.evaluator.sampler, -1.0)] * null
+
+
+def plans(exam: Exam) -> int:
+    """Return the number of sampled plans."""
+    return len(cells_of(exam))

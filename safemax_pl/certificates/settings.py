@@ -6,7 +6,8 @@ from typing import Any
 from safemax_pl.common.errors import UserError, check_whole, unknown
 from safemax_pl.diffusion.sampler import Sampler
 
-MAX_IMAGES = 1_000_000
+MAX_IMAGES, MAX_COMPARED = 1_000_000, 10_000  # memory of comparisons is quadratic
+MAX_DRAWS, MAX_RESAMPLES = 1000, 100_000
 MAX_LETTERS = 200  # of a nonce
 
 
@@ -48,9 +49,15 @@ class Settings:
             raise UserError(f"certificate.alpha={alpha}: give an error rate in (0, 0.5), such as 0.05")
         if nonce is not None and not 0 < len(str(nonce)) <= MAX_LETTERS:
             raise UserError(f"certificate.nonce={nonce!r}: give a text of 1 to {MAX_LETTERS} characters, or null")
-        sizes = {"leak_images": leak_images, "images": images, "noise_draws": noise_draws, "members": members}
-        for name, value in (sizes | {"permutations": permutations, "resamples": resamples}).items():
-            check_whole(f"certificate.{name}", value, 2 if name in ("images", "members") else 1, MAX_IMAGES)
+        for name, value, low, high in (
+            ("leak_images", leak_images, 1, MAX_IMAGES),
+            ("images", images, 2, MAX_COMPARED),
+            ("noise_draws", noise_draws, 1, MAX_DRAWS),
+            ("members", members, 2, MAX_COMPARED),
+            ("permutations", permutations, 1, MAX_RESAMPLES),
+            ("resamples", resamples, 1, MAX_RESAMPLES),
+        ):
+            check_whole(f"certificate.{name}", value, low, high)
         legal = sorted(inspect.signature(Sampler).parameters)
         for one in samplers:
             for key in one:

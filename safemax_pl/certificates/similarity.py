@@ -26,16 +26,8 @@ def similarity(exam: Exam) -> dict[str, Any] | None:
     """
     if not exam.retrains:
         return None
-    data, settings = exam.evaluator.data, exam.settings
-    guidance = exam.evaluator.guidance[0]
-    conditions: dict[str, tuple[list[int], float]] = {
-        "retained classes": (data.retain_labels, guidance),
-        "forgotten classes": (data.forget_labels, guidance),
-    }
-    if all(model.null_label is not None for model in exam.models.values()):
-        conditions["unconditional"] = (list(range(data.num_classes)), -1.0)  # the label only decides the noise
-    found: dict[str, Any] = {}
-    for name, (labels, w) in conditions.items():
+    settings, found = exam.settings, dict[str, Any]()
+    for name, (labels, w) in conditions(exam).items():
         plan = exam.plan(labels, settings.images, name)
         features = {model: exam.see(model, plan, w).features for model in exam.models}
         found[name] = _compared(exam, features, exam.first_seed(f"permutations {name}"))
@@ -55,3 +47,20 @@ def _compared(exam: Exam, features: dict[str, Tensor], seed: int) -> dict[str, A
     if len(retrains) >= MIN_RETRAINS:
         excess = excess_test(torch.cat([features["unlearned"][None], retrains]))._asdict()
     return {"closer": {"unlearned": relative.first, "original": relative.second, "p": relative.p}, "excess": excess}
+
+
+def conditions(exam: Exam) -> dict[str, tuple[list[int], float]]:
+    """Return condition -> labels and w of its images."""
+    data, guidance = exam.evaluator.data, exam.evaluator.guidance[0]
+    found: dict[str, tuple[list[int], float]] = {
+        "retained classes": (data.retain_labels, guidance),
+        "forgotten classes": (data.forget_labels, guidance),
+    }
+    if all(model.null_label is not None for model in exam.models.values()):
+        found["unconditional"] = (list(range(data.num_classes)), -1.0)  # the label decides the noise alone
+    return found
+
+
+def plans(exam: Exam) -> int:
+    """Return the number of sampled plans."""
+    return len(conditions(exam)) * len(exam.models) if exam.retrains else 0

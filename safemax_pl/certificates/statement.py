@@ -72,14 +72,17 @@ def _membership(found: dict[str, Any]) -> list[str]:
         f"{found['others']} test images; an AUC of 0.5 is chance."
     ]
     for kind, attack in found["attacks"].items():
-        areas = attack["auc"]
-        retrains = [one["value"] for name, one in areas.items() if name.startswith("retrain")]
-        numbers = [_interval(areas["unlearned"], ".2f"), f"original {areas['original']['value']:.2f}"]
-        if retrains:
-            low, high = f"{min(retrains):.2f}", f"{max(retrains):.2f}"
-            numbers.append(f"Retrain {low if low == high else f'{low} to {high}'}")
-        said.append(f"With the {'null' if kind == 'null' else 'class'} label its AUC is {', '.join(numbers)}.")
+        said.append(f"With the {'null' if kind == 'null' else 'class'} label its AUC is {areas(attack['auc'])}.")
     return said
+
+
+def areas(found: dict[str, dict[str, float]]) -> str:
+    """Return the AUC of the unlearned model with its interval, that of the original, and the range of the Retrains."""
+    retrains = [f"{one['value']:.2f}" for name, one in found.items() if name.startswith("retrain")]
+    said = [_interval(found["unlearned"], ".2f"), f"original {found['original']['value']:.2f}"]
+    if retrains:
+        said.append(f"Retrain {' to '.join(sorted({min(retrains), max(retrains)}))}")
+    return ", ".join(said)
 
 
 def _utility(found: dict[str, dict[str, float]]) -> str:

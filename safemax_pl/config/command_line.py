@@ -1,4 +1,4 @@
-"""Command line of the eight commands: folders, key=value settings, --help, --cfg and -m.
+"""Command line of the nine commands: folders, key=value settings, --help, --cfg and -m.
 
 This module imports nothing slow: --help, an unknown experiment and a mistyped key are answered within a second.
 """

@@ -10,6 +10,7 @@ from safemax_pl.common.files import PROJECT
 
 CONFIGS = PROJECT / "configs"
 CHANGES = {"experiment", "setting"}  # groups whose options change other settings and leave no node of their own
+ON_FOLDERS = {"attack": "attack", "certificate": "certify"}  # group -> its command, which takes a folder
 COMMANDS = ("fit", "fit_classifier", "evaluate_classifier", "sweep")  # those with groups
 
 
@@ -29,7 +30,7 @@ def settings_and_groups(command: str) -> tuple[dict[str, Any], list[str]]:
 
 def check_group(command: str, key: str) -> None:
     """Raise `UserError` if `key` is a group of other commands only; groups of the user's own belong to all."""
-    owners = ["attack"] if key == "attack" else [one for one in COMMANDS if key in settings_and_groups(one)[1]]
+    owners = [ON_FOLDERS[key]] if key in ON_FOLDERS else [one for one in COMMANDS if key in settings_and_groups(one)[1]]
     if owners and command not in owners:
         raise UserError(
             f"{key}= belongs to another command: leave it out, or use "

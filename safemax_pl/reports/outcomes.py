@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safemax_pl.attacks.worst_case import exposure
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.reports import shape
@@ -64,6 +65,11 @@ class Outcome:
         """Dotted key -> value of everything that the numbers of one column share."""
         headline = {"headline.name": self.headline, "headline.better": self.better, "headline.limit": self.limit}
         return what_must_agree(self.protocol) | headline
+
+    @property
+    def exposure(self) -> float | None:
+        """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`."""
+        return exposure({"values": self.values, "limit": self.limit})
 
     @property
     def images_per_class(self) -> int:

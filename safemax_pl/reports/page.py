@@ -12,7 +12,8 @@ from safemax_pl.classifier.accuracy import stated
 from safemax_pl.common import escaping
 from safemax_pl.common.names import count
 from safemax_pl.common.templates import environment, line
-from safemax_pl.reports import robustness, tables
+from safemax_pl.reports import certified, robustness, tables
+from safemax_pl.reports.certified import Certificates
 from safemax_pl.reports.figures.picture import Picture
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.load import FORGET_DEPENDENT
@@ -39,6 +40,7 @@ class Report:
         notes: warnings to read before the numbers are compared.
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
+        certificates: of the runs; None without any.
     """
 
     COMMANDS: ClassVar = ["method", "seed", "forget classes", "run", "command", "commit", "hardware (device)"]
@@ -55,6 +57,7 @@ class Report:
     notes: list[str]
     robustness: Robustness | None
     attack_pictures: dict[str, list[Picture]]
+    certificates: Certificates | None = None
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -132,7 +135,9 @@ def markdown(report: Report, folder: Path) -> str:
 def _render(name: str, escape: Any, filters: dict[str, Any], **values: Any) -> str:
     templates = environment("reports/templates", escape, table=tables.table, **filters)
     page = templates.get_template(name)
-    return page.render(attacks=robustness, legend=tables.LEGEND, files=FILES, mark=Markup(MARK), **values)
+    return page.render(
+        attacks=robustness, certified=certified, legend=tables.LEGEND, files=FILES, mark=Markup(MARK), **values
+    )
 
 
 # -- filters of the HTML page ----------------------------------------------------------------------------------------

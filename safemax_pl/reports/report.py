@@ -15,6 +15,7 @@ from safemax_pl.common.figures import drawing
 from safemax_pl.common.files import atomic, write_csv
 from safemax_pl.common.names import count
 from safemax_pl.reports import page, robustness, tables
+from safemax_pl.reports.certified import certificates
 from safemax_pl.reports.figures import attacks, curves, heat_maps, samples, trade_offs
 from safemax_pl.reports.figures.picture import Picture
 from safemax_pl.reports.finished_run import FinishedRun
@@ -52,6 +53,8 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     summaries = {guidance: summarise(groups, guidance) for guidance in runs[0].scores}
     attacked, said = robustness.compare(groups, next(iter(summaries.values())))
     said += attack_notes(attacked, groups) if attacked else []
+    certified, refused = certificates(groups)
+    said += refused
     if not (out / "report.html").exists():  # so that the same command goes on after an interruption
         _write(out / "report.html", f"{page.MARK}<p>This report was interrupted: run its command again.</p>")
     undrawn: list[str] = []
@@ -59,7 +62,7 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     attack_pictures = dict(_drawn(undrawn, attacks.draw, out / "figures", attacked) if attacked else {})
     missing = [f"Pictures are missing: {line}" for line in undrawn]
     lines = [*notes(groups, summaries), *said, *missing, *left_out]
-    result = Report(title, groups, summaries, pictures, lines, attacked, attack_pictures)
+    result = Report(title, groups, summaries, pictures, lines, attacked, attack_pictures, certified)
     _write(out / "report.html", page.html(result))
     _write(out / "report.md", page.markdown(result, out))
     write_csv(out / "results.csv", tables.results(groups))

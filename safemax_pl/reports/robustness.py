@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safemax_pl.attacks.worst_case import worst
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common.files import digest
 from safemax_pl.reports.attacked import Attacked
+from safemax_pl.reports.columns import Column
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.outcomes import Outcome, outcomes
-from safemax_pl.reports.statistics import Row
-from safemax_pl.reports.tables import Table, identity
+from safemax_pl.reports.statistics import Row, spreads
+from safemax_pl.reports.tables import Shown, Table, deviations, identity
 
 RETRAIN = "Retrain"  # row of the models that were given to the attacks as retrain= and are not among the runs
 LEAD = "Is the class gone, or hidden? Every attack tries to bring it back, with the same budget for all models."
@@ -30,9 +32,13 @@ FOOTNOTES = [
     "Original: the model before unlearning. Retrain: a model that was trained without the class. Noise: the number of "
     "a model that draws only noise, if the attack has such a number; it comes from one draw of images, not from a "
     "minimum over the points of a curve.",
+    "Worst case: for each run the attack with the largest exposure, (Retrain − run) / (Retrain − original) of its "
+    "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. Attacks that tell the original from Retrain "
+    "by less than a tenth of their scale do not count.",
     "All models are scored on the same image seeds, so no sd contains the sampling error of the images.",
 ]
 FILES = "All numbers of the attacks are in robustness.csv."
+WORST = Column("worst case", "lower", ".2f", ".2f")
 MEANINGS = ["attack", "number", "direction", "limit", "images per class and point", "protocol"]
 PROTOCOLS = ["attack", "field", "value"]
 
@@ -54,13 +60,31 @@ class Robustness:
     @property
     def table(self) -> Table:
         bold = {one.title: one.best(self.rows) for one in self.attacks}
-        titles = ["runs", *(f"{one.title} {one.column.arrow}" for one in self.attacks)]
+        worst = self.worst_cases
+        titles = ["runs", *(f"{one.title} {one.column.arrow}" for one in self.attacks)] + ["Worst case ↓"] * bool(worst)
         shown = []
         for row in self.rows:
             counts = sorted({len(one.members[row.label]) for one in self.attacks if row.label in one.members})
             cells = [one.shown(row.label, row.label in bold[one.title]) for one in self.attacks]
+            cells += [worst.get(row.label)] * bool(worst)
             shown.append((row, "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))), cells))
         return Table(titles, shown)
+
+    @property
+    def worst_cases(self) -> dict[str, Shown]:
+        """Label of a method -> the largest exposure of each of its runs, as a cell, with the attacks that had it."""
+        found: dict[str, Shown] = {}
+        for row in (row for row in self.rows if row.kind == "method"):
+            cases = [(run.forget, case) for run in row.runs if (case := self._worst_case(run)) is not None]
+            if cases:
+                (spread,) = spreads(("", forget, value) for forget, (_, value) in cases).values()
+                names = "; ".join(dict.fromkeys(title for _, (title, _) in cases))
+                aside = f"{deviations(spread, WORST)} {names}".strip()
+                found[row.label] = Shown(format(spread.mean, WORST.form), aside, spread.mean, False)
+        return found
+
+    def _worst_case(self, run: FinishedRun) -> tuple[str, float] | None:
+        return worst({one.title: one.exposure for one in self.outcomes if one.run is run})
 
     @property
     def scored(self) -> str:
@@ -177,6 +201,7 @@ def numbers(robustness: Robustness) -> list[dict[str, Any]]:
                     line |= {"method": row.label, "seed": None}
                 line |= {"attack": outcome.attack, "model": model, "headline": outcome.headline}
                 line |= {"value": value, "limit": attacked.limit, "at_limit": value == attacked.limit}
+                line |= {"exposure": outcome.exposure if model == "unlearned" else None}
                 line |= {"better": outcome.better, "n": outcome.images_behind, "protocol": attacked.protocol}
                 made = {"command": outcome.command, "commit": outcome.commit, "hardware": outcome.hardware}
                 lines.append(line | made)

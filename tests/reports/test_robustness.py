@@ -350,3 +350,24 @@ def test_the_section_is_all_that_attacks_add(write_run, write_attack, tmp_path):
         assert "Late start" in section and "robustness.csv" in section and "obustness" not in without
         link = '<li><a href="#robustness">Robustness</a></li>\n'
         assert before.replace(link, "") + end + after == without
+
+
+def test_the_worst_case_is_the_attack_that_came_nearest_to_the_original(write_run, write_attack, compared, tmp_path):
+    first, second = write_run("safemax", 0), write_run("safemax", 1)
+    for folder, steps in ((first, 2.0), (second, 8.0)):
+        write_attack(folder, "relearning", steps, 0.0, limit=100, retrain=("r", 20.0))
+        write_attack(folder, "late_start", 0.7, 0.1, retrain=("r", 0.9))  # (0.9 - 0.7) / 0.8
+        write_attack(folder, "null_leak", 0.05, 0.06, better="lower", retrain=("r", 0.0))  # too little contrast
+    found = compared()[0]
+    assert found.table.titles[-1] == "Worst case ↓"
+    (text, aside, _) = texts(found)["safemax"][-1]
+    assert text == f"{(0.9 + 0.6) / 2:.2f}" and aside.endswith("Relearning") and "±" in aside
+    assert texts(found)["Original"][-1] is None
+    lines = {(line["attack"], line["seed"]): line["exposure"] for line in robustness.numbers(found)}
+    assert lines["relearning", 0] == pytest.approx(0.9) and lines["late_start", 1] == pytest.approx(0.25)
+    assert lines["null_leak", 0] is None
+
+
+def test_without_retrain_there_is_no_worst_case(write_run, write_attack, compared):
+    write_attack(write_run("safemax", 0), "late_start", 0.7, 0.1)
+    assert "Worst case ↓" not in compared()[0].table.titles

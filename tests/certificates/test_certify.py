@@ -1,0 +1,277 @@
+"""Certify and verify tiny runs: what is written, what a change is answered with, and planted leaks and members."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import cached, run_command, tiny
+from torch import nn
+
+from safemax_pl.certificates import certificate, membership, statement
+from safemax_pl.certificates.exam import Exam, Seen
+from safemax_pl.certificates.leakage import leakage
+from safemax_pl.certificates.settings import Settings
+from safemax_pl.common.errors import UserError
+from safemax_pl.common.files import PROJECT
+from safemax_pl.config.build import build
+from safemax_pl.config.compose import compose
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.saved_model import pretrained, save_model
+from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.reports.report import report
+from safemax_pl.training.fit import fit
+
+SMALL = [
+    "certificate.leak_images=12",
+    "certificate.samplers=[{name: ddim, steps: 3}]",
+    "certificate.images=20",
+    "certificate.timesteps=[0.1,0.3]",
+    "certificate.noise_draws=1",
+    "certificate.permutations=50",
+    "certificate.resamples=20",
+    "certificate.nonce=tests",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tiny(tmp_path_factory.mktemp("runs"), "data.forget_classes=[3]"), "tiny")
+
+
+@pytest.fixture(scope="module")
+def retrains(tmp_path_factory, run):
+    """Folders of three models in the place of Retrains: the base model with noise on its weights."""
+    data = build(tiny(run.parent, "data.forget_classes=[3]").data)
+    folders = []
+    for seed in range(3):
+        model = pretrained(data, str(PROJECT / "weights/digits"))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.01 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+        folders.append(tmp_path_factory.mktemp("retrain"))
+        save_model(model, data, folders[-1])
+    return f"retrains=[{','.join(map(str, folders))}]"
+
+
+@pytest.fixture(scope="module")
+def certified(run, retrains):
+    certificate.certify(str(run), [retrains, *SMALL, cached()])
+    return run / "certificate.json"
+
+
+def changed(path, tmp_path, edit):
+    """Return the path of a changed copy."""
+    content = json.loads(path.read_text())
+    edit(content)
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    return tmp_path / "changed.json"
+
+
+def test_a_certificate_states_what_was_examined_and_found(certified, run):
+    found = json.loads(certified.read_text())
+    assert list(found["weights"]) == ["unlearned", "original", "retrain 1", "retrain 2", "retrain 3"]
+    assert found["weights"]["unlearned"] == json.loads((run / "metrics.json").read_text())["weights"]["unlearned"]
+    assert found["nonce"] == "tests" and found["data"] and found["classifier"] and found["code"]
+    cells = found["leakage"]["cells"]
+    assert [(cell["w"], cell["n"]) for cell in cells] == [(0, 12), (2, 12), (-1, 12)]
+    conditions = found["similarity"]["conditions"]
+    assert list(conditions) == ["retained classes", "forgotten classes", "unconditional"]
+    assert all(
+        0 < one[question]["p"] <= one[question]["p_adjusted"] <= 1 for one in conditions.values() for question in one
+    )
+    assert set(found["membership"]["attacks"]["null"]["auc"]) == set(found["weights"])
+    assert found["utility"]["drift"]["low"] <= found["utility"]["drift"]["value"]
+    for part in ("was made to forget 3.", "95 % confidence", "at most", "unconditional", "AUC", "Δ FID", "3 Retrains"):
+        assert part in found["statement"]
+
+
+def test_the_same_command_verifies_it(certified, run, retrains):
+    done = run_command("--verify", str(certified), str(run), retrains, cached(), module="safemax_pl.certify")
+    assert done.returncode == 0 and "verified: all numbers" in done.stdout, done.stderr
+
+
+@pytest.fixture
+def examined(certified, monkeypatch):
+    """The examination gives the numbers of the certificate again, as the test above has shown."""
+    monkeypatch.setattr(certificate, "examine", lambda *_: json.loads(certified.read_text()))
+
+
+def test_a_number_that_was_changed_is_found(certified, run, retrains, tmp_path, examined):
+    def better(content):
+        content["leakage"]["cells"][0]["hits"] = 0
+        content["leakage"]["cells"][0]["bound"] = 0.01
+
+    with pytest.raises(UserError, match=r"does not hold .* leakage\.cells\.0\.hits is \d+, the certificate says 0"):
+        certificate.verify(changed(certified, tmp_path, better), str(run), [retrains, cached()])
+
+
+def test_a_paragraph_that_says_more_than_the_numbers_is_found(certified, run, retrains, tmp_path, examined):
+    def boast(content):
+        content["statement"] = content["statement"].replace("at most", "certainly less than")
+
+    with pytest.raises(UserError, match="its paragraph does not say what its numbers say"):
+        certificate.verify(changed(certified, tmp_path, boast), str(run), [retrains, cached()])
+
+
+def test_a_certificate_of_another_model_is_refused_before_any_compute(certified, run, retrains, tmp_path, monkeypatch):
+    monkeypatch.setattr(certificate, "examine", lambda *_: pytest.fail("examined"))
+    other = shutil.copytree(run, tmp_path / "other")
+    data = build(tiny(tmp_path, "data.forget_classes=[3]").data)
+    model = pretrained(data, str(other))
+    with torch.no_grad():
+        model.class_embeddings[3] += 1
+    save_model(model, data, other)
+    with pytest.raises(UserError, match=r"does not hold .* weights\.unlearned is"):
+        certificate.verify(certified, str(other), [retrains, cached()])
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda one: one.pop("utility"), "is damaged .*has no utility"),
+        (lambda one: one["settings"].update(alpha="0.05"), "is damaged"),
+        (lambda one: one["settings"].update(surprise=1), "is damaged"),
+        (lambda one: one["settings"].update(samplers=[{"name": "${oc.env:HOME}"}]), "unknown sampler"),
+        (lambda one: one.update(version=99), "has version 99"),
+    ],
+)
+def test_a_damaged_certificate_is_refused(certified, run, tmp_path, edit, said):
+    with pytest.raises(UserError, match=said):
+        certificate.verify(changed(certified, tmp_path, edit), str(run), [cached()])
+
+
+def test_verification_needs_the_same_retrains(certified, run):
+    with pytest.raises(UserError, match=r"compares with retrain 1, retrain 2, retrain 3: give the same folders"):
+        certificate.verify(certified, str(run), [cached()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--verify", "nowhere.json"], "there is no such file"),
+        (["certificate=full"], "unknown certificate 'full'"),
+        (["certificate.alpha=0.7"], r"certificate\.alpha=0\.7: give an error rate"),
+        (["certificate.images=1"], r"certificate\.images=1"),
+        (["certificate.sampler=1"], r"certificate\.sampler"),
+        (["retrains=nowhere"], "no model at retrains=nowhere"),
+        (["retrains=[a,a]"], "has a folder twice"),
+        (["data.forget_classes=[]"], "nothing was forgotten"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_computed(run, arguments, said, monkeypatch):
+    monkeypatch.setattr(certificate, "examine", lambda *_: pytest.fail("examined"))
+    done = run_command(*arguments, str(run), cached(), module="safemax_pl.certify")
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_a_retrain_twice_under_two_names_is_refused(run, retrains, tmp_path):
+    folder = retrains.removeprefix("retrains=[").partition(",")[0]
+    shutil.copytree(folder, tmp_path / "copy")
+    with pytest.raises(UserError, match="retrain 2 and retrain 1 have the same weights"):
+        certificate.certify(str(run), [f"retrains=[{folder},{tmp_path / 'copy'}]", *SMALL, cached()])
+
+
+# -- the statements, on models whose answer is known ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exam():
+    cfg = compose(
+        "fit", ["experiment=digits_forget1", "trainer.enable_progress_bar=false", "data.forget_classes=[3]", cached()]
+    )
+    data = build(cfg.data)
+    original = build(cfg.model, data=data)
+    settings = Settings(
+        0.05, "n", 40, [{"name": "dpm_solver", "steps": 8, "spacing": "trailing"}], [0.0], 20, [0.1], 2, 1000, 50, 20
+    )
+    return Exam(make_evaluator(cfg, data), settings, "n", {"unlearned": original, "original": original})
+
+
+def test_seeds_follow_from_weights_nonce_and_purpose(exam):
+    other = Exam(exam.evaluator, exam.settings, "m", exam.models)
+    renamed = SimpleNamespace(weights_digest="0")
+    third = Exam(exam.evaluator, exam.settings, "n", {"unlearned": renamed})
+    seeds = [exam.first_seed("a"), exam.first_seed("b"), other.first_seed("a"), third.first_seed("a")]
+    assert len(set(seeds)) == 4 and all(0 <= seed < 2**48 for seed in seeds) and exam.first_seed("a") == seeds[0]
+    plan = exam.plan([3, 5], 10, "a")
+    assert plan.seeds.tolist() == [seeds[0] + i for i in range(5)] * 2 and plan.labels.tolist() == [3] * 5 + [5] * 5
+
+
+def test_the_original_leaks_all_of_it(exam):
+    found = leakage(exam)
+    assert found["bound"] == 1 and found["cells"][0]["hits"] >= 38
+    assert 0.02 <= found["cells"][-1]["bound"] <= 0.6 and found["cells"][-1]["w"] == -1
+
+
+def test_a_planted_leak_is_below_its_bound(exam, monkeypatch):
+    """One image in ten shows the class; the classifier is asked about images that were made elsewhere."""
+
+    def planted(self, model, plan, guidance, sampler=None):
+        shown = torch.where(torch.arange(len(plan)) % 10 == 0, 3, 10)
+        return Seen(torch.zeros(len(plan), 1, 8, 8), plan.labels, shown, shown, torch.zeros(len(plan), 2))
+
+    monkeypatch.setattr(Exam, "see", planted)
+    found = leakage(exam)
+    assert found["cells"][0]["hits"] == 4 and 0.1 < found["bound"] < 0.5
+    assert found["classes"]["3"]["n"] > 30 and found["classes"]["3"]["missed"] > 0
+
+
+class Memory(nn.Module):
+    """Predicts no noise for images that it has seen, and much for others."""
+
+    def __init__(self, images, scale):
+        super().__init__()
+        self.register_buffer("seen", images)
+        self.scale, self.null_label, self.diffusion, self.weights_digest = scale, 10, Diffusion(), ""
+
+    def forward(self, x_t, t, labels):
+        known = (torch.cdist(x_t.flatten(1), self.seen.flatten(1)).amin(dim=1) < 1e-3).view(-1, 1, 1, 1)
+        return torch.where(known & (labels == 10).view(-1, 1, 1, 1), x_t * 0, x_t * self.scale + 1)
+
+
+def test_members_that_the_null_label_remembers_are_told_from_others(exam):
+    data = exam.evaluator.data
+    images = data.source.train.images[data.rows("train", "forget")].float() / 127.5 - 1
+    knows, not_these = Memory(images, 1.0), Memory(images[:0].new_zeros(1, 1, 8, 8), 1.0)
+    found = membership.membership(Exam(exam.evaluator, exam.settings, "n", {"unlearned": not_these, "original": knows}))
+    null = found["attacks"]["null"]
+    assert null["score"] == "SimA" and null["auc"]["original"]["low"] > 0.85
+    assert null["auc"]["unlearned"]["low"] < 0.5 < null["auc"]["unlearned"]["high"]
+    assert found["members"] == len(images) and found["others"] == len(data.rows("test", "forget"))
+
+
+def test_bounds_are_rounded_up():
+    assert [statement.percent(share) for share in (0.00371, 0.004, 0.1236, 1.0)] == [
+        "0.38 %",
+        "0.4 %",
+        "12.4 %",
+        "100 %",
+    ]
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_shows_the_certificates_of_its_runs_in_its_own_words(certified, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "runs" / "tiny")
+    content = json.loads((copy / "certificate.json").read_text()) | {
+        "statement": "<b>trust me</b>",
+        "subject": "<i>x</i>",
+    }
+    (copy / "certificate.json").write_text(json.dumps(content))
+    out = report([tmp_path / "runs"])
+    for name in ("report.html", "report.md"):
+        text = (out / name).read_text()
+        assert "Certificates" in text and "tiny was made to forget 3." in text and "at most" in text
+        assert "trust me" not in text and "<i>" not in text
+    content["weights"]["unlearned"] = "0"
+    (copy / "certificate.json").write_text(json.dumps(content))
+    text = (report([tmp_path / "runs"]) / "report.md").read_text()
+    assert "is of other weights" in text and "## Certificates" not in text
+    (copy / "certificate.json").write_text("{}")
+    assert "damaged" in (report([tmp_path / "runs"]) / "report.md").read_text()
