@@ -52,14 +52,14 @@ def test_rows_are_original_retrain_methods_and_noise(write_run, write_attack, co
         write_attack(write_run("b", seed), value=0.5, original=0.1, controls=NOISE)
     found, notes = compared()
     assert notes == []
-    assert found.table.titles == ["runs", "Late start ↑"]
+    assert found.table.titles == ["runs", "Late start ↑", "Worst case ↓"]
     assert texts(found) == {
-        "Original": [("0.100", "", False)],
-        "Retrain": [("0.950", "", False)],
-        "a": [("0.700", "± 0.141", True)],
-        "b": [("0.500", "± 0.000", False)],
-        "normal_noise": [("1.000", "", False)],
-        "uniform_noise": [("0.900", "", False)],
+        "Original": [("0.100", "", False), None],
+        "Retrain": [("0.950", "", False), None],
+        "a": [("0.700", "± 0.141", True), ("0.29", "± 0.17 Late start", False)],
+        "b": [("0.500", "± 0.000", False), None],
+        "normal_noise": [("1.000", "", False), None],
+        "uniform_noise": [("0.900", "", False), None],
     }
     assert [count for _, count, _ in found.table.rows] == ["1", "1", "2", "2", "1", "1"]
 
