@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ class Report:
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
         certificates: of the runs; None without any.
+        certificate_pictures: of the certificates.
     """
 
     COMMANDS: ClassVar = ["method", "seed", "forget classes", "run", "command", "commit", "hardware (device)"]
@@ -58,6 +59,7 @@ class Report:
     robustness: Robustness | None
     attack_pictures: dict[str, list[Picture]]
     certificates: Certificates | None = None
+    certificate_pictures: list[Picture] = field(default_factory=list)
 
     @property
     def runs(self) -> list[FinishedRun]:
