@@ -10,6 +10,7 @@ from scipy.stats import f as f_distribution
 from torch import Tensor
 
 CHUNK = 200  # permutations at once
+ROUNDING = 1e-12  # of the difference of two distances
 SUBSET = 1500  # images for the median distance
 
 
@@ -105,7 +106,7 @@ def relative_test(first: Tensor, second: Tensor, reference: Tensor, permutations
         found.append(distances(mine) - distances(1 - mine))
     own = torch.cat([torch.ones(1, n, dtype=both.dtype), torch.zeros(1, n, dtype=both.dtype)], dim=1)
     observed, exchanged = distances(own) - distances(1 - own), torch.cat(found)
-    extreme = int((exchanged.abs() >= observed.abs() * (1 - 1e-9)).sum())
+    extreme = int((exchanged.abs() >= observed.abs() - ROUNDING).sum())
     r = len(reference)
     constant = (kernel(reference, reference, scale).sum() - r) / (r * (r - 1))
     return Relative(

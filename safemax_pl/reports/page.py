@@ -41,7 +41,7 @@ class Report:
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
         certificates: of the runs; None without any.
-        certificate_pictures: of the certificates.
+        certificate_pictures: heading -> pictures of the certificates.
     """
 
     COMMANDS: ClassVar = ["method", "seed", "forget classes", "run", "command", "commit", "hardware (device)"]
@@ -59,7 +59,7 @@ class Report:
     robustness: Robustness | None
     attack_pictures: dict[str, list[Picture]]
     certificates: Certificates | None = None
-    certificate_pictures: list[Picture] = field(default_factory=list)
+    certificate_pictures: dict[str, list[Picture]] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[FinishedRun]:

@@ -61,11 +61,13 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     undrawn: list[str] = []
     pictures = _pictures(out / "figures", groups, summaries, undrawn)
     attack_pictures = dict(_drawn(undrawn, attacks.draw, out / "figures", attacked) if attacked else {})
-    drawn = [_drawn(undrawn, certificate_figure.draw, out / "figures", certified)] if certified else []
+    certificate_pictures = dict(
+        _drawn(undrawn, certificate_figure.draw, out / "figures", certified) if certified else {}
+    )
     missing = [f"Pictures are missing: {line}" for line in undrawn]
     lines = [*notes(groups, summaries), *said, *missing, *left_out]
     result = Report(
-        title, groups, summaries, pictures, lines, attacked, attack_pictures, certified, [one for one in drawn if one]
+        title, groups, summaries, pictures, lines, attacked, attack_pictures, certified, certificate_pictures
     )
     _write(out / "report.html", page.html(result))
     _write(out / "report.md", page.markdown(result, out))

@@ -6,6 +6,7 @@ from textwrap import fill
 from matplotlib.axes import Axes
 
 from safemax_pl.common.figures import COLOURS, GREY, SMALL, WIDTH, handle, legend, name_axes, panels
+from safemax_pl.common.names import count
 from safemax_pl.reports.certified import Certificates
 from safemax_pl.reports.figures.picture import Picture, save
 
@@ -14,8 +15,8 @@ LABELS = {"class": COLOURS[0], "null": COLOURS[1]}  # label given in the members
 OFFSET = {"class": -0.17, "null": 0.17}  # of its interval, in rows
 
 
-def draw(folder: Path, certificates: Certificates) -> Picture:
-    """Draw upper bounds as bars and intervals as lines."""
+def draw(folder: Path, certificates: Certificates) -> dict[str, list[Picture]]:
+    """Draw upper bounds as bars and intervals as lines; return heading -> pictures."""
     found = certificates.found
     height = ROW * max(len(found), MIN_ROWS) + 1.5
     figure, axes = panels(3, 2.4 * WIDTH, height, 3, sharey=True)
@@ -34,16 +35,16 @@ def draw(folder: Path, certificates: Certificates) -> Picture:
     name_axes(axes[2], "Δ FID", title="Retained classes\n(lower is better)")
     names = [fill(f"{label}, {run.forget}, seed {run.seed}", 30) for label, run, _ in found]
     axes[0].set_yticks(range(len(found)), names, fontsize=SMALL)
-    axes[0].set_ylim(max(len(found), MIN_ROWS) - 0.4, -0.6)
+    axes[0].set_ylim(len(found) - 0.4, -0.6)
     axes[0].set_xlim(0, None)
     for axis in axes:
         axis.grid(visible=False, axis="y")
     marks = [handle(f"AUC, {kind} label", color=colour, marker="o", ms=4) for kind, colour in LABELS.items()]
     marks += [handle("original", color=GREY, marker="^", ls="", ms=5), handle("Retrain", color=GREY, marker="|", ls="")]
     legend(figure, marks)
-    alt = f"Certified bounds and intervals of {len(found)} runs: share that shows the class, AUC, Δ FID."
+    alt = f"Certified bounds and intervals of {count(len(found), 'run')}: share that shows the class, AUC, Δ FID."
     caption = "Bars: upper bounds. Lines: confidence intervals. All levels are those of the certificates."
-    return save(figure, folder / "certificates.png", alt, caption)
+    return {"Bounds and intervals": [save(figure, folder / "certificates.png", alt, caption)]}
 
 
 def _areas(axis: Axes, place: float, areas: dict[str, dict[str, float]], colour: str) -> None:
