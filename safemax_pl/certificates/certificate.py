@@ -152,8 +152,8 @@ def _prepared(target: str, overrides: list[str], settings: Settings | None = Non
         overrides: key=value arguments of the command.
         settings: of a certificate that is verified; None for those of the configuration.
     """
-    retrains, rest, node = split_overrides(overrides)
-    subject = load_subject(target, rest, {"certificate": node})
+    own, rest = split_overrides(overrides)
+    subject = load_subject(target, rest, {"certificate": own.node})
     if subject.original is None or not subject.data.forget_labels:
         raise UserError(
             f"nothing was forgotten by {target}: give an unlearned model, and data.forget_classes=[...] if it is no run"
@@ -162,7 +162,7 @@ def _prepared(target: str, overrides: list[str], settings: Settings | None = Non
     assert isinstance(settings, Settings)
     evaluator = make_evaluator(override(subject.cfg, ["trainer.enable_progress_bar=false"]), subject.data)
     models: dict[str, Model] = {"unlearned": subject.model, "original": subject.original}
-    for number, folder in enumerate(retrains, 1):
+    for number, folder in enumerate(own.retrains, 1):
         models[f"retrain {number}"] = load_retrain(folder, subject.data, "retrains")
     seen: dict[str | None, str] = {}
     samplers = [evaluator.sampler, *(Sampler(**one) for one in settings.samplers)]

@@ -6,7 +6,7 @@ This module imports nothing slow: --help, an unknown experiment and a mistyped k
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,7 +20,7 @@ from safemax_pl.common.errors import UserError, clear_errors
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.signals import interrupt_on_stop_signals
 from safemax_pl.config.compose import check_install, compose, name_method
-from safemax_pl.config.flags import CFG, HELP, SETTING, SEVERAL, check_flags, split_arguments
+from safemax_pl.config.flags import CFG, HELP, SETTING, SEVERAL, check_flags, settings_from_flags, split_arguments
 from safemax_pl.config.groups import CONFIGS, options, settings_and_groups
 from safemax_pl.config.overrides import check_once, check_single, key_of, parse, values_of
 from safemax_pl.config.setting import replace_nodes
@@ -85,6 +85,7 @@ def command_on_folders(
     task: Callable[[list[str], list[str]], Any],
     configuration: Callable[[list[str], list[str]], DictConfig],
     check: Callable[[list[str], list[str]], Any] | None = None,
+    flags_for_settings: Sequence[str] = (),
 ) -> None:
     """Run `task(folders, overrides)` as a command that takes folders and settings.
 
@@ -94,8 +95,11 @@ def command_on_folders(
         task: body of the command; imports slow modules itself.
         configuration: composes the configuration, for --cfg job.
         check: called with (folders, overrides) before `task`, to report mistakes at once; must not import slow modules.
+        flags_for_settings: names of settings that may be given as `--name VALUE`, too.
     """
-    settings, flags = split_arguments(sys.argv[1:])
+    with clear_errors():
+        arguments = settings_from_flags(sys.argv[1:], flags_for_settings)
+    settings, flags = split_arguments(arguments)
     given = [item for item in settings if not SETTING.match(item)]
     overrides = [item for item in settings if SETTING.match(item)]
     if set(HELP) & set(flags) or not sys.argv[1:]:
@@ -105,7 +109,7 @@ def command_on_folders(
     quiet()
     with clear_errors():
         check_install()
-        check_flags(sys.argv[1:], CFG)
+        check_flags(arguments, CFG)
         if len(given) not in folders:
             legal = f"{folders.start}" if len(folders) == 1 else f"at least {folders.start}"
             raise UserError(f"got {len(given)} folders ({' '.join(given) or 'none'}), expected {legal}; see --help")

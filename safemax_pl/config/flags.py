@@ -19,6 +19,28 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+def settings_from_flags(arguments: list[str], names: Sequence[str]) -> list[str]:
+    """Return the arguments with `--name VALUE` and `--name=VALUE` as the setting name="VALUE", for some names.
+
+    Raises:
+        UserError: for such an option without a value.
+    """
+    found, left = [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--") or flag[2:] not in names:
+            found.append(argument)
+            continue
+        if not equals and left:
+            value = left.pop(0)
+        if not value or value.startswith("-"):
+            raise UserError(f"{flag} has no value: give {flag} FILE")
+        text = value.replace("\\", "\\\\").replace('"', '\\"')
+        found.append(f'{flag[2:]}="{text}"')
+    return found
+
+
 def check_flags(arguments: list[str], legal: Sequence[str]) -> None:
     """Check the options of a command line.
 

@@ -153,6 +153,8 @@ def test_verification_needs_the_same_retrains(certified, run):
     ("arguments", "said"),
     [
         (["--verify", "nowhere.json"], "there is no such file"),
+        (["--verify"], "has no value"),
+        (["--verify", "pyproject.toml", "certificate.alpha=0.1"], "takes the settings from the certificate"),
         (["certificate=full"], "unknown certificate 'full'"),
         (["certificate.alpha=0.7"], r"certificate\.alpha=0\.7: give an error rate"),
         (["certificate.images=1"], r"certificate\.images=1"),
@@ -164,7 +166,8 @@ def test_verification_needs_the_same_retrains(certified, run):
 )
 def test_mistakes_are_answered_before_anything_is_computed(run, arguments, said, monkeypatch):
     monkeypatch.setattr(certificate, "examine", lambda *_: pytest.fail("examined"))
-    done = run_command(*arguments, str(run), cached(), module="safemax_pl.certify")
+    monkeypatch.chdir(PROJECT)
+    done = run_command(str(run), cached(), *arguments, module="safemax_pl.certify")
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
 
