@@ -88,7 +88,7 @@ class Evaluator:
     def __deepcopy__(self, memo: dict) -> "Evaluator":
         return self  # Lightning's weight averaging deep-copies the module; the evaluator has no weights to average
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Device of this rank, as chosen by the trainer."""
         return self.make_trainer().strategy.root_device

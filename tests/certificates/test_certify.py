@@ -30,6 +30,7 @@ SMALL = [
     "certificate.images=20",
     "certificate.timesteps=[0.1,0.3]",
     "certificate.noise_draws=1",
+    "certificate.members=20",
     "certificate.permutations=50",
     "certificate.resamples=20",
     "certificate.nonce=tests",
