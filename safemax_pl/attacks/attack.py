@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from safemax_pl.attacks import figures, runner
 from safemax_pl.attacks.arguments import split_overrides
-from safemax_pl.attacks.base import MEASURE, Attack, Bench
+from safemax_pl.attacks.base import Attack, Bench
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
 from safemax_pl.common.console import add_model_columns, plain_console, print_table
@@ -124,7 +124,8 @@ def run_attack(
         "title": attack.title,
         "headline": headline,
         "axis": attack.axis,
-        "measure": MEASURE,
+        "measure": attack.measure,
+        "scale": attack.scale,
         "curves": curves,
         "protocol": protocol,
         "weights": weights,
@@ -141,7 +142,7 @@ def write_files(out: Path, attack: Attack, results: runner.Results) -> None:
     rows = [
         {"model": model, "series": series, "x": point.x, "y": point.y}
         | point.scores.values
-        | {f"{MEASURE} of {name}": value for name, value in point.scores.per_class[MEASURE].items()}
+        | {f"{attack.measure} of {name}": value for name, value in point.scores.per_class[attack.measure].items()}
         for model, by in results.items()
         for series, points in by.items()
         for point in points
