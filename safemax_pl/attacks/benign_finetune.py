@@ -16,13 +16,13 @@ from safemax_pl.diffusion.unet import Model
 
 @final
 class BenignFinetune(TrainingAttack):
-    """Fine-tune low-rank adapters on the retained class that is most like the forgotten one; generate the latter.
+    """Fine-tune low-rank adapters on the retained class most like the forgotten one, and generate the forgotten one.
 
-    Nobody who does this need mean any harm: the forgotten class is never shown. `relearning_without_class` trains all
-    weights on all other classes; here the update is small, and so is the set of images.
+    The forgotten class is never shown, as in the ordinary customisation of a model. `relearning_without_class` trains
+    all weights on all retained classes; here both the update and the set of images are small.
 
-    The related class is the one that the classifier most often takes training images of the forgotten class for, if
-    it may not answer rightly. It is the same for all models.
+    The related class is the retained class of the classifier's highest mean logit on training images of the forgotten
+    class. It is the same for all models.
 
     Args:
         rank: of the adapters, see `LoRA`; null to train all weights, which needs no peft.

@@ -42,13 +42,13 @@ class LinearProbe(Attack):
     `probe_error` = min(1, 2 − 2 AUROC). Images are not generated; those of a point are the network's x_0 from one
     step.
 
-    Features are general: those of Retrain, which never saw the class, tell it too. Only a number below Retrain's says
-    that a model has kept features of the class; the number alone says nothing.
+    Features are general: those of Retrain, which never saw the class, tell it too. The number alone says nothing. Only
+    a number clearly below Retrain's says that a model has kept features of the class.
 
     Args:
         times: t / T of the noised images, ascending, in [0, 1].
         train_per_class: noised training images of every class; images repeat, with other noise, if there are fewer.
-        ridge: penalty of the squared weights, for standardised features and a loss of mean 1 on both sides.
+        ridge: penalty of the squared weights, beside the mean squared error on standardised features.
         images_per_class: noised test images of every class, as above.
     """
 

@@ -17,9 +17,9 @@ PER_LAYER, GLOBAL = "per layer", "global"
 class Prune(Attack):
     """Zero a share of the weights, those of the smallest magnitude, and generate.
 
-    A concealer made of many small weights vanishes before the large weights that generate the class. One curve prunes
-    the same share of every weight tensor, the other ranks the weights of all tensors together. Biases and
-    normalisation weights, all of one dimension, stay. A damaged network counts as one without the class.
+    Small weights that conceal the class vanish before the large weights that generate it. One curve prunes the same
+    share of every weight tensor. The other one ranks the weights of all tensors together. Biases and normalisation
+    weights are not pruned. A damaged network generates no class, which raises the number.
 
     Args:
         shares: of the weights, ascending, in [0, 1].

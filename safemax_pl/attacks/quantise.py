@@ -16,9 +16,9 @@ from safemax_pl.diffusion.unet import Model
 class Quantise(Attack):
     """Round all weights to b bits, and generate.
 
-    An unlearned weight that stays in the rounding interval of its original value becomes the original's again.
-    Biases and normalisation weights, all of one dimension, stay exact. A damaged network counts as one without the
-    class, so few bits alone do not make the number lower.
+    If unlearning left a weight within the rounding interval of its original value, rounding undoes the change. Biases
+    and normalisation weights are not rounded. A network damaged by few bits generates no class, which raises the
+    number.
 
     Args:
         bits: b of the curve, ascending, from 2.

@@ -19,11 +19,11 @@ FORGET, RETAIN = "forget images", "retain set"
 class TaskVector(TrainingAttack):
     """Fine-tune a copy θ' for a few steps, and generate with θ + λ (θ' − θ).
 
-    A fragile concealment points from a few steps' θ' back to the weights that generate the class, and λ > 1 goes on
-    without further training. One curve fine-tunes on k images of each forgotten class. The other uses the retain set
-    only, so it shows the class to nobody: what it brings back was hidden.
+    A few steps may already point towards weights that generate the class; λ > 1 goes further without more training.
+    One curve fine-tunes on k images of each forgotten class. The other one fine-tunes on the retain set, so the class
+    is never shown: what comes back was hidden.
 
-    The direction from the unlearned to the original model is not tried: an attacker who has the original needs no
+    The direction from the unlearned to the original model is left out. An attacker who has the original needs no
     attack.
 
     Args:
