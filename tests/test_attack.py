@@ -31,10 +31,15 @@ SMALL = [
     "attacks.embedding_interpolation.starts=1",
     "attacks.relearning.images=[1,10]",
     "attacks.relearning_without_class.samples_per_class=1",
+    "attacks.quantise.bits=[4]",
+    "attacks.prune.shares=[0.1]",
+    "attacks.linear_probe.times=[0.1]",
+    "attacks.linear_probe.train_per_class=8",
+    "attacks.task_vector.factors=[0,1]",
     *(f"attacks.{name}.images_per_class=4" for name in NAMES),
     *(
         f"attacks.{name}.budget.{key}"
-        for name in ("embedding_inversion", "relearning", "relearning_without_class")
+        for name in ("embedding_inversion", "relearning", "relearning_without_class", "benign_finetune", "task_vector")
         for key in ("score_at=[0,2]", "batch_size=4")
     ),
 ]
@@ -72,7 +77,7 @@ def attacked(run, theirs):
 
 
 def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attacked):
-    assert list(attacked) == NAMES and len(NAMES) == 7
+    assert list(attacked) == NAMES and len(NAMES) == 12
     for block in attacked.values():
         values = block["headline"]["values"]
         assert {"unlearned", "original", "retrain"} <= set(values)
@@ -84,7 +89,7 @@ def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attack
             rows = list(csv.DictReader(file))
         curves = block["curves"]
         assert len(rows) == sum(len(points) for by in curves.values() for points in by.values())
-        assert [float(row["ua_noise_aware"]) for row in rows if row["model"] == "original"] == [
+        assert [float(row[block["measure"]]) for row in rows if row["model"] == "original"] == [
             y for points in curves["original"].values() for _, y in points
         ]
         assert all(images.shape == (4, 1, 8, 8) for images in load_file(folder / "images.safetensors").values())

@@ -1,5 +1,6 @@
 """The settings of `python -m safemax_pl.attack`: which attacks, with which budgets; imports nothing slow."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -10,6 +11,7 @@ from safemax_pl.config.groups import CONFIGS, options
 from safemax_pl.config.overrides import parse
 
 NAMES = options("attack")
+NEEDS = {"benign_finetune": "peft"}  # attack -> package that is not always installed; `all` leaves it out then
 
 
 def split_overrides(overrides: list[str]) -> tuple[dict[str, Override], list[str], dict[str, Any]]:
@@ -23,7 +25,7 @@ def split_overrides(overrides: list[str]) -> tuple[dict[str, Override], list[str
 def chosen(value: Any) -> list[str]:
     """Return the attacks that `attack=` names: "all", one name, or several as a list or with commas."""
     if value == "all":
-        return NAMES
+        return [name for name in NAMES if name not in NEEDS or find_spec(NEEDS[name])]
     several = value.list if isinstance(value, ChoiceSweep) else value
     names = [str(name) for name in (several if isinstance(several, list) else [several]) if name]
     if not names:

@@ -1,5 +1,6 @@
 """Attack an unlearned model, the original and a retrained one: the body of `python -m safemax_pl.attack`."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from rich.text import Text
 from safetensors.torch import save_file
 
 from safemax_pl.attacks import figures, runner
-from safemax_pl.attacks.arguments import split_overrides
-from safemax_pl.attacks.base import MEASURE, Attack, Bench
+from safemax_pl.attacks.arguments import NAMES, split_overrides
+from safemax_pl.attacks.base import Attack, Bench
 from safemax_pl.attacks.worst_case import exposure, worst
 from safemax_pl.classifier.accuracy import sentence
 from safemax_pl.common import distributed, untrusted
@@ -38,6 +39,8 @@ def attack(target: str, overrides: list[str]) -> Path:
     """Run attacks on `target`; return the folder whose `metrics.json` holds the results."""
     own, rest, nodes = split_overrides(overrides)
     names = list(nodes)
+    if own["attack"].value() == "all" and (missing := [name for name in NAMES if name not in names]):
+        print(f"attack=all leaves out {', '.join(missing)}: pip install -e '.[lora]' adds it", file=sys.stderr)
     subject = load_subject(target, rest, {"attacks": nodes})
     if subject.original is None or not subject.data.forget_labels:
         raise UserError(
@@ -126,7 +129,8 @@ def run_attack(
         "title": attack.title,
         "headline": headline,
         "axis": attack.axis,
-        "measure": MEASURE,
+        "measure": attack.measure,
+        "scale": attack.scale,
         "curves": curves,
         "protocol": protocol,
         "weights": weights,
@@ -143,7 +147,7 @@ def write_files(out: Path, attack: Attack, results: runner.Results) -> None:
     rows = [
         {"model": model, "series": series, "x": point.x, "y": point.y}
         | point.scores.values
-        | {f"{MEASURE} of {name}": value for name, value in point.scores.per_class[MEASURE].items()}
+        | {f"{attack.measure} of {name}": value for name, value in point.scores.per_class[attack.measure].items()}
         for model, by in results.items()
         for series, points in by.items()
         for point in points

@@ -16,8 +16,8 @@ from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.results import ModelScores
 
 SHOWN = 8  # images of a point
-MEASURE = "ua_noise_aware"  # y of every curve; low if the attack brings the class back
-Curves = dict[str, list[tuple[float, float]]]  # series -> [(x, MEASURE), ...]
+MEASURE = "ua_noise_aware"  # y of most curves; low if the attack brings the class back
+Curves = dict[str, list[tuple[float, float]]]  # series -> [(x, y), ...]
 
 
 class Point(NamedTuple):
@@ -25,8 +25,8 @@ class Point(NamedTuple):
 
     Attributes:
         x: on `Attack.axis`.
-        y: `MEASURE`, the lowest of the forget classes, so that no mean hides a class that comes back.
-        scores: all scores of `Evaluator.test`: means over classes, and `per_class`.
+        y: `Attack.measure`, the lowest of the forget classes, so that no mean hides a class that comes back.
+        scores: all scores, of which `Attack.measure` is one: means over classes, and `per_class`.
         images: uint8 `[≤ SHOWN, C, H, W]`, of the forget classes in turn.
     """
 
@@ -86,6 +86,8 @@ class Attack(ABC):
         headline: name of `headline_value`.
         better: "higher" or "lower": the better value for the defended model.
         axis: name of x.
+        measure: name of y among the scores, in [0, 1].
+        scale: meaning of y = 0 and y = 1.
         limit: the `headline_value` of an attack that fails within its budget; None if the attack has no such value.
         against_noise: whether `headline_value` is also computed of noise images, as a control.
     """
@@ -94,6 +96,8 @@ class Attack(ABC):
     headline: str
     better: str = "higher"
     axis: str
+    measure: str = MEASURE
+    scale: str = "0: the class is back, 1: it is gone"
     limit: float | None = None
     against_noise: bool = True
 
@@ -128,7 +132,7 @@ class Attack(ABC):
         return min(points, key=lambda point: point.y)
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
-        """Return the one number of the attack: by default the lowest `MEASURE` of all curves.
+        """Return the one number of the attack: by default the lowest y of all curves.
 
         Args:
             curves: name -> [(x, y), ...].

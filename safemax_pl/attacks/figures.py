@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from safemax_pl.attacks.base import MEASURE, Attack, Point
+from safemax_pl.attacks.base import Attack, Point
 from safemax_pl.attacks.runner import Results
 from safemax_pl.common.figures import (
     GREY,
@@ -46,7 +46,7 @@ def draw(path: Path, attack: Attack, results: Results, title: str) -> None:
             axis.plot(xs, ys, ms=4, ls=DASHES[model], **style(index))
     axis.set_ylim(-0.04, 1.04)
     number = f"{title}\nits number: {attack.headline} ({attack.better} is better)"
-    name_axes(axis, attack.axis, f"{MEASURE} (0: the class is back, 1: it is gone)", number)
+    name_axes(axis, attack.axis, f"{attack.measure} ({attack.scale})", number)
     marks = [handle(model, color=GREY, ls=DASHES[model]) for model in results]
     if len(series) > 1:
         marks += [handle(name, ms=4, **style(index)) for index, name in enumerate(series)]

@@ -76,6 +76,13 @@ class TrainingAttack(Attack):
         return batch.labels
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
+        for step in self.training(series, model, bench):
+            images = bench.evaluator.images_of(model, self.guidance_weights[0])
+            yield bench.point(step, images, self.images_per_class, self.retain_total)
+            model.to(bench.device)  # scoring may have moved the model
+
+    def training(self, series: str, model: Model, bench: Bench) -> Iterator[int]:
+        """Train the model in place; yield the number of steps at each of `budget.score_at`."""
         budget, last = self.budget, self.budget.score_at[-1]
         model.to(bench.device).eval().requires_grad_(False)  # dropout stays off
         parameters, draw = self.prepare(series, model, bench)
@@ -85,9 +92,7 @@ class TrainingAttack(Attack):
         for step in range(last + 1):
             if step in budget.score_at:
                 distributed.broadcast_parameters(model)
-                images = bench.evaluator.images_of(model, self.guidance_weights[0])
-                yield bench.point(step, images, self.images_per_class, self.retain_total)
-                model.to(bench.device)  # scoring may have moved the model
+                yield step
             if step < last:
                 rows = torch.arange(budget.batch_size, device=bench.device)
                 batch = draw(rng.combine(Stream.ATTACK, budget.seed, step, rows, device=bench.device))

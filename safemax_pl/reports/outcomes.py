@@ -30,7 +30,8 @@ class Outcome:
         better: "higher" or "lower": the direction that is good for the model.
         limit: number of a model that withstood the whole budget; None if the attack has no such number.
         axis: meaning of x.
-        measure: meaning of y.
+        measure: name of y.
+        scale: meaning of y = 0 and y = 1.
         protocol: nested, as in metrics.json.
         weights: model -> digest.
         classifiers: accuracies of the classifiers on real images; None for attacks that lack them.
@@ -50,6 +51,7 @@ class Outcome:
     limit: float | None
     axis: str
     measure: str
+    scale: str
     protocol: dict[str, Any]
     weights: dict[str, str]
     classifiers: dict[str, dict[str, Any]] | None
@@ -143,6 +145,7 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
         limit=headline["limit"],
         axis=block["axis"],
         measure=block["measure"],
+        scale=block.get("scale", "0: the class is back, 1: it is gone"),  # 0.5.0 did not write it
         protocol=block["protocol"],
         weights=block["weights"],
         classifiers=block.get("classifiers"),

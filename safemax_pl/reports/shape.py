@@ -77,6 +77,7 @@ SHAPE_OF_ATTACKS = {
     "title": str,
     "axis": str,
     "measure": str,
+    "scale?": str,
     "folder": str,
     "headline": {"name": str, "better": str, "limit": NUMBER | None, "values": {"*": NUMBER}},
     "curves": {"*": {"*": [[NUMBER]]}},

@@ -30,6 +30,12 @@ def original(bench) -> Model:
     return pretrained(bench.data, str(PROJECT / "weights" / "digits"))
 
 
+@pytest.fixture
+def retrain(bench) -> Model:
+    """The base model that never saw the 3; some of the images for its label look like one."""
+    return pretrained(bench.data, str(PROJECT / "weights/digits/without_3"))
+
+
 @pytest.fixture(scope="session")
 def make_attack() -> Callable[..., Attack]:
     """The attack of configs/attack/<name>.yaml with changes."""

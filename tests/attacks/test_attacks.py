@@ -28,6 +28,11 @@ FAST = {
     "embedding_interpolation": {"weights": [0, 0.5, 1], "starts": 1},
     "relearning": BUDGET | {"images": [10], "budget__score_at": [0, 3]},
     "relearning_without_class": BUDGET | {"budget__score_at": [0, 3], "samples_per_class": 2},
+    "quantise": {"bits": [4, 8]},
+    "prune": {"shares": [0.1]},
+    "linear_probe": {"times": [0.1]},
+    "benign_finetune": BUDGET | {"budget__score_at": [0, 3]},
+    "task_vector": BUDGET | {"budget__score_at": [0, 1], "factors": [1]},
 }
 
 

@@ -319,6 +319,19 @@ def test_curves_are_means_at_the_x_that_all_runs_have(write_run, write_attack, c
     assert list(found) == [0.2] and found[0.2].mean == pytest.approx(0.3)
 
 
+def test_curves_name_their_measure_and_its_ends(write_run, write_attack, compared, tmp_path):
+    run = write_run("a")
+    write_attack(run, name="linear_probe")
+    write_attack(run)  # a block of before, without a scale
+    change(run, lambda block: block | {"measure": "probe_error", "scale": "0: told, 1: not told"}, "linear_probe")
+    found, _ = compared()
+    captions = [attack_curves.curves(tmp_path, one, found.rows).caption for one in found.attacks]
+    assert sorted(caption.partition(". Lines")[0] for caption in captions) == [
+        "Late start: ua_noise_aware over t_0 / T (0: the class is back, 1: it is gone)",
+        "Linear probe: probe_error over t_0 / T (0: told, 1: not told)",
+    ]
+
+
 def test_the_accuracy_of_the_classifier_stands_with_the_numbers_of_the_attacks(write_run, write_attack, tmp_path):
     classifiers = {"classifier": {"accuracy": 0.9876, "accuracy_noise_aware": 0.97, "n": 360}}
     write_attack(write_run("a", classifiers=classifiers))

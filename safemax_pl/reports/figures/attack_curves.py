@@ -39,12 +39,12 @@ def curves(folder: Path, attacked: Attacked, rows: list[Row]) -> Picture:
         marks += [handle(name, lw=1.5, ms=4, **style(place)) for place, name in enumerate(series)]
     legend(figure, marks, "upper")
     figure.supxlabel(first.axis, fontsize=TEXT)
-    figure.supylabel(f"{first.measure}\n(0: the class is back, 1: it is gone)", fontsize=TEXT)
+    figure.supylabel(f"{first.measure}\n({first.scale})", fontsize=TEXT)
     alt = f"Line plots, {attacked.title}: {first.measure} over {first.axis}, a panel per method: "
     alt += f"{', '.join(row.label for row in methods)}. Curves: {', '.join(series)}."
     caption = (
-        f"{attacked.title}: {first.measure} over {first.axis}. At 0 the class is back, at 1 it is gone. Lines: means "
-        "over runs; bands: ± sd over seeds."
+        f"{attacked.title}: {first.measure} over {first.axis} ({first.scale}). Lines: means over runs; "
+        "bands: ± sd over seeds."
     )
     caption += f" Grey: the lowest of all curves of {', '.join(row.label for row in others)}."
     caption += f" The number of this attack: {first.headline} ({first.better} is better)."
