@@ -1,5 +1,7 @@
 """Generate images for the rows of a plan, from a model or as pure noise."""
 
+from collections.abc import Callable
+
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from safemax_pl.classifier import noise
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
-from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.guidance import Denoiser, guided
 from safemax_pl.diffusion.process import white_noise_means
 from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
@@ -24,12 +26,21 @@ class ModelImages(nn.Module):
         sampler: the sampler.
         guidance: guidance weight w.
         shape: `(C, H, W)`.
+        changed: maps the guided denoiser to the one that is sampled; None for no change.
     """
 
-    def __init__(self, model: Model, sampler: Sampler, guidance: float, shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        guidance: float,
+        shape: tuple[int, int, int],
+        changed: Callable[[Denoiser], Denoiser] | None = None,
+    ):
         super().__init__()
         self.model, self.sampler, self.shape = model, sampler, shape
-        self.denoiser = guided(model, guidance, model.null_label)
+        denoiser = guided(model, guidance, model.null_label)
+        self.denoiser = denoiser if changed is None else changed(denoiser)
 
     def halted(self, rows: Rows) -> Tensor:
         """Return images `[B, C, H, W]` of exact halting from the same noise: the denoiser predicts white noise."""
