@@ -28,8 +28,8 @@ FAST = {
     "embedding_interpolation": {"weights": [0, 0.5, 1], "starts": 1},
     "relearning": BUDGET | {"images": [10], "budget__score_at": [0, 3]},
     "relearning_without_class": BUDGET | {"budget__score_at": [0, 3], "samples_per_class": 2},
-    "initial_noise": {"candidates": [4], "images_per_class": 10},
-    "classifier_guidance": {"scales": [0, 2]},
+    "initial_noise": {"candidates": [3], "images_per_class": 10},
+    "classifier_guidance": {"scales": [0, 1]},
     "noised_trajectory": {"starts": [0.5, 0.9], "switch": 0.75},
 }
 

@@ -58,14 +58,14 @@ def test_nothing_is_found_in_a_model_that_never_saw_the_class(name, make_attack,
 def test_a_region_of_the_noise_that_generates_the_class_is_found(make_attack, bench, plain, original):
     hiding = HidingInTheDark(original, threshold=0.375)  # 1.5 standard deviations: 7 % of the noise
     assert plain(hiding) >= 0.85
-    (point,) = make_attack("initial_noise", candidates=[16], images_per_class=12).curve("drawn noise", hiding, bench)
+    (point,) = make_attack("initial_noise", candidates=[16], images_per_class=10).curve("drawn noise", hiding, bench)
     assert point.y <= 0.6
 
 
 def test_a_guide_uncovers_the_class_in_the_null_label(make_attack, number_of, plain, original):
     halting = Halting(original, [FORGOTTEN])
     assert plain(halting) == 1
-    assert number_of(make_attack("classifier_guidance", scales=[2]), halting) <= 0.6
+    assert number_of(make_attack("classifier_guidance", scales=[2], until=0.4), halting) <= 0.6
 
 
 def test_other_labels_lead_to_where_the_class_is_not_hidden(make_attack, number_of, plain, original):
@@ -88,13 +88,13 @@ def test_a_single_candidate_is_the_noise_of_the_scores(bench):
 
 @torch.no_grad()
 def test_the_noise_of_test_images_is_white_and_leads_back_to_them(bench, original):
-    noise, rows = InvertedNoise(bench, count=30), rows_of(30)
+    noise, rows = InvertedNoise(bench, count=20), rows_of(20)
     x_T, real = noise(rows), RealImages(bench)(rows)
     neighbours = (x_T[..., 1:] * x_T[..., :-1]).mean()
-    assert 0.95 < x_T.std() < 1.05 and neighbours.abs() < 0.05
+    assert 0.95 < x_T.std() < 1.05 and neighbours.abs() < 0.1
     back = bench.evaluator.images_of(original, 0)(rows, (x_T, bench.evaluator.sampler.steps))
     assert (back - real).square().mean() < 0.2 * (real[1:] - real[:-1]).square().mean()
-    assert torch.equal(noise(rows_of(31))[30], x_T[0])
+    assert torch.equal(noise(rows_of(21))[20], x_T[0])
 
 
 def test_labels_change_at_t_1():
