@@ -27,6 +27,9 @@ SMALL = [
     "attacks.sampler_transfer.guidance_weights=[0]",
     "attacks.null_leak.guidance_weights=[-1,0]",
     "attacks.late_start.starts=[0.5,0.9]",
+    "attacks.noised_trajectory.starts=[0.5,0.9]",
+    "attacks.initial_noise.candidates=[1,2]",
+    "attacks.classifier_guidance.scales=[0,1]",
     "attacks.embedding_interpolation.weights=[0,1]",
     "attacks.embedding_interpolation.starts=1",
     "attacks.relearning.images=[1,10]",
@@ -77,7 +80,7 @@ def attacked(run, theirs):
 
 
 def test_all_attacks_leave_a_number_a_curve_and_a_picture_in_the_run(run, attacked):
-    assert list(attacked) == NAMES and len(NAMES) == 12
+    assert list(attacked) == NAMES and len(NAMES) == 15
     for block in attacked.values():
         values = block["headline"]["values"]
         assert {"unlearned", "original", "retrain"} <= set(values)

@@ -54,6 +54,12 @@ class Bench:
     def data(self) -> ForgetRetainDataModule:
         return self.evaluator.data
 
+    def nearest_retained(self) -> Tensor:
+        """Return the retain labels, `[F, R]`, of every forget label, nearest class embedding of the original first."""
+        forget, retain = torch.tensor(self.data.forget_labels), torch.tensor(self.data.retain_labels)
+        embeddings = self.original.class_embeddings.detach().cpu()
+        return retain[torch.cdist(embeddings[forget], embeddings[retain]).argsort(dim=1)]
+
     def point(self, x: float, make_images: nn.Module, images_per_class: int, retain_total: int = 0) -> Point:
         """Generate and score images.
 

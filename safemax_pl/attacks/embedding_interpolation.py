@@ -47,9 +47,7 @@ class EmbeddingInterpolation(Attack):
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
         place = list(self.series()).index(series)
-        forget, retain = torch.tensor(bench.data.forget_labels), torch.tensor(bench.data.retain_labels)
-        original = bench.original.class_embeddings.detach().cpu()
-        nearest = retain[torch.cdist(original[forget], original[retain]).argsort(dim=1)[:, place]]
+        forget, nearest = torch.tensor(bench.data.forget_labels), bench.nearest_retained()[:, place]
         embeddings = model.class_embeddings.detach()
         for weight in self.weights:
             walked = copy.deepcopy(model)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.real_images import RealImages, check_test_images
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.batch import from_uint8
 from safemax_pl.data.sampling_plan import Rows
+from safemax_pl.diffusion.process import Diffusion
+from safemax_pl.diffusion.sampler import Sampler
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.generation import ModelImages
 
@@ -38,29 +40,15 @@ class LateStart(Attack):
 
     def check(self, model: Model, bench: Bench) -> None:
         super().check(model, bench)
-        present = set(bench.data.source.test.labels.tolist())
-        if missing := [bench.data.class_names[label] for label in bench.data.forget_labels if label not in present]:
-            raise UserError(
-                f"attack=late_start needs test images of the forgotten classes, and there are none of {missing}: leave "
-                "this attack out"
-            )
-        visited = [late.t_0 for late in self._late(model, bench)]
-        if len(set(visited)) < len(visited):
-            raise UserError(
-                f"attacks.late_start.starts={self.starts}: with {bench.evaluator.sampler.steps} sampler steps they are "
-                f"t = {visited}, some of them the same: give fewer starts, or more sampler.steps"
-            )
+        check_starts("late_start", self.starts, model, bench)
 
     def series(self) -> dict[str, int]:
         return {"test images": len(self.starts)}
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:
-        for late in self._late(model, bench):
+        for start in self.starts:
+            late = LateImages(bench.evaluator.images_of(model, self.guidance_weights[0]), start, bench)
             yield bench.point(late.t_0 / model.diffusion.num_timesteps, late, self.images_per_class)
-
-    def _late(self, model: Model, bench: Bench) -> list["LateImages"]:
-        generated = bench.evaluator.images_of(model, self.guidance_weights[0])
-        return [LateImages(generated, start, bench) for start in self.starts]
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
         (points,) = curves.values()
@@ -68,28 +56,44 @@ class LateStart(Attack):
 
 
 class LateImages(nn.Module):
-    """Images sampled from noised real ones: row i starts from test image i of its class, modulo their number."""
+    """Images sampled from noised test images.
 
-    counts: Tensor
-    first: Tensor
-    by_class: Tensor
+    Args:
+        generated: generates images from x_t.
+        start: t_0 / T; the latest timestep ≤ t_0 of the sampler is taken.
+        bench: of the attack.
+
+    Attributes:
+        t_0: the timestep.
+        left: number of sampling steps from there.
+    """
 
     def __init__(self, generated: ModelImages, start: float, bench: Bench):
         super().__init__()
-        self.generated, self.images = generated, bench.data.source.test.images
-        labels = bench.data.source.test.labels
-        counts = torch.bincount(labels, minlength=bench.data.num_classes)
-        self.register_buffer("counts", counts)
-        self.register_buffer("first", counts.cumsum(0) - counts)  # place of each class in `by_class`
-        self.register_buffer("by_class", labels.argsort(stable=True))
-        diffusion = generated.model.diffusion
-        timesteps = generated.sampler.timesteps(diffusion.num_timesteps)
-        self.left = max(int((timesteps <= start * diffusion.num_timesteps).sum()), 1)
-        self.t_0 = int(timesteps[self.left - 1])
+        self.generated, self.real = generated, RealImages(bench)
+        self.t_0, self.left = timestep_before(start, generated.sampler, generated.model.diffusion)
 
     def forward(self, rows: Rows) -> Tensor:
-        chosen = self.by_class[self.first[rows.labels] + rows.seeds % self.counts[rows.labels]]
-        x_0 = from_uint8(self.images[chosen.cpu()].to(chosen.device))
+        x_0 = self.real(rows)
         eps = rng.normal(rng.combine(rows.seeds, rows.labels), Stream.NOISE, tuple(x_0.shape[1:]))
         x_t = self.generated.model.diffusion.add_noise(x_0, torch.full_like(rows.labels, self.t_0), eps)
         return self.generated(rows, (x_t, self.left))
+
+
+def timestep_before(start: float, sampler: Sampler, diffusion: Diffusion) -> tuple[int, int]:
+    """Return the sampler's latest timestep ≤ `start` · T, and the number of steps from there."""
+    timesteps = sampler.timesteps(diffusion.num_timesteps)
+    left = max(int((timesteps <= start * diffusion.num_timesteps).sum()), 1)
+    return int(timesteps[left - 1]), left
+
+
+def check_starts(attack: str, starts: list[float], model: Model, bench: Bench) -> None:
+    """Raise `UserError` if a forgotten class has no test image, or two starts are the same timestep of the sampler."""
+    check_test_images(attack, bench)
+    sampler = bench.evaluator.sampler
+    visited = [timestep_before(start, sampler, model.diffusion)[0] for start in starts]
+    if len(set(visited)) < len(visited):
+        raise UserError(
+            f"attacks.{attack}.starts={starts}: with {sampler.steps} sampler steps they are t = {visited}, some of "
+            "them the same: give fewer starts, or more sampler.steps"
+        )

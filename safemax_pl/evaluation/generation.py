@@ -12,7 +12,7 @@ from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.batch import to_uint8
 from safemax_pl.data.sampling_plan import Rows, SamplingPlan, sharded_loader
-from safemax_pl.diffusion.guidance import guided
+from safemax_pl.diffusion.guidance import Denoiser, guided
 from safemax_pl.diffusion.process import white_noise_means
 from safemax_pl.diffusion.sampler import Request, Sampler
 from safemax_pl.diffusion.unet import Model
@@ -29,12 +29,21 @@ class ModelImages(nn.Module):
         sampler: the sampler.
         guidance: guidance weight w.
         shape: `(C, H, W)`.
+        changed: maps the guided denoiser to the one that is sampled; None for no change.
     """
 
-    def __init__(self, model: Model, sampler: Sampler, guidance: float, shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        guidance: float,
+        shape: tuple[int, int, int],
+        changed: Callable[[Denoiser], Denoiser] | None = None,
+    ):
         super().__init__()
         self.model, self.sampler, self.shape = model, sampler, shape
-        self.denoiser = guided(model, guidance, model.null_label)
+        denoiser = guided(model, guidance, model.null_label)
+        self.denoiser = denoiser if changed is None else changed(denoiser)
 
     def halted(self, rows: Rows) -> Tensor:
         """Return images `[B, C, H, W]` of exact halting from the same noise: the denoiser predicts white noise."""

@@ -33,6 +33,9 @@ FAST = {
     "linear_probe": {"times": [0.1]},
     "benign_finetune": BUDGET | {"budget__score_at": [0, 3]},
     "task_vector": BUDGET | {"budget__score_at": [0, 1], "factors": [1]},
+    "initial_noise": {"candidates": [3], "images_per_class": 10},
+    "classifier_guidance": {"scales": [0, 1]},
+    "noised_trajectory": {"starts": [0.5, 0.9], "switch": 0.75},
 }
 
 
@@ -64,7 +67,10 @@ def test_the_original_is_broken_by_every_attack(name, make_attack, number_of, or
         assert number <= 0.1
 
 
-@pytest.mark.parametrize("name", ["sampler_transfer", "null_leak", "late_start"])
+SAMPLING = ["sampler_transfer", "null_leak", "late_start", "initial_noise", "classifier_guidance", "noised_trajectory"]
+
+
+@pytest.mark.parametrize("name", SAMPLING)
 def test_nothing_is_found_in_a_model_that_halts_whatever_it_is_asked(name, make_attack, number_of, original):
     halting = Halting(original, [FORGOTTEN, original.null_label])
     starts = {"starts": [0.6, 0.9]} if name == "late_start" else {}  # before, the image is there already
