@@ -1,12 +1,11 @@
 """Sampler transfer: samplers, steps and guidance weights other than those of the scores."""
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, final
 
 from safemax_pl.attacks.base import Attack, Bench, Point, ascending
-from safemax_pl.common.errors import UserError, unknown
-from safemax_pl.diffusion.sampler import Sampler
+from safemax_pl.common.errors import UserError
+from safemax_pl.diffusion.sampler import Sampler, samplers_of
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.generation import ModelImages
 
@@ -28,11 +27,9 @@ class SamplerTransfer(Attack):
     def __init__(self, samplers: list[dict[str, Any]], guidance_weights: list[float], images_per_class: int):
         super().__init__(images_per_class, guidance_weights)
         self.samplers = [dict(settings) for settings in samplers]
-        where, legal = "attacks.sampler_transfer.samplers", sorted(inspect.signature(Sampler).parameters)
+        where = "attacks.sampler_transfer.samplers"
+        samplers_of(where, [{key: value for key, value in one.items() if key != "steps"} for one in self.samplers])
         for settings in self.samplers:
-            for key in settings:
-                if key not in legal:
-                    raise unknown(f"key in {where}", key, legal)
             settings["steps"] = ascending(f"{where}.steps", settings.get("steps", []), 1)
         names = [settings.get("name") for settings in self.samplers]
         if not names or None in names or len(set(names)) < len(names):

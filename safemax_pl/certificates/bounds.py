@@ -1,4 +1,4 @@
-"""Upper bounds for shares: exact, corrected for the misses of a classifier, and for several statements at once."""
+"""Upper bounds for shares, and corrections for several statements at once."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,17 @@ def upper_bound(hits: int, n: int, error: float) -> float:
     return float(binomtest(hits, n, alternative="less").proportion_ci(1 - error, method="exact").high)
 
 
-def corrected(seen: float, missed: float) -> float:
-    """Bound the share that shows a class: p ≤ p_seen / (1 − β).
+def corrected(assigned: float, missed: float) -> float:
+    """Bound the share that shows a class: p ≤ p_assigned / (1 − β).
 
-    A classifier sees at least p (1 − β) of the images, if it misses a share β of those that show the class. False
-    alarms only raise p_seen.
+    A classifier that misses a share β of the images of a class assigns at least p (1 − β) of all images to it. False
+    alarms only raise p_assigned.
 
     Args:
-        seen: upper bound of the share that the classifier assigns to the class.
+        assigned: upper bound of the share that the classifier assigns to the class.
         missed: upper bound of β.
     """
-    return 1.0 if missed >= 1 else min(1.0, seen / (1 - missed))
+    return 1.0 if missed >= 1 else min(1.0, assigned / (1 - missed))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

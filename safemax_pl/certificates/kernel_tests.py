@@ -1,16 +1,17 @@
 """Compare models by their images in a feature space, with the maximum mean discrepancy of a Gaussian kernel.
 
-MMD: https://jmlr.org/papers/v13/gretton12a.html. All models are sampled with the same labels and seeds.
+MMD: https://jmlr.org/papers/v13/gretton12a.html.
 """
 
 from typing import NamedTuple
 
 import torch
 from scipy.stats import f as f_distribution
+from scipy.stats import norm
 from torch import Tensor
 
-CHUNK = 200  # permutations at once
-ROUNDING = 1e-12  # of the difference of two distances
+from safemax_pl.evaluation.metrics.frechet import class_weights
+
 SUBSET = 1500  # images for the median distance
 
 
@@ -26,16 +27,15 @@ class Excess(NamedTuple):
     p: float
 
 
-class Relative(NamedTuple):
-    """Result of `relative_test`.
+class Closer(NamedTuple):
+    """Result of `closer_test`.
 
     Attributes:
-        first, second: MMD² of either model to the reference, unbiased, so it may be below 0.
-        p: of the hypothesis that both models are the same, two-sided.
+        difference: MMD²(first, reference) − MMD²(second, reference); below 0 if the first model is closer.
+        p: of the hypothesis that both models are equally far from the reference, two-sided.
     """
 
-    first: float
-    second: float
+    difference: float
     p: float
 
 
@@ -58,7 +58,8 @@ def excess_test(features: Tensor) -> Excess:
     their images rejects, too. Let μ_m be the mean embedding of model m, and μ̄ the mean of the k Retrains. If model 0
     is one more Retrain, then k/(k + 1) ‖μ_0 − μ̄‖² and the variance Σ ‖μ_m − μ̄‖² / (k − 1) have the same expectation.
     Their ratio is compared with F(ν, ν (k − 1)). The number of dimensions ν = (tr G)² / tr G² is estimated from the
-    centred Gram matrix G of the Retrains (Satterthwaite, 1946). It is biased downwards, so the test is conservative.
+    centred Gram matrix G of the Retrains (Satterthwaite, 1946). It is biased downwards, so the test is usually
+    conservative. All models may share labels and seeds, which leaves less noise in the differences.
 
     Args:
         features: `[1 + k, N, F]`, double; k ≥ 2.
@@ -75,40 +76,38 @@ def excess_test(features: Tensor) -> Excess:
     return Excess(ratio, float(f_distribution.sf(ratio, nu, nu * (k - 1))))
 
 
-def relative_test(first: Tensor, second: Tensor, reference: Tensor, permutations: int, seed: int) -> Relative:
-    """Test whether two models are equally far from a reference.
+def closer_test(first: Tensor, second: Tensor, labels: Tensor, reference: Tensor) -> Closer:
+    """Test whether two models are equally far from a reference: the relative MMD test of arXiv:1511.04581.
 
-    The statistic is MMD²(first, reference) − MMD²(second, reference) of https://arxiv.org/abs/1511.04581. Its
-    asymptotic variance vanishes where both models agree. So the p-value comes from permutations: image i of both models
-    has the same label and seed, and the two are exchanged at random. The test is exact for two models that draw the
-    same images in distribution.
+    The statistic is the difference of the squared MMDs, unbiased for plans with a fixed number of images per class (see
+    `metrics.kernel.mean_kernel`). It is normal with a variance that follows from its first-order terms. As image i of
+    both models has the same label and seed, these terms are differences of pairs. The reference must have other seeds.
 
     Args:
         first, second: `[N, F]`, double, of the two models; row i is of the same label and seed.
-        reference: `[R, F]`, double.
-        permutations: number of random exchanges.
-        seed: of the exchanges.
+        labels: `[N]`, long; every label twice or more.
+        reference: `[R, F]`, double, independent of both.
     """
-    scale, n = bandwidth(torch.stack([first, second])), len(first)
-    both = torch.cat([first, second])
-    within = kernel(both, both, scale).fill_diagonal_(0) / (n * (n - 1))
-    to_reference = kernel(both, reference, scale).mean(dim=1) / n
+    scale = bandwidth(torch.stack([first, second]))
+    weights = class_weights(labels)
+    pairs = weights[:, None] * weights
+    same = labels[:, None] == labels
+    counts = torch.bincount(labels)[labels].double()
+    pairs = torch.where(same, pairs * (counts / (counts - 1))[:, None], pairs).fill_diagonal_(0)
+    within = [kernel(x, x, scale) for x in (first, second)]
+    to_reference = [kernel(x, reference, scale) for x in (first, second)]
+    inside = ((within[0] - within[1]) * pairs).sum(dim=1)  # per image, already weighted
+    outside = to_reference[0] - to_reference[1]
+    difference = float(inside.sum() - 2 * weights @ outside.mean(dim=1))
+    per_image = 2 * inside / weights - 2 * outside.mean(dim=1)
+    variance = _variance(per_image, labels, weights) + (4 * (weights @ outside).var() / len(reference))
+    z = difference / float(variance.sqrt().clamp(min=1e-12))
+    return Closer(difference, float(2 * norm.sf(abs(z))))
 
-    def distances(chosen: Tensor) -> Tensor:
-        """MMD² up to a constant, `[P]`, of the models whose images `chosen` `[P, 2N]` marks with 1."""
-        return torch.einsum("pi,ij,pj->p", chosen, within, chosen) - 2 * chosen @ to_reference
 
-    generator, found = torch.Generator().manual_seed(seed), []
-    for start in range(0, permutations, CHUNK):
-        size = min(CHUNK, permutations - start)
-        kept = torch.randint(2, (size, n), generator=generator).to(both.dtype)
-        mine = torch.cat([kept, 1 - kept], dim=1)
-        found.append(distances(mine) - distances(1 - mine))
-    own = torch.cat([torch.ones(1, n, dtype=both.dtype), torch.zeros(1, n, dtype=both.dtype)], dim=1)
-    observed, exchanged = distances(own) - distances(1 - own), torch.cat(found)
-    extreme = int((exchanged.abs() >= observed.abs() - ROUNDING).sum())
-    r = len(reference)
-    constant = (kernel(reference, reference, scale).sum() - r) / (r * (r - 1))
-    return Relative(
-        float(distances(own) + constant), float(distances(1 - own) + constant), (1 + extreme) / (1 + permutations)
-    )
+def _variance(values: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Estimate the variance of a weighted mean of values `[N]`, from their variance within each class."""
+    counts = torch.bincount(labels).double()
+    means = torch.bincount(labels, values) / counts.clamp(min=1)
+    deviations = (values - means[labels]).square() * (counts / (counts - 1).clamp(min=1))[labels]
+    return (weights.square() * deviations).sum()

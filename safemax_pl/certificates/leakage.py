@@ -3,58 +3,88 @@
 from typing import Any
 
 from safemax_pl.certificates.bounds import corrected, upper_bound
-from safemax_pl.certificates.exam import Exam
+from safemax_pl.certificates.certification import Certification
 from safemax_pl.diffusion.sampler import Sampler
 
+UNCONDITIONAL = -1.0  # w of images without a label
 
-def leakage(exam: Exam) -> dict[str, Any]:
+
+def bound_leakage(certification: Certification) -> dict[str, Any]:
     """Bound the share of images generated for each forgotten class that show it, under a grid of samplers and w.
 
     Half of the error rate α is spent on the bounds of the hits, divided by the number of classes and cells. The other
-    half is spent on the bounds of the classifier's misses, divided by the number of classes. So all bounds of the grid
-    hold together with probability 1 − α. They assume that the classifier misses generated images of the class no more
-    often than real test images, which it has not seen.
+    half is spent on the bounds of the classifier's misses, divided by the number of classes. So all bounds hold
+    together with probability 1 − α. They assume that the classifier misses generated images of the class no more often
+    than real test images, which it was not trained on.
 
     With a null label the grid has one more cell: unconditional images. Its bound is on the share of all of them.
 
     Returns:
-        `classes`: class -> `misses` and `n` on real test images, `missed`, the bound of β, and `bound`, the largest of
-        its conditional cells; `cells`: one row per class and cell, with `sampler`, `w` (−1: unconditional), `hits`,
-        `n`, `bound`; `bound`: the largest of all classes.
+        `classes`: class -> `misses` and `n` on real test images; `cells`: a row per class and cell, with `sampler`, `w`
+        (−1: unconditional), `hits`, `n`; `controls`: the same for the other models in the first and the last cell, with
+        `model`; and what `with_bounds` adds.
     """
-    settings, data, grid = exam.settings, exam.evaluator.data, cells_of(exam)
-    classes = len(data.forget_labels)
-    error = settings.alpha / 2 / classes
-    missed, found = {}, {}
+    settings, data = certification.settings, certification.evaluator.data
+    test, classes = data.source.test, {}
     for label in data.forget_labels:
-        test = data.source.test
-        real = exam.classified(test.images[test.labels == label], test.labels[test.labels == label])
-        misses, n = int((real.shown != label).sum()), len(real.labels)
-        missed[label] = upper_bound(misses, n, error)
-        found[data.class_names[label]] = {"misses": misses, "n": n, "missed": missed[label], "bound": 0.0}
-    cells = []
+        real = certification.classify(test.images[test.labels == label], test.labels[test.labels == label])
+        misses = int((real.noise_aware != label).sum())
+        classes[data.class_names[label]] = {"misses": misses, "n": len(real.labels)}
+    cells, controls, grid = [], [], grid_of(certification)
     for number, (sampler, w) in enumerate(grid):
-        plan = exam.plan(data.forget_labels, settings.leak_images * classes, f"leakage {number}")
-        seen = exam.see("unlearned", plan, w, sampler)
-        for label in data.forget_labels:
-            asked = (seen.labels == label) | (w == -1)
-            hits, n = int((seen.shown[asked] == label).sum()), int(asked.sum())
-            bound = corrected(upper_bound(hits, n, error / len(grid)), missed[label])
-            name = data.class_names[label]
-            cells.append({"class": name, "sampler": sampler.settings(), "w": w, "hits": hits, "n": n, "bound": bound})
-            if w != -1:
-                found[name]["bound"] = max(found[name]["bound"], bound)
-    return {"bound": max(one["bound"] for one in found.values()), "classes": found, "cells": cells}
+        purpose = f"leakage {number}"
+        cells += _hits(certification, "unlearned", settings.leak_images, purpose, sampler, w)
+        if number == 0 or w == UNCONDITIONAL:
+            each = certification.per_label(data.forget_labels)
+            for model in (name for name in certification.models if name != "unlearned"):
+                rows = _hits(certification, model, each, purpose, sampler, w)
+                controls += [{"model": model} | row for row in rows]
+    return with_bounds({"classes": classes, "cells": cells, "controls": controls}, settings.alpha)
 
 
-def cells_of(exam: Exam) -> list[tuple[Sampler, float]]:
-    """Return sampler and w of every cell; w = −1, which is unconditional, has the sampler of the evaluation."""
-    null = exam.models["unlearned"].null_label is not None
-    weights = [w for w in exam.settings.guidance if null or w == 0]
-    cells = [(Sampler(**one), w) for one in exam.settings.samplers for w in weights]
-    return cells + [(exam.evaluator.sampler, -1.0)] * null
+def with_bounds(found: dict[str, Any], alpha: float) -> dict[str, Any]:
+    """Add the bounds that follow from the counts: `missed` of every class, `bound` of cells, classes and all classes.
+
+    The bound of a class is the largest of its conditional cells.
+    """
+    classes = {name: dict(one) for name, one in found["classes"].items()}
+    error = alpha / 2 / len(classes)
+    for one in classes.values():
+        one["missed"] = upper_bound(one["misses"], one["n"], error)
+    grid, cells = len(found["cells"]) / len(classes), []
+    for cell in found["cells"]:
+        assigned = upper_bound(cell["hits"], cell["n"], error / grid)
+        cells.append(cell | {"bound": corrected(assigned, classes[cell["class"]]["missed"])})
+    for name, one in classes.items():
+        mine = [cell["bound"] for cell in cells if cell["class"] == name and cell["w"] != UNCONDITIONAL]
+        one["bound"] = max(mine)
+    bound = max(one["bound"] for one in classes.values())
+    return found | {"classes": classes, "cells": cells, "bound": bound}
 
 
-def plans(exam: Exam) -> int:
-    """Return the number of sampled plans."""
-    return len(cells_of(exam))
+def grid_of(certification: Certification) -> list[tuple[Sampler, float]]:
+    """Return sampler and w of every cell; unconditional images have the sampler of the evaluation."""
+    settings, null = certification.settings, certification.has_null
+    weights = [w for w in settings.guidance if null or w == 0]
+    cells = [(sampler, w) for sampler in settings.made_samplers for w in weights]
+    return cells + [(certification.evaluator.sampler, UNCONDITIONAL)] * null
+
+
+def count_plans(certification: Certification) -> int:
+    """Return the number of plans that are sampled."""
+    others = len(certification.models) - 1
+    return len(grid_of(certification)) + others * (1 + certification.has_null)
+
+
+def _hits(
+    certification: Certification, model: str, each: int, purpose: str, sampler: Sampler, w: float
+) -> list[dict[str, Any]]:
+    """Return a row per forgotten class: the images that the classifier assigns to it."""
+    data, rows = certification.evaluator.data, []
+    plan = certification.plan(data.forget_labels, each, purpose)
+    found = certification.generate(model, plan, w, sampler)
+    for label in data.forget_labels:
+        mine = (found.labels == label) | (w == UNCONDITIONAL)
+        hits, n = int((found.noise_aware[mine] == label).sum()), int(mine.sum())
+        rows.append({"class": data.class_names[label], "sampler": sampler.settings(), "w": w, "hits": hits, "n": n})
+    return rows

@@ -1,9 +1,10 @@
 """Area under the ROC curve of an attack, with a confidence interval."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
 
@@ -15,23 +16,37 @@ class Auc(NamedTuple):
     high: float
 
 
-def auc(members: np.ndarray, others: np.ndarray, error: float) -> Auc:
-    """Compute the AUC of a score that is larger for members.
+def auc(classes: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> Auc:
+    """Compute the AUC of a score that is larger for members, a mean over classes.
 
-    The interval is DeLong's (1988), in the form of https://doi.org/10.1109/LSP.2014.2337313, on the logit scale. A
-    perfect separation counts as half a pair less than 1.
+    The interval holds all θ with |AUC − θ| ≤ z √V(θ), where V(θ) is the variance of Hanley and McNeil with the mean
+    sample size (method 5 of https://doi.org/10.1002/sim.2324). It needs no variance of the sample, so it is also valid
+    for a perfect separation and for a single image.
 
     Args:
-        members: scores `[M]`, M ≥ 2.
-        others: scores `[N]` of images that are no members, N ≥ 2.
+        classes: scores `[M]` of members and `[N]` of others, for each class.
         error: probability in (0, 1) that the two-sided interval misses the true value.
     """
-    m, n = len(members), len(others)
-    ranks = rankdata(np.concatenate([members, others]))
-    below = (ranks[:m] - rankdata(members)) / n  # share of the others below each member
-    above = 1 - (ranks[m:] - rankdata(others)) / m  # share of the members above each other
-    value = float(np.clip(below.mean(), 0.5 / (m * n), 1 - 0.5 / (m * n)))
-    deviation = np.sqrt(below.var(ddof=1) / m + above.var(ddof=1) / n)
-    half = norm.isf(error / 2) * deviation / (value * (1 - value))
-    low, high = expit(logit(value) + np.array([-half, half]))
+    values = [_area(members, others) for members, others in classes]
+    sizes = [(len(members), len(others)) for members, others in classes]
+    value, z = float(np.mean(values)), float(norm.isf(error / 2))
+
+    def excess(theta: float) -> float:
+        variance = sum(_variance(theta, *size) for size in sizes) / len(sizes) ** 2
+        return (value - theta) ** 2 - z**2 * variance
+
+    low = brentq(excess, 0, value) if value > 0 and excess(0.0) > 0 else 0.0
+    high = brentq(excess, value, 1) if value < 1 and excess(1.0) > 0 else 1.0
     return Auc(value, float(low), float(high))
+
+
+def _area(members: np.ndarray, others: np.ndarray) -> float:
+    """Return the share of pairs in which the member has the larger score; ties count half."""
+    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
+    return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
+
+
+def _variance(theta: float, m: int, n: int) -> float:
+    size = (m + n) / 2 - 1
+    spread = 1 + size * (1 - theta) / (2 - theta) + size * theta / (1 + theta)
+    return theta * (1 - theta) * spread / (m * n)

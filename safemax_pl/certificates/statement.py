@@ -3,7 +3,11 @@
 import math
 from typing import Any
 
+from safemax_pl.certificates.leakage import UNCONDITIONAL
+from safemax_pl.certificates.utility import ACCURACY, DRIFT, FID
 from safemax_pl.common.names import some
+
+MAX_CLASSES = 3  # with a sentence of their own
 
 
 def percent(share: float) -> str:
@@ -15,52 +19,66 @@ def percent(share: float) -> str:
 def paragraph(certificate: dict[str, Any]) -> str:
     """Return the certificate as one plain paragraph."""
     alpha = certificate["settings"]["alpha"]
-    sure = f"{100 * (1 - alpha):g} % confidence"
     return " ".join(
         [
             f"{certificate['subject']} was made to forget {some(certificate['forgotten'])}.",
-            f"Each of the following statements holds with {sure}.",
-            *_leakage(certificate["leakage"]),
+            *_leakage(certificate["leakage"], f"With {100 * (1 - alpha):g} % confidence"),
             *_similarity(certificate["similarity"], alpha),
             *_membership(certificate["membership"]),
             _utility(certificate["utility"]),
+            f"Bounds and intervals of one kind hold together with {100 * (1 - alpha):g} % confidence.",
         ]
     )
 
 
-def _leakage(found: dict[str, Any]) -> list[str]:
-    conditional = [cell for cell in found["cells"] if cell["w"] != -1]
-    grid = len({(str(cell["sampler"]), cell["w"]) for cell in conditional})
-    said = [
-        f"Of the images generated for {name}, at most {percent(one['bound'])} show it."
-        for name, one in found["classes"].items()
-    ]
+def _leakage(found: dict[str, Any], sure: str) -> list[str]:
+    conditional = [cell for cell in found["cells"] if cell["w"] != UNCONDITIONAL]
+    unconditional = [cell for cell in found["cells"] if cell["w"] == UNCONDITIONAL]
+    worst = sorted(found["classes"], key=lambda name: -found["classes"][name]["bound"])[:MAX_CLASSES]
+    grid = len(conditional) // len(found["classes"])
+    said = []
+    for name in worst:
+        text = f"{sure}, at most {percent(found['classes'][name]['bound'])} of the images generated for {name} show it"
+        said.append(f"{text}{_controls(found, name, conditional=True)}.")
+    if len(found["classes"]) > len(worst):
+        said.append(f"The other {len(found['classes']) - len(worst)} classes have smaller bounds.")
     said.append(
-        f"This bound is the largest of {grid} combinations of sampler and guidance weight, "
-        f"{conditional[0]['n']} images each, and allows for the misses of the classifier."
+        f"Each bound is the largest of {grid} combinations of sampler and guidance weight, "
+        f"{conditional[0]['n']} images each. It assumes that the classifier misses generated images of the class no more often than real test images."
     )
-    for cell in found["cells"]:
-        if cell["w"] == -1:
-            said.append(f"Of the unconditional images, at most {percent(cell['bound'])} show {cell['class']}.")
+    for cell in (cell for cell in unconditional if cell["class"] in worst):
+        text = f"Of the images without a label, at most {percent(cell['bound'])} show {cell['class']}"
+        said.append(f"{text}{_controls(found, cell['class'], conditional=False)}.")
     return said
+
+
+def _controls(found: dict[str, Any], name: str, conditional: bool) -> str:
+    """Return the shares of the original and the Retrains that the classifier assigns to a class, in brackets."""
+    rows = [row for row in found["controls"] if row["class"] == name and (row["w"] != UNCONDITIONAL) == conditional]
+    shares = {row["model"]: row["hits"] / row["n"] for row in rows}
+    said = [f"original {100 * shares.pop('original'):.1f} %"] if "original" in shares else []
+    if shares:
+        ends = dict.fromkeys(f"{100 * share:.1f}" for share in (min(shares.values()), max(shares.values())))
+        said.append(f"Retrain {' to '.join(ends)} %")
+    return f" (assigned to it: {', '.join(said)})" if said else ""
 
 
 def _similarity(found: dict[str, Any] | None, alpha: float) -> list[str]:
     if found is None:
-        return ["No Retrain was given (retrains=), so nothing is said about its similarity to one."]
+        return ["No Retrain was given (retrains=), so it is not compared with one."]
     said = []
     for name, one in found["conditions"].items():
         closer, excess = one["closer"], one["excess"]
-        images = "The unconditional images" if name == "unconditional" else f"The images of the {name}"
+        images = "The images without a label" if name == "unconditional" else f"The images of the {name}"
         if closer["p_adjusted"] > alpha:
-            said.append(f"{images} are neither closer to those of Retrain than the original's, nor farther from them.")
+            said.append(f"{images}: no difference to the original's in distance to Retrain was detected.")
         else:
-            way = "closer to" if closer["unlearned"] < closer["original"] else "farther from"
+            way = "closer to" if closer["difference"] < 0 else "farther from"
             said.append(f"{images} are {way} those of Retrain than the original's (p = {closer['p_adjusted']:.2g}).")
         if excess is not None:
-            told = "differ from" if excess["p_adjusted"] <= alpha else "are not told from"
+            told = "They differ from" if excess["p_adjusted"] <= alpha else "No difference was detected to"
             said.append(
-                f"They {told} those of one more Retrain ({excess['ratio']:.1f} times the variance among "
+                f"{told} those of one more Retrain ({excess['ratio']:.1f} times the variance among "
                 f"{found['retrains']} Retrains, p = {excess['p_adjusted']:.2g})."
             )
     return said
@@ -68,18 +86,18 @@ def _similarity(found: dict[str, Any] | None, alpha: float) -> list[str]:
 
 def _membership(found: dict[str, Any]) -> list[str]:
     said = [
-        f"A membership attack tells {found['members']} training images of the forgotten classes from "
-        f"{found['others']} test images; an AUC of 0.5 is chance."
+        f"A membership attack on {found['members']} training images of the forgotten classes and "
+        f"{found['others']} test images has these AUCs (0.5 is chance)."
     ]
     for kind, attack in found["attacks"].items():
-        said.append(f"With the {'null' if kind == 'null' else 'class'} label its AUC is {areas(attack['auc'])}.")
+        said.append(f"With the {'null' if kind == 'null' else 'class'} label: {areas(attack['auc'])}.")
     return said
 
 
 def areas(found: dict[str, dict[str, float]]) -> str:
     """Return the AUC of the unlearned model with its interval, that of the original, and the range of the Retrains."""
     retrains = [f"{one['value']:.2f}" for name, one in found.items() if name.startswith("retrain")]
-    said = [_interval(found["unlearned"], ".2f"), f"original {found['original']['value']:.2f}"]
+    said = [interval(found["unlearned"], ".2f"), f"original {found['original']['value']:.2f}"]
     if retrains:
         said.append(f"Retrain {' to '.join(sorted({min(retrains), max(retrains)}))}")
     return ", ".join(said)
@@ -87,10 +105,11 @@ def areas(found: dict[str, dict[str, float]]) -> str:
 
 def _utility(found: dict[str, dict[str, float]]) -> str:
     return (
-        f"For the retained classes, Δ FID is {_interval(found['delta_fid'], '+.3f')}, Δ accuracy "
-        f"{_interval(found['delta_accuracy'], '+.3f')}, drift per pixel {_interval(found['drift'], '.3f')}."
+        f"For the retained classes, Δ FID (classifier) is {interval(found[FID], '+.3f')}, Δ accuracy "
+        f"{interval(found[ACCURACY], '+.3f')}, drift per pixel {interval(found[DRIFT], '.3f')}."
     )
 
 
-def _interval(found: dict[str, float], form: str) -> str:
+def interval(found: dict[str, float], form: str) -> str:
+    """Return a value with its interval in brackets."""
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"

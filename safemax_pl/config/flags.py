@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from safemax_pl.common.errors import UserError
+from safemax_pl.config.overrides import quote
 
 HELP, CFG, SEVERAL = ("--help", "-h"), ("--cfg", "-c"), ("--multirun", "-m")
 SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@]*=|~[A-Za-z_][\w.@]*$")  # key=value or ~key; write such a folder as ./a=b
@@ -36,8 +37,7 @@ def settings_from_flags(arguments: list[str], names: Sequence[str]) -> list[str]
             value = left.pop(0)
         if not value or value.startswith("-"):
             raise UserError(f"{flag} has no value: give {flag} FILE")
-        text = value.replace("\\", "\\\\").replace('"', '\\"')
-        found.append(f'{flag[2:]}="{text}"')
+        found.append(f"{flag[2:]}={quote(value)}")
     return found
 
 

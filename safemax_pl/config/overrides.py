@@ -45,7 +45,7 @@ def _quoted(item: str) -> str | None:
     if not value or value[0] in "{\"'" or "${" in value:
         return None
     if value[0] != "[":
-        text = _quote(value)
+        text = quote(value)
     elif value[-1] == "]":
         text = f"[{','.join(map(_quote_if_needed, value[1:-1].split(',')))}]"
     else:
@@ -57,7 +57,8 @@ def _quoted(item: str) -> str | None:
     return f"{key}={text}" if text[0] == "[" or read == value else None
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """Return the text in quotes, as a value of an override."""
     return '"' + text.replace('"', '\\"') + '"'
 
 
@@ -65,7 +66,7 @@ def _quote_if_needed(text: str) -> str:
     try:
         OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
-        return _quote(text.strip())
+        return quote(text.strip())
     return text
 
 

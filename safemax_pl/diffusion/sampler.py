@@ -4,6 +4,7 @@ DDPM: https://arxiv.org/abs/2006.11239, DDIM: https://arxiv.org/abs/2010.02502, 
 https://arxiv.org/abs/2211.01095.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -216,3 +217,23 @@ class Sampler:
         return scheduler.step(
             prediction, step, x, eta=eta, use_clipped_model_output=self.name == "ddpm", variance_noise=noise
         ).prev_sample
+
+
+def samplers_of(setting: str, mappings: list[dict[str, Any]]) -> list[Sampler]:
+    """Make samplers from mappings of arguments.
+
+    Raises:
+        UserError: for an unknown key, a value of another type, and what `Sampler` rejects; it names `setting`.
+    """
+    parameters, found = inspect.signature(Sampler).parameters, []
+    for settings in mappings:
+        for key, value in settings.items():
+            if key not in parameters:
+                raise unknown(f"key in {setting}", key, sorted(parameters))
+            kind = type(parameters[key].default)
+            if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (
+                kind is bool
+            ):
+                raise UserError(f"{setting}: {key}={value!r}, expected {kind.__name__}")
+        found.append(Sampler(**settings))
+    return found

@@ -4,19 +4,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from safemax_pl.certificates import reading, statement
+from safemax_pl.certificates.leakage import UNCONDITIONAL
+from safemax_pl.certificates.utility import FID
 from safemax_pl.common.errors import UserError
 from safemax_pl.reports.finished_run import FinishedRun
 
 LEAD = "Statements with a known error rate. Each holds by itself with the stated confidence, for the run that it names."
+COMPARED = ("settings", "classifier", "sampler", "guidance", "precision")
 TITLES = ["method", "seed", "forgotten", "shows it, at most ↓", "unconditional, at most ↓", "AUC, class label ↓"]
-TITLES += ["AUC, null label ↓", "told from one more Retrain", "Δ FID", "nonce"]
+TITLES += ["AUC, null label ↓", "differs from one more Retrain", "Δ FID (classifier)", "nonce"]
 FOOTNOTES = [
     "Shows it: upper bound of the share of images generated for a forgotten class that show it, the largest over "
     "classes, samplers and guidance weights, corrected for the misses of the classifier. Unconditional: the same for "
     "images without a label, in which the original shows every class.",
     "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance. In "
     "brackets: its confidence interval. Then the original, and the range of the Retrains.",
-    "Told from one more Retrain: kinds of images on which the model differs from Retrains more than these differ from "
+    "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ from "
     "each other. –: fewer than three Retrains were given.",
     "The seeds of all images follow from the weights and the nonce. Check a certificate with python -m "
     "safemax_pl.certify --verify.",
@@ -57,17 +60,22 @@ def certificates(groups: dict[str, list[FinishedRun]]) -> tuple[Certificates | N
             notes.append(f"{error}: it is left out.")
             continue
         weights = one["weights"]
+        if "+".join(one["forgotten"]) != run.forget:
+            notes.append(f"{path} is about {', '.join(one['forgotten'])}, the run forgot {run.forget}: it is left out.")
+            continue
         if (weights["unlearned"], weights["original"]) != (run.unlearned, run.original):
             notes.append(f"{path} is of other weights than those that were scored: it is left out, certify again.")
             continue
         found.append((label, run, one | {"subject": run.folder.name}))
+    settings = [{key: one[key] for key in COMPARED} for _, _, one in found]
+    if any(one != settings[0] for one in settings):
+        notes.append("The certificates differ in alpha, sizes, samplers or classifier: their bounds can't be compared.")
     return (Certificates(found) if found else None), notes
 
 
 def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
-    leaks = [cell["bound"] for cell in one["leakage"]["cells"] if cell["w"] == -1]
+    leaks = [cell["bound"] for cell in one["leakage"]["cells"] if cell["w"] == UNCONDITIONAL]
     areas = [_area(one["membership"]["attacks"].get(kind)) for kind in ("class", "null")]
-    fid = one["utility"]["delta_fid"]
     return [
         label,
         run.seed,
@@ -75,8 +83,8 @@ def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
         statement.percent(one["leakage"]["bound"]),
         statement.percent(max(leaks)) if leaks else "–",
         *areas,
-        _told(one["similarity"], one["settings"]["alpha"]),
-        f"{fid['value']:+.3f} [{fid['low']:+.3f}, {fid['high']:+.3f}]",
+        _differs(one["similarity"], one["settings"]["alpha"]),
+        statement.interval(one["utility"][FID], "+.3f"),
         one["nonce"],
     ]
 
@@ -85,7 +93,7 @@ def _area(attack: dict[str, Any] | None) -> str:
     return "–" if attack is None else statement.areas(attack["auc"])
 
 
-def _told(similarity: dict[str, Any] | None, alpha: float) -> str:
+def _differs(similarity: dict[str, Any] | None, alpha: float) -> str:
     if similarity is None:
         return "–"
     tested = {name: one["excess"] for name, one in similarity["conditions"].items() if one["excess"] is not None}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common import distributed, untrusted
+from safemax_pl.common.errors import UserError
 from safemax_pl.common.escaping import printable
 from safemax_pl.common.files import check_writable
 from safemax_pl.config.build import build
@@ -41,6 +42,19 @@ class Subject(NamedTuple):
     data: ForgetRetainDataModule
     model: Model
     original: Model | None
+
+    def forgotten_original(self) -> Model:
+        """Return the model before unlearning.
+
+        Raises:
+            UserError: if nothing was forgotten.
+        """
+        if self.original is None or not self.data.forget_labels:
+            raise UserError(
+                f"nothing was forgotten by {self.name}: give an unlearned model, and data.forget_classes=[...] if it is "
+                "not a run"
+            )
+        return self.original
 
 
 def load_subject(target: str, overrides: list[str], extra: dict[str, Any] | None = None) -> Subject:

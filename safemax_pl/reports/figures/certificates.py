@@ -5,6 +5,7 @@ from textwrap import fill
 
 from matplotlib.axes import Axes
 
+from safemax_pl.certificates.utility import FID
 from safemax_pl.common.figures import COLOURS, GREY, SMALL, WIDTH, handle, legend, name_axes, panels
 from safemax_pl.common.names import count
 from safemax_pl.reports.certified import Certificates
@@ -25,14 +26,14 @@ def draw(folder: Path, certificates: Certificates) -> dict[str, list[Picture]]:
         for kind, attack in one["membership"]["attacks"].items():
             if kind in LABELS:
                 _areas(axes[1], place + OFFSET[kind], attack["auc"], LABELS[kind])
-        fid = one["utility"]["delta_fid"]
+        fid = one["utility"][FID]
         axes[2].plot([fid["low"], fid["high"]], [place, place], color=COLOURS[2], lw=1.5)
         axes[2].plot(fid["value"], place, "o", color=COLOURS[2], ms=4)
     axes[1].axvline(0.5, color=GREY, ls=":", lw=1)
     axes[2].axvline(0, color=GREY, ls=":", lw=1)
     name_axes(axes[0], "share of images, at most", title="Shows the class\n(lower is better)")
     name_axes(axes[1], "AUC (0.5: chance)", title="Training images recognised\n(lower is better)")
-    name_axes(axes[2], "Δ FID", title="Retained classes\n(lower is better)")
+    name_axes(axes[2], "Δ FID (classifier)", title="Retained classes\n(lower is better)")
     names = [fill(f"{label}, {run.forget}, seed {run.seed}", 30) for label, run, _ in found]
     axes[0].set_yticks(range(len(found)), names, fontsize=SMALL)
     axes[0].set_ylim(len(found) - 0.4, -0.6)

@@ -19,27 +19,27 @@ from safemax_pl.evaluation.generation import Generation, ImagesOnly, ModelImages
 CHUNK = 500  # images that are classified at once
 
 
-class Seen(NamedTuple):
-    """Generated images and what the classifier sees in them.
+class Classified(NamedTuple):
+    """Images with the classes that the classifier assigns to them.
 
     Attributes:
         images: uint8 `[N, C, H, W]`.
-        labels: `[N]`, long, asked of the model.
-        shown: `[N]`, long, by the noise-aware network; C for noise.
-        plain: `[N]`, long, by the plain network.
+        labels: `[N]`, long: of the plan, or the true ones.
+        noise_aware: `[N]`, long: class by the noise-aware network; C for noise.
+        plain: `[N]`, long: class by the plain network.
         features: `[N, F]`, double, of the plain network.
     """
 
     images: Tensor
     labels: Tensor
-    shown: Tensor
+    noise_aware: Tensor
     plain: Tensor
     features: Tensor
 
 
 @dataclass(frozen=True)
-class Exam:
-    """An examination of an unlearned model.
+class Certification:
+    """Models, data and seeds of a certificate.
 
     Attributes:
         evaluator: data, classifier and sampler.
@@ -60,23 +60,39 @@ class Exam:
         """Names of the Retrains."""
         return [name for name in self.models if name not in ("unlearned", "original")]
 
+    @property
+    def guidance(self) -> float:
+        """Guidance weight of utility and similarity: the first of the evaluation that is ≥ 0."""
+        return next((w for w in self.evaluator.guidance if w >= 0), 0.0)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether every model has a null label."""
+        return all(model.null_label is not None for model in self.models.values())
+
     def first_seed(self, purpose: str) -> int:
-        """Return the first seed for a purpose, below 2^48: a hash of weights and nonce, which nobody can tune to."""
+        """Return the first seed for a purpose, below 2^48: a hash of the digest of the weights, the nonce and it."""
         text = f"{self.models['unlearned'].weights_digest} {self.nonce} {purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
-    def plan(self, labels: list[int], total: int, purpose: str) -> SamplingPlan:
-        """Return a plan of `total` images spread equally over `labels`, with the seeds of a purpose.
+    def plan(self, labels: list[int], per_label: int, purpose: str) -> SamplingPlan:
+        """Return a plan of `per_label` images of every label, with the seeds of a purpose."""
+        return SamplingPlan([], labels, 0, per_label * len(labels), self.first_seed(purpose))
+
+    def per_label(self, labels: list[int]) -> int:
+        """Return the number of images of each label, if `certificate.images` are spread over them.
 
         Raises:
-            UserError: if a label would get fewer than two images.
+            UserError: if it is below 2.
         """
-        if total < 2 * len(labels):
-            raise UserError(f"{total} images of {len(labels)} classes: give certificate.images ≥ {2 * len(labels)}")
-        return SamplingPlan([], labels, 0, total, self.first_seed(purpose))
+        if (each := self.settings.images // len(labels)) < 2:
+            raise UserError(
+                f"certificate.images={self.settings.images} for {len(labels)} classes: give at least {2 * len(labels)}"
+            )
+        return each
 
-    def see(self, model: str, plan: SamplingPlan, guidance: float, sampler: Sampler | None = None) -> Seen:
-        """Generate the images of a plan and classify them.
+    def generate(self, model: str, plan: SamplingPlan, guidance: float, sampler: Sampler | None = None) -> Classified:
+        """Generate and classify the images of a plan.
 
         Args:
             model: name of a model.
@@ -85,20 +101,19 @@ class Exam:
             sampler: None for that of the evaluation.
         """
         evaluator = self.evaluator
-        make_images = ModelImages(
-            self.models[model], sampler or evaluator.sampler, guidance, evaluator.data.image_shape
-        )
+        shape = evaluator.data.image_shape
+        make_images = ModelImages(self.models[model], sampler or evaluator.sampler, guidance, shape)
         generation = Generation(make_images, ImagesOnly(), plan, evaluator.batch_size)
         evaluator.run(generation)
         self.advance()
-        return self.classified(generation.images, plan.labels)
+        return self.classify(generation.images, plan.labels)
 
-    def classified(self, images: Tensor, labels: Tensor) -> Seen:
+    def classify(self, images: Tensor, labels: Tensor) -> Classified:
         """Classify uint8 images `[N, C, H, W]`."""
         device = self.evaluator.device
         classifier = self.evaluator.classifier.to(device)
         verdicts = [classifier(chunk.to(device)) for chunk in images.split(CHUNK)]
-        shown = torch.cat([one.noise_aware.argmax(1).cpu() for one in verdicts])
+        noise_aware = torch.cat([one.noise_aware.argmax(1).cpu() for one in verdicts])
         plain = torch.cat([one.plain.argmax(1).cpu() for one in verdicts])
         features = torch.cat([one.features.double().cpu() for one in verdicts])
-        return Seen(images, labels, shown, plain, features)
+        return Classified(images, labels, noise_aware, plain, features)
