@@ -34,9 +34,9 @@ class InitialNoise(Attack):
 
     The best candidate is the one whose image the plain network of the second classifier (of the classifier, if there is
     no second) gives to the class with the highest probability. Its image is not scored: the best of k images resembles
-    the class by selection. A new one is generated from √(1 − λ) x_T + √λ ε, which is N(0, I) for drawn x_T. A class that
-    a region of the noise generates comes back, and part of the chance resemblances do not: Retrain of digit 3 has 0.78
-    at k = 16. It would have 0.70 if the best images were scored, and 0.40 if the scoring network also selected them.
+    the class by selection. A new one is generated from √(1 − λ) x_T + √λ ε, which is N(0, I) for drawn x_T. A class
+    that a region of the noise generates comes back, and part of the chance resemblances do not: Retrain of digit 3 has
+    0.78 at k = 16. It would have 0.70 if the best were scored, and 0.40 if the scoring network selected them too.
 
     The paper inverts the attacked model and compares likelihoods of x_T. Generating the class from such x_T is no
     evidence, since sampling undoes the inversion of any model: at λ = 0, Retrain and SAFEMax return 95 % of the test
