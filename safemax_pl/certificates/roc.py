@@ -7,6 +7,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
+NEAR = 1e-9  # V vanishes at 0 and 1, which are no limits of an interval
+
 
 class Auc(NamedTuple):
     """Area under the ROC curve, and its confidence interval; 0.5 is chance."""
@@ -35,8 +37,8 @@ def auc(classes: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> Auc:
         variance = sum(_variance(theta, *size) for size in sizes) / len(sizes) ** 2
         return (value - theta) ** 2 - z**2 * variance
 
-    low = brentq(excess, 0, value) if value > 0 and excess(0.0) > 0 else 0.0
-    high = brentq(excess, value, 1) if value < 1 and excess(1.0) > 0 else 1.0
+    low = brentq(excess, 0, value - NEAR) if value > NEAR else 0.0
+    high = brentq(excess, value + NEAR, 1) if value < 1 - NEAR else 1.0
     return Auc(value, float(low), float(high))
 
 

@@ -44,7 +44,8 @@ def _leakage(found: dict[str, Any], sure: str) -> list[str]:
         said.append(f"The other {len(found['classes']) - len(worst)} classes have smaller bounds.")
     said.append(
         f"Each bound is the largest of {grid} combinations of sampler and guidance weight, "
-        f"{conditional[0]['n']} images each. It assumes that the classifier misses generated images of the class no more often than real test images."
+        f"{conditional[0]['n']} images each. It assumes that the classifier misses generated images of the class no "
+        "more often than real test images."
     )
     for cell in (cell for cell in unconditional if cell["class"] in worst):
         text = f"Of the images without a label, at most {percent(cell['bound'])} show {cell['class']}"

@@ -19,8 +19,8 @@ FOOTNOTES = [
     "images without a label, in which the original shows every class.",
     "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance. In "
     "brackets: its confidence interval. Then the original, and the range of the Retrains.",
-    "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ from "
-    "each other. –: fewer than three Retrains were given.",
+    "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ "
+    "from each other. –: fewer than three Retrains were given.",
     "The seeds of all images follow from the weights and the nonce. Check a certificate with python -m "
     "safemax_pl.certify --verify.",
 ]

@@ -51,8 +51,8 @@ class Subject(NamedTuple):
         """
         if self.original is None or not self.data.forget_labels:
             raise UserError(
-                f"nothing was forgotten by {self.name}: give an unlearned model, and data.forget_classes=[...] if it is "
-                "not a run"
+                f"nothing was forgotten by {self.name}: give an unlearned model, and data.forget_classes=[...] if it "
+                "is not a run"
             )
         return self.original
 

@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, kstest, norm
+from scipy.stats import binom, norm
 from sklearn.metrics import roc_auc_score
 
 from safemax_pl.certificates.bounds import corrected, holm, upper_bound
-from safemax_pl.certificates.exam import Seen
-from safemax_pl.certificates.kernel_tests import bandwidth, excess_test, kernel, relative_test
+from safemax_pl.certificates.certification import Classified
+from safemax_pl.certificates.kernel_tests import bandwidth, closer_test, excess_test, kernel
 from safemax_pl.certificates.roc import auc
-from safemax_pl.certificates.utility import intervals
-from safemax_pl.evaluation.metrics.frechet import FrechetDistance, class_balanced_statistics
+from safemax_pl.certificates.utility import ACCURACY, DRIFT, FID, intervals
+from safemax_pl.evaluation.metrics.frechet import FeatureStatistics
 
 
 def test_the_bound_of_no_hit_is_the_share_that_would_have_been_seen():
@@ -58,9 +58,8 @@ def test_one_more_retrain_is_rarely_rejected(spread):
 
 def test_a_plain_test_between_images_would_reject_one_more_retrain():
     """Two samples of models that differ by their seed: the reason why models are the units."""
-    first, second, _ = models(3, 1.0, 0, images=100)
-    reference = models(3, 1.0, 0, images=100)[2]
-    assert relative_test(first, second, reference, 200, 0).p <= 0.05
+    first, second, reference = models(3, 1.0, 0, images=100)
+    assert closer_test(first, second, torch.zeros(100).long(), reference).p <= 0.05
 
 
 def test_a_model_that_differs_more_than_retrains_is_found():
@@ -80,85 +79,119 @@ def test_the_ratio_is_the_distance_over_the_variance():
     assert excess_test(features[[0, 3, 1, 2]]).p == pytest.approx(found.p)  # the order of Retrains does not matter
 
 
-def test_the_distances_are_unbiased_mmd():
-    first, second, reference = models(3, 0.5, 1, images=12)
-    found = relative_test(first, second, reference, 10, 0)
-    scale, pairs = bandwidth(torch.stack([first, second])), [(i, j) for i, j in itertools.permutations(range(12), 2)]
+def draw(seed: int, images: int, shift: float = 0.0) -> torch.Tensor:
+    return shift + torch.randn(images, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def test_the_difference_is_that_of_unbiased_mmd():
+    """With one image of a class per pair of draws: by the definition, over all pairs of images."""
+    first, second, reference = draw(0, 12), draw(1, 12, 0.5), draw(2, 9)
+    labels = torch.arange(12) % 3
+    scale = bandwidth(torch.stack([first, second]))
 
     def mmd(x: torch.Tensor) -> float:
-        within = [sum(kernel(y, y, scale)[i, j] for i, j in pairs) / len(pairs) for y in (x, reference)]
-        return float(sum(within) - 2 * kernel(x, reference, scale).mean())
+        total = 0.0
+        for a, b in itertools.product(
+            range(3), repeat=2
+        ):  # classes have equal weight, pairs within one leave out i = j
+            pairs = [
+                (i, j) for i, j in itertools.product(range(12), repeat=2) if (labels[i], labels[j]) == (a, b) and i != j
+            ]
+            total += float(sum(kernel(x, x, scale)[i, j] for i, j in pairs)) / len(pairs) / 9
+        return total - 2 * float(kernel(x, reference, scale).mean())
 
-    assert (found.first, found.second) == pytest.approx((mmd(first), mmd(second)))
+    assert closer_test(first, second, labels, reference).difference == pytest.approx(mmd(first) - mmd(second))
 
 
-def test_two_samples_of_one_model_have_uniform_p_values():
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_models_that_are_equally_far_are_rarely_told_apart(shift):
+    """The same model twice, and two models on opposite sides of the reference; images of both are paired."""
     p = []
     for trial in range(150):
-        first, second, reference = torch.randn(3, 30, 3, generator=generator, dtype=torch.double)
-        p.append(relative_test(first, second, reference, 199, trial).p)
-    assert kstest(p, "uniform").pvalue > 0.001 and np.mean(np.array(p) <= 0.05) <= 0.11
+        first = draw(3 * trial, 90)
+        second = 0.8 * first + 0.6 * draw(3 * trial + 1, 90)
+        reference = draw(3 * trial + 2, 90)
+        p.append(closer_test(first + shift, second - shift, torch.arange(90) % 9, reference).p)
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
 
 
 def test_the_closer_model_is_named():
-    near, far, reference = (
-        0.1 + torch.randn(60, 3, generator=torch.Generator().manual_seed(s), dtype=torch.double) + shift
-        for s, shift in ((0, 0.0), (1, 1.0), (2, 0.0))
-    )
-    found = relative_test(near, far, reference, 500, 0)
-    assert found.first < found.second and found.p == pytest.approx(1 / 501)
-    assert relative_test(far, near, reference, 500, 0).p == found.p
-    same = relative_test(near, near, reference, 50, 0)
-    assert same.first == pytest.approx(same.second) and same.p == 1
+    near, far, reference = draw(0, 60, 0.1), draw(1, 60, 1.0), draw(2, 60)
+    labels = torch.zeros(60).long()
+    found, swapped = closer_test(near, far, labels, reference), closer_test(far, near, labels, reference)
+    assert found.difference < 0 and found.p < 0.001
+    assert (swapped.difference, swapped.p) == pytest.approx((-found.difference, found.p))
+    assert closer_test(near, near, labels, reference).p == 1
 
 
 def test_the_auc_is_that_of_scikit_learn_and_ties_count_half():
     rng = np.random.default_rng(0)
     members, others = rng.integers(0, 6, 30).astype(float), rng.integers(0, 5, 20).astype(float)
     truth = [1] * 30 + [0] * 20
-    assert auc(members, others, 0.05).value == pytest.approx(roc_auc_score(truth, np.concatenate([members, others])))
+    expected = roc_auc_score(truth, np.concatenate([members, others]))
+    assert auc([(members, others)], 0.05).value == pytest.approx(expected)
+    assert auc([(members, others), (others, members)], 0.05).value == pytest.approx(0.5)  # a mean over classes
 
 
-def test_the_interval_of_the_auc_covers_it():
-    rng, shift = np.random.default_rng(1), norm.ppf(0.8) * math.sqrt(2)
-    found = [auc(rng.normal(shift, 1, 60), rng.normal(0, 1, 30), 0.05) for _ in range(400)]
-    covered = np.mean([one.low <= 0.8 <= one.high for one in found])
-    assert 0.95 - 3 * math.sqrt(0.05 * 0.95 / 400) <= covered <= 0.99
+@pytest.mark.parametrize(("true", "m", "n"), [(0.5, 60, 30), (0.9, 60, 30), (0.98, 146, 37), (0.8, 10, 3)])
+def test_the_interval_of_the_auc_covers_it(true, m, n):
+    rng, shift = np.random.default_rng(1), norm.ppf(true) * math.sqrt(2)
+    found = [auc([(rng.normal(shift, 1, m), rng.normal(0, 1, n))], 0.05) for _ in range(300)]
+    assert np.mean([one.low <= true <= one.high for one in found]) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert np.mean([one.high - one.low for one in found]) < (0.9 if n == 3 else 0.35)
 
 
-def test_a_perfect_separation_has_a_finite_interval():
-    found = auc(np.arange(10.0) + 100, np.arange(5.0), 0.05)
-    assert 0.5 < found.low <= found.value < 1 and found.high <= 1
+def test_a_perfect_separation_and_a_single_image_have_intervals():
+    found = auc([(np.arange(10.0) + 100, np.arange(5.0))], 0.05)
+    assert 0.5 < found.low < 0.95 and found.value == found.high == 1
+    lone = auc([(np.array([2.0]), np.array([1.0]))], 0.05)
+    assert lone.low < 0.4 and lone.high == 1
 
 
-def seen(seed: int, classes: int = 3, seeds: int = 20, shift: float = 0.0) -> Seen:
+def classified(seed: int, classes: int = 3, seeds: int = 20, scale: float = 1.0) -> Classified:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat_interleave(seeds)
     plain = torch.where(torch.rand(len(labels), generator=generator) < 0.2, (labels + 1) % classes, labels)
-    features = torch.randn(len(labels), 5, generator=generator, dtype=torch.double) + shift
+    features = scale * torch.randn(len(labels), 16, generator=generator, dtype=torch.double)
     images = torch.randint(256, (len(labels), 1, 2, 2), generator=generator, dtype=torch.uint8)
-    return Seen(images, labels, plain, plain, features)
+    return Classified(images, labels, plain, plain, features)
 
 
-def test_utility_is_the_difference_of_the_scores_with_an_interval_around_it():
-    ours, original = seen(0, shift=0.5), seen(1)
-    real = class_balanced_statistics(
-        torch.randn(200, 5, generator=torch.Generator().manual_seed(2)), torch.zeros(200).long()
-    )
-    found = intervals(ours, original, real, 20, 300, 0.05, 0)
+REAL = FeatureStatistics(torch.zeros(16).double(), torch.eye(16).double(), 1000)
 
-    def fid(one: Seen) -> float:
-        metric = FrechetDistance(real)
-        metric.update(one.features)
-        return float(metric.compute())
 
-    assert found["delta_fid"]["value"] == pytest.approx(fid(ours) - fid(original))
+def test_utility_is_the_difference_of_the_scores():
+    ours, original = classified(0), classified(1)
+    found = intervals(ours, original, REAL, 0.05)
     right = [(one.plain == one.labels).double().mean().item() for one in (ours, original)]
-    assert found["delta_accuracy"]["value"] == pytest.approx(right[0] - right[1])
+    assert found[ACCURACY]["value"] == pytest.approx(right[0] - right[1])
     distance = (ours.images.double() - original.images.double()).abs().mean().item() / 127.5
-    assert found["drift"]["value"] == pytest.approx(distance)
+    assert found[DRIFT]["value"] == pytest.approx(distance)
     for one in found.values():
         assert one["low"] < one["value"] < one["high"]
-    same = intervals(original, original, real, 20, 50, 0.05, 0)
-    assert all(one == {"value": 0, "low": 0, "high": 0} for one in same.values())
+    same = intervals(original, original, REAL, 0.05)
+    assert same[FID] == same[DRIFT] == {"value": 0, "low": 0, "high": 0}
+    assert same[ACCURACY]["low"] < 0 < same[ACCURACY]["high"]  # no image changed, of a few
+
+
+def test_the_interval_of_the_difference_in_fid_covers_it():
+    """Another covariance, whose FID of few images is far too large: the truth is that of infinitely many."""
+    scale, found = 1.3, []
+    truth = 16 * (scale - 1) ** 2
+    for trial in range(60):
+        one = intervals(classified(2 * trial, scale=scale), classified(2 * trial + 1), REAL, 0.15)[FID]
+        found.append(one["low"] <= truth <= one["high"])
+    assert np.mean(found) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 60)
+
+
+def test_the_interval_of_the_difference_in_accuracy_covers_it():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(100):
+        labels = torch.zeros(60).long()
+        ours, original = (torch.from_numpy((rng.random(60) > wrong).astype(int) - 1) for wrong in (0.05, 0.01))
+        one, other = (
+            Classified(torch.zeros(60, 1, 1, 1), labels, x, x, torch.eye(60)[:, :16].double()) for x in (ours, original)
+        )
+        interval = intervals(one, other, REAL, 0.15)[ACCURACY]
+        found.append(interval["low"] <= -0.04 <= interval["high"])
+    assert np.mean(found) >= 0.95
