@@ -113,3 +113,11 @@ def test_distances_of_features_that_differ_by_rounding_are_zero_and_others_are_e
 def test_as_few_images_as_neighbours_have_no_manifold():
     assert torch.tensor(scores(draw(3, seed=1), draw(50))).isnan().all()
     assert not torch.tensor(scores(draw(4, seed=1), draw(50))).isnan().any()
+
+
+def test_a_share_is_at_most_one_also_by_rounding():
+    """The weights of these images add up to 1.0000000000000002."""
+    labels = torch.arange(70) % 9
+    assert class_weights(labels).sum() > 1 or torch.ones(70).double() @ class_weights(labels) > 1
+    real = draw(len(labels))
+    assert scores(real, real, labels)[1] <= 1
