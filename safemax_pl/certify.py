@@ -4,14 +4,14 @@ Usage:
   python -m safemax_pl.certify runs/digits_forget1                                 certificate.json and one paragraph
   python -m safemax_pl.certify runs/digits_forget1 'retrains=[runs/A,runs/B,runs/C]'   compared with retraining
   python -m safemax_pl.certify runs/digits_forget1 certificate=quick               a first look
-  python -m safemax_pl.certify runs/digits_forget1 certificate.nonce=TEXT          the seeds of a verifier's choice
+  python -m safemax_pl.certify runs/digits_forget1 certificate.nonce=TEXT          seeds that a verifier chooses
   python -m safemax_pl.certify --verify certificate.json runs/digits_forget1       compute it again and compare
   python -m safemax_pl.certify FOLDER data=digits data.forget_classes=[3]          a diffusers folder
   python -m safemax_pl.certify runs/digits_forget1 --cfg job                       print the configuration and exit
 
-configs/certificate/<name>.yaml holds the settings. The seeds of all images are derived from the digest of the weights
-and the nonce, so that nobody can tune a model to them. --verify exits with an error if a number, the model, the data or
-the classifier differs. Reports (python -m safemax_pl.report) show the certificates of their runs.
+configs/certificate/<name>.yaml holds the settings. The seeds of all images follow from the digest of the weights and
+the nonce. A verifier chooses a nonce of their own. --verify ends with an error if a number, the model, the data or the
+classifier differs. Reports (python -m safemax_pl.report) show the certificates of their runs.
 """
 
 from omegaconf import DictConfig
