@@ -75,14 +75,19 @@ def _similarity(found: dict[str, Any] | None, alpha: float) -> list[str]:
             said.append(f"{images}: no difference to the original's in distance to Retrain was detected.")
         else:
             way = "closer to" if closer["difference"] < 0 else "farther from"
-            said.append(f"{images} are {way} those of Retrain than the original's (p = {closer['p_adjusted']:.2g}).")
+            said.append(f"{images} are {way} those of Retrain than the original's ({_p(closer)}).")
         if excess is not None:
             told = "They differ from" if excess["p_adjusted"] <= alpha else "No difference was detected to"
             said.append(
                 f"{told} those of one more Retrain ({excess['ratio']:.1f} times the variance among "
-                f"{found['retrains']} Retrains, p = {excess['p_adjusted']:.2g})."
+                f"{found['retrains']} Retrains, {_p(excess)})."
             )
     return said
+
+
+def _p(test: dict[str, float]) -> str:
+    p = test["p_adjusted"]
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
 
 
 def _membership(found: dict[str, Any]) -> list[str]:
