@@ -35,9 +35,10 @@ REMOVED = dict.fromkeys(
 )
 # target -> keys that are new in 0.5.0, with the values at which it does what it did before
 OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0}
+IN_EVERY_STEP = {"inner_share": 1.0, "inner_on_path": True}
 FORMER: dict[str, dict[str, Any]] = {
     SAFEMAX: OFF_PATH,
-    SAFEMAX_ROBUST: OFF_PATH,
+    SAFEMAX_ROBUST: OFF_PATH | IN_EVERY_STEP,
     "safemax_pl.unlearners.random_label.RandomLabel": {"forget_dropout": 0.0},
     "safemax_pl.unlearners.salun.SalUn": {"mask_guidance": 0.0, "mask_clip": None, "forget_dropout": 0.0},
     "safemax_pl.unlearners.erasediff.EraseDiff": {"forget_dropout": 0.0},
@@ -81,7 +82,7 @@ def present_config(content: Any) -> Any:
     defences = {key: found.pop(key, default) for key, default in DEFENCES.items()}
     if not defences["clean_null"] and not defences["inner_steps"]:
         return found
-    return found | {"_target_": SAFEMAX_ROBUST, **defences}
+    return found | {"_target_": SAFEMAX_ROBUST, **IN_EVERY_STEP, **defences}
 
 
 def present_study(identity: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,12 @@ class SAFEMax(Unlearner):
         return mixed_losses(task, *self.forget_examples(task, forget), self.retain_examples(task, retain))
 
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
-        """Return the examples that teach halting, and their weights ψ `[B]`."""
+        """Return the examples that teach halting, partly on the path, and their weights ψ `[B]`."""
+        return self.halting_examples(task, self.partly_on_path(task, forget))
+
+    def halting_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
+        """Return examples that teach halting on the images as they are, and their weights ψ `[B]`."""
         t, weight = self.gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), task.diffusion.num_timesteps)
-        forget = self.partly_on_path(task, forget)
         x_t = task.diffusion.noised(forget, t).x_t
         return Examples(x_t, t, forget.labels, self.target(task.diffusion, x_t, t, forget.keys)), weight
 

@@ -10,7 +10,7 @@ from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
 from safemax_pl.unlearners.safemax import Examples, SAFEMax, mixed_losses
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import Target
@@ -22,7 +22,8 @@ class SAFEMaxRobust(Unlearner):
 
     An inner step is θ_{k+1} = θ_k − inner_lr · sign ∇L_ε(θ_k) on the forget batch, the size of Adam's first steps. The
     second forget loss is evaluated at θ_K and its gradient is applied to θ: first-order MAML
-    (https://arxiv.org/abs/1703.03400).
+    (https://arxiv.org/abs/1703.03400). To halt at θ_K, the student overshoots at θ. So the last steps of a fit may omit
+    the second loss: `inner_share`.
 
     Args:
         gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout: as in `SAFEMax`.
@@ -31,6 +32,8 @@ class SAFEMaxRobust(Unlearner):
         inner_steps: K ≥ 0; 0 omits the second forget loss.
         inner_lr: size of an inner step, > 0, the same for every weight. An attacker with Adam at rate r needs at least
             K · inner_lr / r steps to get as far.
+        inner_share: share of the fit's steps, from the first, that have the second forget loss, in [0, 1].
+        inner_on_path: whether the second forget loss has the white noise of `on_path`, too, or the images alone.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class SAFEMaxRobust(Unlearner):
         clean_null: bool = False,
         inner_steps: int = 2,
         inner_lr: float = 1e-3,
+        inner_share: float = 1.0,
+        inner_on_path: bool = True,
         forget_weight: float = 1.0,
         retain_weight: float = 10.0,
         label_dropout: float = 0.1,
@@ -52,10 +57,12 @@ class SAFEMaxRobust(Unlearner):
             raise UserError("unlearner.clean_null needs rows with the null label: give unlearner.label_dropout > 0")
         if inner_steps < 0 or inner_lr <= 0:
             raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
+        check_probabilities(inner_share=inner_share)
         self.safemax = SAFEMax(
             gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout
         )
         self.clean_null, self.inner_steps, self.inner_lr = clean_null, inner_steps, inner_lr
+        self.inner_share, self.inner_on_path = inner_share, inner_on_path
 
     def check(self, model: Model) -> None:
         self.safemax.check(model)
@@ -66,8 +73,10 @@ class SAFEMaxRobust(Unlearner):
         assert forget is not None and retain is not None
         examples, weight = self.safemax.forget_examples(task, forget)
         losses = mixed_losses(task, examples, weight, self.retain_examples(task, retain))
-        if self.inner_steps == 0:
+        if self.inner_steps == 0 or task.step >= self.inner_share * task.max_steps:
             return losses
+        if not self.inner_on_path:
+            examples, weight = self.safemax.halting_examples(task, forget)
         x_t, t, labels, target = examples
         prediction = torch.func.functional_call(task.student, self.relearned(task, forget), (x_t, t, labels))
         after = (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()

@@ -60,7 +60,7 @@ def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
 LACKED = {
     "retain_only": {},
     "safemax": {"on_path": 0.0, "null_on_path": 0.0},
-    "safemax_robust": {"on_path": 0.0, "null_on_path": 0.0},
+    "safemax_robust": {"on_path": 0.0, "null_on_path": 0.0, "inner_share": 1.0, "inner_on_path": True},
     "random_label": {"forget_dropout": 0.0},
     "salun": {"mask_guidance": 0.0, "mask_clip": None, "forget_dropout": 0.0},
     "erasediff_relabel": {"forget_dropout": 0.0},
@@ -90,8 +90,12 @@ def test_a_method_with_new_settings_is_the_one_that_does_what_it_did(tmp_path, m
     [({"clean_null": False, "inner_steps": 0}, "safemax"), ({"clean_null": False, "inner_steps": 2}, "safemax_robust")],
 )
 def test_safemax_with_defences_is_the_class_that_has_them_now(tmp_path, defences, unlearner):
-    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}"]))
+    inner = {"inner_steps": 2, "inner_lr": 1e-3, "inner_share": 1.0, "inner_on_path": "true"}
+    former = [f"unlearner.{key}={value}" for key, value in inner.items() if unlearner == "safemax_robust"]
+    now = comparable(compose("fit", ["experiment=digits_forget1", f"unlearner={unlearner}", *former]))
     before = json.loads(json.dumps(now))
+    for key in ("inner_share", "inner_on_path"):
+        before["unlearner"].pop(key, None)
     before["unlearner"] |= {"_target_": moved.SAFEMAX, "inner_lr": 1e-3, "guidance": 0.0, **defences}
     OmegaConf.save(OmegaConf.create(before), tmp_path / "config.yaml")
     assert comparable(read_config(tmp_path / "config.yaml")) == now

@@ -1,6 +1,7 @@
 """The defences of SAFEMax: a null label taught by real images, and inner steps of relearning."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def test_without_defences_the_losses_are_those_of_safemax(task, forget, retain):
         ({"clean_null": True, "label_dropout": 0.0}, r"clean_null.*label_dropout > 0"),
         ({"inner_steps": -1}, r"unlearner\.inner_steps=-1"),
         ({"inner_steps": 1, "inner_lr": 0.0}, r"inner_lr=0"),
+        ({"inner_share": 1.5}, r"unlearner\.inner_share=1.5: give a probability"),
     ],
 )
 def test_settings_of_defences_are_checked(settings, message):
@@ -130,3 +132,24 @@ def test_relearning_moves_also_the_weights_that_the_method_may_not(task, forget)
     assert sum(not torch.equal(weights[name], value) for name, value in before.items()) > 0.8 * len(before)
     assert [name for name, weight in weights.items() if weight.requires_grad] == ["unet.class_embedding.weight"]
     assert all(torch.equal(before[name], value) for name, value in task.student.state_dict().items())
+
+
+def test_after_relearning_halting_may_be_taught_on_images_alone(task, forget, retain):
+    """Off the path, the second forget loss does not depend on `on_path`."""
+    settings = {"gate": TimestepGate(0), "null_on_path": 0, "inner_steps": 1, "inner_lr": 1e-2}
+
+    def second_loss(on_path, inner_on_path):
+        unlearner = robust(**settings, on_path=on_path, inner_on_path=inner_on_path)
+        first = unlearner.safemax.losses(task, forget, retain).forget
+        return unlearner.losses(task, forget, retain).forget - first
+
+    torch.testing.assert_close(second_loss(1.0, False), second_loss(0.0, True))
+    assert not torch.isclose(second_loss(1.0, True), second_loss(0.0, True), rtol=0.01)
+
+
+@pytest.mark.parametrize(("step", "relearns"), [(0, True), (5, True), (6, False), (9, False)])
+def test_the_last_steps_of_a_fit_may_do_without_relearning(task, forget, retain, step, relearns):
+    task = dataclasses.replace(task, step=step)  # of 10
+    actual = robust(inner_share=0.6).losses(task, forget, retain)
+    every, none = (robust(inner_steps=steps).losses(task, forget, retain) for steps in (2, 0))
+    assert actual == (every if relearns else none) and every != none

@@ -274,7 +274,7 @@ def test_no_step_goes_weight_by_weight_or_image_by_image(make_data, tmp_path, me
     assert operations(method, larger, tmp_path / "larger") == few
 
 
-@pytest.mark.parametrize(("method", "inner_steps"), [("erasediff", 2), ("safemax_robust", 2)])
+@pytest.mark.parametrize(("method", "inner_steps"), [("erasediff", 2), ("safemax_robust", 1)])
 def test_an_inner_step_exchanges_all_gradients_between_ranks_at_once(
     make_data, tmp_path, monkeypatch, method, inner_steps
 ):
