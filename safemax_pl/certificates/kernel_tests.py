@@ -64,8 +64,17 @@ def excess_test(features: Tensor) -> Excess:
     Args:
         features: `[1 + k, N, F]`, double; k ≥ 2.
     """
+    return excess(mean_kernels(features))
+
+
+def mean_kernels(features: Tensor) -> Tensor:
+    """Compute the inner products of the mean embeddings of models, `[M, M]`, from features `[M, N, F]`."""
     scale, models = bandwidth(features), range(len(features))
-    means = torch.stack([torch.stack([kernel(features[a], features[b], scale).mean() for b in models]) for a in models])
+    return torch.stack([torch.stack([kernel(features[a], features[b], scale).mean() for b in models]) for a in models])
+
+
+def excess(means: Tensor) -> Excess:
+    """Compute `excess_test` from `mean_kernels`, `[1 + k, 1 + k]`."""
     others = means[1:, 1:]
     k = len(others)
     distance = means[0, 0] - 2 * means[0, 1:].mean() + others.mean()
