@@ -58,7 +58,7 @@ class BareLoop:
         t = torch.cat([t_f, rng.integers(retain.keys, Stream.TIMESTEP, self.T)])
         eps = [rng.normal(part.keys, Stream.NOISE, self.data.image_shape) for part in (forget, retain)]
         a, b = self.a[t].view(-1, 1, 1, 1), self.b[t].view(-1, 1, 1, 1)
-        on_path = rng.uniform(forget.keys, Stream.ON_PATH) < 0.5
+        on_path = rng.uniform(forget.keys, Stream.ON_PATH) < 0.33
         white = rng.normal(forget.keys, Stream.WHITE_IMAGE, self.data.image_shape)
         x_0 = torch.where(on_path.view(-1, 1, 1, 1), white, forget.x_0)
         x_t = a * torch.cat([x_0, retain.x_0]) + b * torch.cat(eps)
@@ -74,7 +74,7 @@ class BareLoop:
         rows = error.mean(dim=(1, 2, 3))
         forget_loss, retain_loss = (self.psi * rows[:size]).mean(), rows[size:].mean()
         self.optimizer.zero_grad()
-        (forget_loss + 10 * retain_loss).backward()
+        (forget_loss + 2 * retain_loss).backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         self.losses.append(torch.stack([forget_loss.detach(), retain_loss.detach()]))

@@ -1,4 +1,4 @@
-"""Check the error rates that certificates state, on digits: `study.py fit`, `study.py look`, `study.py table`.
+"""Check the error rates that certificates state, on digits: `study.py fit`, `look`, `table`, `simulate`.
 
 fit: eight Retrains without the 3, and three models that did not erase it: fine-tuned, with another embedding row, and
 SAFEMax. look: images of all models in three conditions, for two nonces, and larger pools of some. table: the tests and
@@ -22,6 +22,7 @@ from safemax_pl.certificates.kernel_tests import closer_test, excess, mean_kerne
 from safemax_pl.certificates.roc import auc
 from safemax_pl.certificates.settings import Settings
 from safemax_pl.certificates.utility import intervals
+from safemax_pl.common.figures import COLOURS, WIDTH, name_axes, panels, save_figure
 from safemax_pl.config.build import build
 from safemax_pl.config.command_line import import_lightning, quiet
 from safemax_pl.config.compose import compose
@@ -155,7 +156,7 @@ def planted(rng: np.random.Generator) -> list[dict]:
 def real_misses() -> tuple[int, int]:
     certification = certified()
     test = certification.evaluator.data.source.test
-    real = certification.classified(test.images[test.labels == DIGIT], test.labels[test.labels == DIGIT])
+    real = certification.classify(test.images[test.labels == DIGIT], test.labels[test.labels == DIGIT])
     return int((real.noise_aware != DIGIT).sum()), len(real.labels)
 
 
@@ -230,10 +231,42 @@ def utility_coverage() -> list[dict]:
     return rows
 
 
+def draw(rows: pd.DataFrame) -> None:
+    """Draw the ratios of all models, a panel per condition."""
+    figure, axes = panels(len(CONDITIONS), 2.6 * WIDTH, 2.6, len(CONDITIONS), sharey=True)
+    kinds = ["retrain", "safemax", "finetune", "deletion", "original"]
+    for axis, condition in zip(axes, CONDITIONS, strict=True):
+        for place, kind in enumerate(kinds):
+            mine = rows[(rows["condition"] == condition) & (rows["model"] == kind)]
+            axis.scatter(mine["ratio"], np.full(len(mine), place), s=4, alpha=0.25, color=COLOURS[place])
+        axis.set_xscale("log")
+        axis.set_xlim(0.15, 60)
+        axis.set_xticks([0.2, 1, 5, 20], ["0.2", "1", "5", "20"])
+        axis.minorticks_off()
+        name_axes(axis, "distance² / variance among Retrains", title=condition)
+    axes[0].set_yticks(
+        range(len(kinds)), ["one more Retrain", "SAFEMax", "fine-tuned", "embedding deleted", "original"]
+    )
+    save_figure(figure, HERE / "figure.png")
+
+
+def simulate() -> None:
+    """Print the share of rejections of one more Retrain, for normal embeddings with these variances."""
+    spectra = {f"{size} equal": np.ones(size) for size in (1, 2, 3, 10, 100)}
+    spectra |= {f"powers of {base}": base ** np.arange(40) for base in (0.5, 0.8)}
+    spectra |= {f"1 and {n} of {v}": np.r_[1, np.full(n, v)] for n, v in ((20, 0.1), (100, 0.03), (300, 0.01))}
+    rng = np.random.default_rng(0)
+    for (name, variances), k in itertools.product(spectra.items(), (3, 5, 7)):
+        embeddings = torch.from_numpy(rng.normal(size=(6000, k + 1, len(variances))) * np.sqrt(variances))
+        p = np.array([excess(one @ one.T).p for one in embeddings])
+        print(f"{name}, {k} Retrains: {(p <= ALPHA).mean():.3f}", flush=True)
+
+
 def table() -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(excesses())
-    rows.to_csv(HERE / "excess.csv", index=False)
+    rows.round({"ratio": 3, "p": 4}).to_csv(HERE / "excess.csv", index=False)
+    draw(rows)
     rows["rejected"] = rows["p"] <= ALPHA
     rows["adjusted"] = rows["p"] <= ALPHA / len(CONDITIONS)
     by = rows.groupby(["condition", "model"])
@@ -259,5 +292,7 @@ if __name__ == "__main__":
             make(name, mine[name])
     elif sys.argv[1] == "look":
         look(certified())
+    elif sys.argv[1] == "simulate":
+        simulate()
     else:
         table()

@@ -48,11 +48,11 @@ class SAFEMax(Unlearner):
         self,
         gate: TimestepGate,
         target: Target,
-        on_path: float = 0.5,
+        on_path: float = 0.33,
         null_on_path: float = 0.5,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
-        retain_weight: float = 10.0,
+        retain_weight: float = 2.0,
         label_dropout: float = 0.1,
     ):
         super().__init__(forget_weight, retain_weight, label_dropout)
