@@ -17,6 +17,7 @@ from safemax_pl.training.fit import fit
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_defences")
 FIT = [
     "experiment=digits_forget1",
+    "ema_decay=null",
     "data.forget_batch_size=16",
     "data.retain_batch_size=32",
     "optimizer.lr=5e-4",

@@ -23,6 +23,9 @@ from safemax_pl.training.fit import fit
 HERE, RUNS = Path(__file__).parent, Path("runs/digits_halting")
 FIT = [
     "experiment=digits_forget1",
+    "optimizer.lr=2e-4",
+    "ema_decay=null",
+    "trainer.max_steps=100",
     "trainer.enable_progress_bar=false",
     "trainer.val_check_interval=100",
     "evaluation.guidance=[0,2]",

@@ -37,6 +37,8 @@ COMMON = ["trainer.enable_progress_bar=false", "logger=csv", f"runs_dir={RUNS}",
 COMMON += ["evaluation.final=quick"]
 RETRAIN = ["unlearner=retrain", "data.retain_batch_size=64", "optimizer.lr=1e-3", "trainer.max_steps=1000"]
 RETRAIN += ["trainer.val_check_interval=1000"]
+SAFEMAX = ["unlearner.on_path=0.5", "unlearner.retain_weight=10", "optimizer.lr=2e-4", "ema_decay=null"]
+SAFEMAX += ["trainer.max_steps=100"]
 CONDITIONS = {"retained classes": 0.0, "forgotten classes": 0.0, "unconditional": -1.0}
 ALPHA = 0.05
 TRIALS = 1000  # of simulations that only count
@@ -46,7 +48,7 @@ def runs() -> dict[str, list[str]]:
     """Return name -> settings of every fit."""
     retrains = {f"retrain_{seed}": [*RETRAIN, f"seed={seed}"] for seed in range(RETRAINS)}
     finetuned = {f"finetune_{seed}": ["unlearner=finetune", "setting=tuned", f"seed={seed}"] for seed in range(3)}
-    forgotten = {f"safemax_{seed}": [f"seed={seed}"] for seed in range(3)}
+    forgotten = {f"safemax_{seed}": [*SAFEMAX, f"seed={seed}"] for seed in range(3)}
     return retrains | finetuned | forgotten
 
 
