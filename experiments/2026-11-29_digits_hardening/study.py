@@ -39,11 +39,13 @@ RETRAIN = [
     "logger=csv",
     f"runs_dir={RUNS}",
 ]
-DEMO = "unlearner=safemax_robust optimizer.lr=4e-4 ema_decay=0.95 trainer.max_steps=140"
+ROBUST = "unlearner=safemax_robust optimizer.lr=4e-4 ema_decay=0.95 trainer.max_steps=140"
 ARMS = {
     "before": "unlearner=safemax unlearner.on_path=0.5 unlearner.null_on_path=0.5 unlearner.retain_weight=10 "
     "optimizer.lr=2e-4 ema_decay=null trainer.max_steps=100",
-    "hardened": f"{DEMO} unlearner.on_path=0.33 unlearner.retain_weight=4 unlearner.inner_steps=1 "
+    "demo": "unlearner=safemax unlearner.on_path=0.33 unlearner.null_on_path=0.5 unlearner.retain_weight=2 "
+    "optimizer.lr=3e-4 ema_decay=0.95 trainer.max_steps=150",
+    "hardened": f"{ROBUST} unlearner.on_path=0.33 unlearner.retain_weight=4 unlearner.inner_steps=1 "
     "unlearner.inner_lr=6e-4 unlearner.inner_share=0.7 unlearner.inner_on_path=false",
 }
 DIGITS, SEEDS = (3, 8, 1), (0, 1, 2)
