@@ -152,7 +152,9 @@ def print_worst_case(headlines: dict[str, dict[str, Any]]) -> None:
         return
     left_out = [name for name, value in exposures.items() if value is None]
     line = f"worst case: {found[0]}, exposure {found[1]:.2f} (0: as Retrain, 1: as the original)"
-    line += f"; not counted, as original and Retrain hardly differ: {', '.join(left_out)}" * bool(left_out)
+    line += f"; not counted, as the original is hardly easier to attack than Retrain: {', '.join(left_out)}" * bool(
+        left_out
+    )
     plain_console().print(printable(line), soft_wrap=True)
 
 

@@ -13,17 +13,18 @@ def exposure(headline: Mapping[str, Any]) -> float | None:
     whose numbers are steps can be compared with those whose numbers are shares.
 
     Args:
-        headline: of an attack's block: `values` by model, and `limit`, the scale of steps; None for shares in [0, 1].
+        headline: of an attack's block: `values` by model, `better`, and `limit`, the scale of steps, None for shares in
+            [0, 1].
 
     Returns:
-        None if Retrain was not attacked, or if the attack tells it from the original by less than `MIN_CONTRAST` of the
-        scale: the quotient would be noise.
+        None if Retrain was not attacked, or if the original is not easier to attack by `MIN_CONTRAST` of the scale: the
+        quotient would be noise.
     """
     values = headline["values"]
     if "retrain" not in values:
         return None
     contrast = values["retrain"] - values["original"]
-    if abs(contrast) < MIN_CONTRAST * (headline["limit"] or 1.0):
+    if (contrast if headline["better"] == "higher" else -contrast) < MIN_CONTRAST * (headline["limit"] or 1.0):
         return None
     return (values["retrain"] - values["unlearned"]) / contrast
 

@@ -47,7 +47,8 @@ def split_overrides(overrides: list[str]) -> tuple[Arguments, list[str]]:
     verify = Path(values["verify"]) if values.get("verify") else None
     if verify is not None:
         if not verify.is_file():
-            raise UserError(f"--verify {verify}: there is no such file; give a certificate.json")
+            what = "is a folder" if verify.is_dir() else "does not exist"
+            raise UserError(f"--verify {verify} {what}: give a certificate.json, and the run after it")
         for text in overrides:
             if key_of(text).partition(".")[0] == "certificate":
                 raise UserError(f"{text}: --verify takes the settings from the certificate; leave it out")

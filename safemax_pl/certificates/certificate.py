@@ -1,6 +1,7 @@
 """Certify an unlearned model, and verify a certificate: the body of `python -m safemax_pl.certify`."""
 
 import secrets
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +36,10 @@ PARTS = {
 }
 SAMPLED = (leakage, similarity, utility)  # modules with plans
 SHOWN = 5  # differences in an error
-# What other hardware may change: one image of a count, and rounding
+# What other hardware may change: one image of a count, of a share or of a rank; other numbers by rounding
 COUNTS, COUNT_TOLERANCE = {"hits", "misses"}, 1
-ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 5e-3, 1e-2
+SHARES, SHARE_TOLERANCE = {"auc", utility.ACCURACY, utility.FID}, 5e-3
+RELATIVE_TOLERANCE = 2e-2
 DERIVED = {"bound", "missed", "p_adjusted"}  # from counts and p-values of the same file, which `reading` has checked
 IGNORED = {"seconds", "provenance", "code", "statement", "subject", "data"}
 
@@ -46,7 +48,11 @@ def certify(target: str, overrides: list[str]) -> Path:
     """Certify `target`; return the path of its certificate.json."""
     subject, certification = _prepared(target, overrides)
     path = untrusted.inside(subject.folder, subject.folder / reading.FILE)
-    found = measure(subject, certification)
+    try:
+        found = measure(subject, certification)
+    except KeyboardInterrupt:
+        print("no certificate was written: the same command starts anew", file=sys.stderr)
+        raise
     if distributed.is_first():
         write_json(path, found)
         _print(found)
@@ -64,14 +70,14 @@ def verify(path: Path, target: str, overrides: list[str]) -> None:
     kept = reading.read(path)
     if (version := kept["version"]) != VERSION:
         raise UserError(f"{path} has version {version}, and {VERSION} is legal: verify it with the code that wrote it")
-    with untrusted.damaged(path, "ask for it again"):
+    with untrusted.damaged(path, reading.ADVICE):
         settings = Settings(**kept["settings"], nonce=kept["nonce"])
     subject, certification = _prepared(target, overrides, settings)
     if lacking := sorted(set(kept["weights"]) - set(certification.models)):
         raise UserError(f"{path} compares with {', '.join(lacking)}: give the same folders as retrains=[...]")
     same = header(subject, certification)
     _check(differences({key: kept.get(key) for key in same}, same), path, target)
-    with untrusted.damaged(path, "ask for it again"):
+    with untrusted.damaged(path, reading.ADVICE):
         if not sources.same_data(kept["data"], same["data"]):
             _check([f"data is {same['data']}, the certificate says {kept['data']}"], path, target)
     if kept["statement"] != statement.paragraph(kept):
@@ -79,8 +85,13 @@ def verify(path: Path, target: str, overrides: list[str]) -> None:
     found = measure(subject, certification)
     if not distributed.is_first():
         return
-    _check(differences(kept, found), path, target)
+    wrong = differences(kept, found)
+    if verdicts(kept) != verdicts(found):
+        wrong.append("its tests of similarity have another outcome")
+    _check(wrong, path, target)
     _print(found)
+    if kept["subject"] != found["subject"]:
+        print(printable(f"note: the certificate calls it {kept['subject']}"))
     if rounded := differences(kept, found, exact=True):
         print(printable(f"note: {len(rounded)} numbers differ by rounding, such as {rounded[0]}"))
     if kept["code"] != found["code"]:
@@ -143,17 +154,29 @@ def differences(kept: dict[str, Any], found: dict[str, Any], exact: bool = False
     lines = []
     for where in [*new, *(one for one in old if one not in new)]:
         a, b = old.get(where, "missing"), new.get(where, "missing")
-        if a != b and (exact or not _close(a, b, where[-1])):
+        if a != b and (exact or not _close(a, b, where)):
             lines.append(f"{dotted(where)} is {b}, the certificate says {a}")
     return lines
 
 
-def _close(a: Any, b: Any, name: Any) -> bool:
+def _close(a: Any, b: Any, where: tuple[Any, ...]) -> bool:
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in (a, b)):
         return False
     if isinstance(a, int) and isinstance(b, int):
-        return name in COUNTS and abs(a - b) <= COUNT_TOLERANCE
-    return abs(a - b) <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(b)
+        return where[-1] in COUNTS and abs(a - b) <= COUNT_TOLERANCE
+    absolute = SHARE_TOLERANCE if SHARES & set(where) else 1e-9
+    return a * b >= 0 and abs(a - b) <= absolute + RELATIVE_TOLERANCE * abs(b)
+
+
+def verdicts(certificate: dict[str, Any]) -> list[Any]:
+    """Return what the tests of similarity say: for every condition and test whether p ≤ α, and the direction."""
+    alpha, found = certificate["settings"]["alpha"], certificate["similarity"] or {"conditions": {}}
+    return [
+        (name, test, one[test]["p_adjusted"] <= alpha, one["closer"]["difference"] < 0)
+        for name, one in found["conditions"].items()
+        for test in similarity.TESTS
+        if one[test] is not None
+    ]
 
 
 def code_digest() -> str:
@@ -173,7 +196,9 @@ def _prepared(target: str, overrides: list[str], settings: Settings | None = Non
     own, rest = split_overrides(overrides)
     subject = load_subject(target, rest, {"certificate": own.node})
     original = subject.forgotten_original()
-    untrusted.inside(subject.folder, subject.folder / reading.FILE)
+    out = untrusted.inside(subject.folder, subject.folder / reading.FILE)
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is not a file: move it away, as the certificate is written there")
     settings = settings or build(subject.cfg.certificate)
     assert isinstance(settings, Settings)
     evaluator = make_evaluator(override(subject.cfg, ["trainer.enable_progress_bar=false"]), subject.data)

@@ -11,6 +11,7 @@ from safemax_pl.common import untrusted
 from safemax_pl.common.files import dotted, leaves
 
 FILE = "certificate.json"
+ADVICE = "certify the run again, or ask for the certificate again"
 MAX_CELLS = 100_000
 MAX_VALUE = 1e9
 NUMBER = int | float
@@ -61,8 +62,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing or damaged, or if a bound or an adjusted p-value does not follow.
     """
-    found = untrusted.read_json(path)
-    with untrusted.damaged(path, "certify the run again"):
+    found = untrusted.read_json(path, ADVICE)
+    with untrusted.damaged(path, ADVICE):
         untrusted.check_shape(found, SHAPE)
         if found["similarity"] is not None:
             untrusted.check_shape(found["similarity"], SIMILARITY, "similarity")

@@ -51,7 +51,9 @@ class Settings:
         check_whole("certificate.noise_draws", noise_draws, 1, MAX_DRAWS)
         check_whole("certificate.members", members, 2, MAX_COMPARED)
         for name, values, high in (("guidance", guidance, math.inf), ("timesteps", timesteps, 1.0)):
-            legal = 0 < len(values) <= MAX_CHOICES and all(0 <= value < high for value in values)
+            legal = 0 < len(values) <= MAX_CHOICES and all(
+                isinstance(value, int | float) and 0 <= value < high for value in values
+            )
             if not legal or len(set(values)) < len(values):
                 raise UserError(
                     f"certificate.{name}={list(values)}: give 1 to {MAX_CHOICES} different numbers in [0, {high:g})"

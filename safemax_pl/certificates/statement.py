@@ -54,14 +54,18 @@ def _leakage(found: dict[str, Any], sure: str) -> list[str]:
 
 
 def _controls(found: dict[str, Any], name: str, conditional: bool) -> str:
-    """Return the shares of the original and the Retrains that the classifier assigns to a class, in brackets."""
-    rows = [row for row in found["controls"] if row["class"] == name and (row["w"] != UNCONDITIONAL) == conditional]
-    shares = {row["model"]: row["hits"] / row["n"] for row in rows}
-    said = [f"original {100 * shares.pop('original'):.1f} %"] if "original" in shares else []
+    """Return the shares that the classifier assigns to a class, in brackets: the largest of the model, the others."""
+    own, controls = (
+        [row for row in found[rows] if row["class"] == name and (row["w"] != UNCONDITIONAL) == conditional]
+        for rows in ("cells", "controls")
+    )
+    shares = {row["model"]: row["hits"] / row["n"] for row in controls}
+    said = [f"{100 * max(row['hits'] / row['n'] for row in own):.1f} %"]
+    said += [f"original {100 * shares.pop('original'):.1f} %"] if "original" in shares else []
     if shares:
         ends = dict.fromkeys(f"{100 * share:.1f}" for share in (min(shares.values()), max(shares.values())))
         said.append(f"Retrain {' to '.join(ends)} %")
-    return f" (assigned to it: {', '.join(said)})" if said else ""
+    return f" (assigned to it: {', '.join(said)})"
 
 
 def _similarity(found: dict[str, Any] | None, alpha: float) -> list[str]:
@@ -72,10 +76,10 @@ def _similarity(found: dict[str, Any] | None, alpha: float) -> list[str]:
         closer, excess = one["closer"], one["excess"]
         images = "The images without a label" if name == "unconditional" else f"The images of the {name}"
         if closer["p_adjusted"] > alpha:
-            said.append(f"{images}: no difference to the original's in distance to Retrain was detected.")
+            said.append(f"{images}: whether they or the original's are closer to Retrain's was not detected.")
         else:
             way = "closer to" if closer["difference"] < 0 else "farther from"
-            said.append(f"{images} are {way} those of Retrain than the original's ({_p(closer)}).")
+            said.append(f"{images} are {way} Retrain's than the original's are ({_p(closer)}).")
         if excess is not None:
             told = "They differ from" if excess["p_adjusted"] <= alpha else "No difference was detected to"
             said.append(

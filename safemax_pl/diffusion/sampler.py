@@ -235,5 +235,8 @@ def samplers_of(setting: str, mappings: list[dict[str, Any]]) -> list[Sampler]:
                 kind is bool
             ):
                 raise UserError(f"{setting}: {key}={value!r}, expected {kind.__name__}")
-        found.append(Sampler(**settings))
+        try:
+            found.append(Sampler(**settings))
+        except UserError as error:
+            raise UserError(f"{setting}: {error}") from error
     return found

@@ -12,7 +12,13 @@ from safemax_pl.reports.finished_run import FinishedRun
 LEAD = "Statements with a known error rate. Each holds by itself with the stated confidence, for the run that it names."
 COMPARED = ("settings", "classifier", "sampler", "guidance", "precision")
 TITLES = ["method", "seed", "forgotten", "shows it, at most ↓", "unconditional, at most ↓", "AUC, class label ↓"]
-TITLES += ["AUC, null label ↓", "differs from one more Retrain", "Δ FID (classifier)", "nonce"]
+TITLES += [
+    "AUC, null label ↓",
+    "differs from one more Retrain",
+    "Δ FID (classifier)",
+    "confidence, images per cell",
+    "nonce",
+]
 FOOTNOTES = [
     "Shows it: upper bound of the share of images generated for a forgotten class that show it, the largest over "
     "classes, samplers and guidance weights, corrected for the misses of the classifier. Unconditional: the same for "
@@ -85,6 +91,7 @@ def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
         *areas,
         _differs(one["similarity"], one["settings"]["alpha"]),
         statement.interval(one["utility"][FID], "+.3f"),
+        f"{100 * (1 - one['settings']['alpha']):g} %, {one['leakage']['cells'][0]['n']}",
         one["nonce"],
     ]
 

@@ -71,7 +71,7 @@ class Outcome:
     @property
     def exposure(self) -> float | None:
         """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`."""
-        return exposure({"values": self.values, "limit": self.limit})
+        return exposure({"values": self.values, "better": self.better, "limit": self.limit})
 
     @property
     def images_per_class(self) -> int:

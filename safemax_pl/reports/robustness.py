@@ -33,8 +33,8 @@ FOOTNOTES = [
     "a model that draws only noise, if the attack has such a number; it comes from one draw of images, not from a "
     "minimum over the points of a curve.",
     "Worst case: for each run the attack with the largest exposure, (Retrain − run) / (Retrain − original) of its "
-    "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. Attacks that tell the original from "
-    "Retrain by less than a tenth of their scale do not count.",
+    "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. Attacks to which the original is not "
+    "more exposed than Retrain by a tenth of their scale do not count.",
     "All models are scored on the same image seeds, so no sd contains the sampling error of the images.",
 ]
 FILES = "All numbers of the attacks are in robustness.csv."

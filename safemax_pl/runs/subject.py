@@ -50,10 +50,9 @@ class Subject(NamedTuple):
             UserError: if nothing was forgotten.
         """
         if self.original is None or not self.data.forget_labels:
-            raise UserError(
-                f"nothing was forgotten by {self.name}: give an unlearned model, and data.forget_classes=[...] if it "
-                "is not a run"
-            )
+            base = self.is_run and self.original is None
+            remedy = "it is a base model; give" if base else "give data.forget_classes=[...], or"
+            raise UserError(f"nothing was forgotten by {self.name}: {remedy} the run of an unlearned model")
         return self.original
 
 

@@ -121,6 +121,18 @@ def test_a_number_that_was_changed_is_found(certified, run, retrains, tmp_path, 
         certificate.verify(changed(certified, tmp_path, better), str(run), [retrains, cached()])
 
 
+def test_a_test_whose_outcome_was_changed_is_found(certified, run, retrains, tmp_path, measured):
+    """A difference of another sign is below every tolerance that an absolute one would have."""
+
+    def reversed_outcome(content):
+        closer = content["similarity"]["conditions"]["retained classes"]["closer"]
+        closer["difference"] = -closer["difference"]
+        content["statement"] = statement.paragraph(content)
+
+    with pytest.raises(UserError, match=r"closer\.difference is .*tests of similarity have another outcome"):
+        certificate.verify(changed(certified, tmp_path, reversed_outcome), str(run), [retrains, cached()])
+
+
 def test_a_paragraph_that_says_more_than_the_numbers_is_found(certified, run, retrains, tmp_path, measured):
     def boast(content):
         content["statement"] = content["statement"].replace("at most", "certainly less than")
@@ -174,7 +186,10 @@ def test_verification_needs_the_same_retrains(certified, run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--verify", "nowhere.json"], "there is no such file"),
+        (["--verify", "nowhere.json"], "nowhere.json does not exist: give a certificate.json"),
+        (["--verify", "weights"], "weights is a folder: give a certificate.json"),
+        (["certificate.guidance=[0,x]"], r"certificate\.guidance=\[0, 'x'\]: give"),
+        (["certificate.samplers=[{name: ddim, steps: 2}]"], "certificate.samplers: .*use spacing=trailing"),
         (["--verify"], "has no value"),
         (["--verify", "pyproject.toml", "certificate.alpha=0.1"], "takes the settings from the certificate"),
         (["certificate=full"], "unknown certificate 'full'"),

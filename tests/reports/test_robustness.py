@@ -371,6 +371,7 @@ def test_the_worst_case_is_the_attack_that_came_nearest_to_the_original(write_ru
         write_attack(folder, "relearning", steps, 0.0, limit=100, retrain=("r", 20.0))
         write_attack(folder, "late_start", 0.7, 0.1, retrain=("r", 0.9))  # (0.9 - 0.7) / 0.8
         write_attack(folder, "null_leak", 0.05, 0.06, better="lower", retrain=("r", 0.0))  # too little contrast
+        write_attack(folder, "linear_probe", 0.6, 0.5, retrain=("r", 0.3))  # the original is harder to attack
     found = compared()[0]
     assert found.table.titles[-1] == "Worst case ↓"
     (text, aside, _) = texts(found)["safemax"][-1]
