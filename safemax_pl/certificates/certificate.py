@@ -207,8 +207,12 @@ def _prepared(target: str, overrides: list[str], settings: Settings | None = Non
         models[f"retrain {number}"] = load_retrain(folder, subject.data, "retrains")
     seen: dict[str | None, str] = {}
     for name, model in models.items():
-        for sampler in (evaluator.sampler, *settings.made_samplers):
-            sampler.check(model.diffusion)
+        evaluator.sampler.check(model.diffusion)
+        for sampler in settings.made_samplers:
+            try:
+                sampler.check(model.diffusion)
+            except UserError as error:
+                raise UserError(f"certificate.samplers: {error}") from error
         twin = seen.setdefault(model.weights_digest, name)
         if twin != name and name.startswith("retrain"):
             raise UserError(
