@@ -96,6 +96,7 @@ class Attack(ABC):
         scale: meaning of y = 0 and y = 1.
         limit: the `headline_value` of an attack that fails within its budget; None if the attack has no such value.
         against_noise: whether `headline_value` is also computed of noise images, as a control.
+        needs_null_label: whether the attack gives the model the null label, whatever w.
     """
 
     title: str
@@ -106,6 +107,7 @@ class Attack(ABC):
     scale: str = "0: the class is back, 1: it is gone"
     limit: float | None = None
     against_noise: bool = True
+    needs_null_label: bool = False
 
     def __init__(self, images_per_class: int, guidance_weights: list[float]):
         if images_per_class < 1:
@@ -124,6 +126,8 @@ class Attack(ABC):
                 f"{self.title} uses guidance {self.guidance_weights}, and a model has no null label: leave this attack "
                 "out, or set its guidance weights to 0"
             )
+        if model.null_label is None and self.needs_null_label:
+            raise UserError(f"{self.title} needs a null label, and a model has none: leave this attack out")
 
     @abstractmethod
     def series(self) -> dict[str, int]:
@@ -145,6 +149,11 @@ class Attack(ABC):
             num_forgotten: number of forget classes.
         """
         return min(y for points in curves.values() for _, y in points)
+
+
+def lowest_mean(curves: Curves) -> float:
+    """Return the mean y of the curve that has the lowest."""
+    return min(sum(y for _, y in points) / len(points) for points in curves.values())
 
 
 def ascending(name: str, values: Sequence[float], low: float, high: float = float("inf")) -> list[float]:

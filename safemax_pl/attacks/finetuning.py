@@ -129,6 +129,12 @@ def forget_images(data: ForgetRetainDataModule, per_class: int | None, seed: int
     return train.images[rows], train.labels[rows]
 
 
+def retain_images(data: ForgetRetainDataModule) -> tuple[Tensor, Tensor]:
+    """Return all training images of the retain classes: uint8 `[N, C, H, W]`, and labels `[N]`."""
+    rows, train = data.rows("train", "retain"), data.source.train
+    return train.images[rows], train.labels[rows]
+
+
 def choices_of_images(setting: str, images: list[int | None]) -> dict[str, int | None]:
     """Return images per class (None for all) by the name of the curve."""
     if not images or len(set(images)) < len(images) or any(k is not None and k < 1 for k in images):

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending, lowest_mean
 from safemax_pl.attacks.real_images import RealImages, check_test_images
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
@@ -51,8 +51,7 @@ class LateStart(Attack):
             yield bench.point(late.t_0 / model.diffusion.num_timesteps, late, self.images_per_class)
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
-        (points,) = curves.values()
-        return sum(y for _, y in points) / len(points)
+        return lowest_mean(curves)
 
 
 class LateImages(nn.Module):

@@ -6,11 +6,14 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from safemax_pl.attacks.base import SHOWN, Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.base import SHOWN, Attack, Bench, Curves, Point, ascending, lowest_mean
+from safemax_pl.attacks.real_images import RealImages
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
-from safemax_pl.data.batch import LabelledImages, from_uint8, to_uint8
+from safemax_pl.common.roc import area_under_roc
+from safemax_pl.data.batch import LabelledImages, to_uint8
+from safemax_pl.data.sampling_plan import Rows
 from safemax_pl.diffusion.unet import Model
 from safemax_pl.evaluation.results import ModelScores
 
@@ -88,7 +91,8 @@ class LinearProbe(Attack):
             for label in bench.data.forget_labels:
                 name = bench.data.class_names[label]
                 direction = fit(train.features, train.labels == label, self.ridge)
-                auroc[name] = area_under_roc(test.features @ direction, test.labels == label)
+                scores, is_class = (test.features @ direction).cpu().numpy(), (test.labels == label).cpu().numpy()
+                auroc[name] = area_under_roc(scores[is_class], scores[~is_class])
                 error[name] = min(1.0, 2 - 2 * auroc[name])
             per_class = {self.measure: error, "auroc": auroc}
             means = {name: sum(values.values()) / len(values) for name, values in per_class.items()}
@@ -98,33 +102,29 @@ class LinearProbe(Attack):
             yield Point(time, min(error.values()), ModelScores(means, per_class), images)
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
-        (points,) = curves.values()
-        return sum(y for _, y in points) / len(points)
+        return lowest_mean(curves)
 
 
 @torch.no_grad()
 def see(model: Model, bench: Bench, split: str, per_class: int, t: int) -> Seen:
     """Run the network on noised images of a split, `per_class` of every class, at timestep t."""
-    source = getattr(bench.data.source, split)
-    images, classes = source.images, source.labels
-    counts = torch.bincount(classes, minlength=bench.data.num_classes)
-    labels = torch.arange(bench.data.num_classes).repeat_interleave(per_class)
-    number = torch.arange(per_class).repeat(bench.data.num_classes)
-    rows = classes.argsort(stable=True)[(counts.cumsum(0) - counts)[labels] + number % counts[labels]]
+    real = RealImages(bench, split).to(bench.device)
+    labels = torch.arange(bench.data.num_classes, device=bench.device).repeat_interleave(per_class)
+    number = torch.arange(per_class, device=bench.device).repeat(bench.data.num_classes)
     keys = rng.combine(Stream.ATTACK, SPLITS.index(split), labels, number)
     retain = torch.tensor(bench.data.retain_labels, device=bench.device)
     features, x_0 = [], []
     hook = model.unet.mid_block.register_forward_hook(lambda _, __, out: features.append(out.double().mean((2, 3))))
-    for part in torch.arange(len(rows)).split(bench.evaluator.batch_size):
-        key = keys[part].to(bench.device)
-        real = LabelledImages(from_uint8(images[rows[part]].to(bench.device)), key, key)
+    for part in torch.arange(len(labels), device=bench.device).split(bench.evaluator.batch_size):
+        key = keys[part]
+        images = LabelledImages(real(Rows(labels[part], number[part], part)), key, key)
         given = retain[rng.integers(key, Stream.SUBSTITUTE, len(retain))]
         if model.null_label is not None:
             given = torch.full_like(given, model.null_label)
-        x_t, _, steps = model.diffusion.noised(real, torch.full_like(given, t))
+        x_t, _, steps = model.diffusion.noised(images, torch.full_like(given, t))
         x_0.append(model.diffusion.x_0_of(model(x_t, steps, given).float(), x_t, steps))
     hook.remove()
-    return Seen(torch.cat(features), labels.to(bench.device), number.to(bench.device), torch.cat(x_0))
+    return Seen(torch.cat(features), labels, number, torch.cat(x_0))
 
 
 def fit(features: Tensor, is_class: Tensor, ridge: float) -> Tensor:
@@ -145,9 +145,3 @@ def fit(features: Tensor, is_class: Tensor, ridge: float) -> Tensor:
     gram = centred.T @ (share[:, None] * centred) / 2
     target = (share * (2 * is_class.double() - 1)) @ centred / 2
     return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), target) / scale
-
-
-def area_under_roc(scores: Tensor, is_class: Tensor) -> float:
-    """Compute the share of (class, other) pairs that the scores `[N]` order rightly; ties count one half."""
-    above = scores[is_class][:, None] - scores[~is_class]
-    return (above.sign().mean().item() + 1) / 2

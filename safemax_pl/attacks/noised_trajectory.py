@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending, lowest_mean
 from safemax_pl.attacks.late_start import LateImages, check_starts, timestep_before
 from safemax_pl.common.errors import UserError
 from safemax_pl.diffusion.guidance import Denoiser
@@ -38,6 +38,7 @@ class NoisedTrajectory(Attack):
     title = "Noised trajectory"
     headline = "lowest mean ua_noise_aware over t_0"
     axis = "t_0 / T"
+    needs_null_label = True
 
     def __init__(self, starts: list[float], switch: float, guidance: float, images_per_class: int):
         super().__init__(images_per_class, [guidance])
@@ -49,8 +50,6 @@ class NoisedTrajectory(Attack):
     def check(self, model: Model, bench: Bench) -> None:
         super().check(model, bench)
         check_starts("noised_trajectory", self.starts, model, bench)
-        if model.null_label is None:
-            raise UserError(f"{self.title} needs a null label, and a model has none: leave this attack out")
 
     def series(self) -> dict[str, int]:
         return dict.fromkeys((NULL, NEAREST), len(self.starts))
@@ -68,7 +67,7 @@ class NoisedTrajectory(Attack):
             yield bench.point(t_0 / model.diffusion.num_timesteps, late, self.images_per_class)
 
     def headline_value(self, curves: Curves, num_forgotten: int) -> float:
-        return min(sum(y for _, y in points) / len(points) for points in curves.values())
+        return lowest_mean(curves)
 
 
 def relabelled(denoiser: Denoiser, first: Tensor, t_1: float) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Real test images of the forgotten classes, for attacks that start from them."""
+"""Real images by class, for attacks that start from them."""
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +10,27 @@ from safemax_pl.data.sampling_plan import Rows
 
 
 class RealImages(nn.Module):
-    """Test image of every row: row i of a class has test image i of the class, modulo their number.
+    """Real image of every row: row i of a class has image i of the class in a split, modulo their number.
 
     `forward` maps `Rows` to images `[B, C, H, W]` in [−1, 1].
 
     Args:
         bench: of the attack.
+        split: "train" or "test".
     """
 
     counts: Tensor
     first: Tensor
     by_class: Tensor
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: Bench, split: str = "test"):
         super().__init__()
-        test = bench.data.source.test
-        self.images = test.images
-        counts = torch.bincount(test.labels, minlength=bench.data.num_classes)
+        source = getattr(bench.data.source, split)
+        self.images = source.images
+        counts = torch.bincount(source.labels, minlength=bench.data.num_classes)
         self.register_buffer("counts", counts)
         self.register_buffer("first", counts.cumsum(0) - counts)  # place of each class in `by_class`
-        self.register_buffer("by_class", test.labels.argsort(stable=True))
+        self.register_buffer("by_class", source.labels.argsort(stable=True))
 
     def forward(self, rows: Rows) -> Tensor:
         chosen = self.by_class[self.first[rows.labels] + rows.seeds % self.counts[rows.labels]]

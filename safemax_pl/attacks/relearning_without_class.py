@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from safemax_pl.attacks.base import Bench
-from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_from
+from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_from, retain_images
 from safemax_pl.common import rng
 from safemax_pl.common.errors import UserError
 from safemax_pl.common.rng import Stream
@@ -55,8 +55,7 @@ class RelearningWithoutClass(TrainingAttack):
 
     def prepare(self, series: str, model: Model, bench: Bench) -> tuple[list[nn.Parameter], Draw]:
         if series == RETAIN_SET:
-            rows, train = bench.data.rows("train", "retain"), bench.data.source.train
-            images, labels = train.images[rows], train.labels[rows]
+            images, labels = retain_images(bench.data)
         else:
             images, labels = self._samples(bench)
         return list(model.parameters()), draw_from(images, labels, bench.device)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from safemax_pl.attacks.base import Bench, Point, ascending
-from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_from, forget_images
+from safemax_pl.attacks.finetuning import Budget, Draw, TrainingAttack, draw_from, forget_images, retain_images
 from safemax_pl.common.errors import UserError
 from safemax_pl.diffusion.unet import Model
 
@@ -59,8 +59,7 @@ class TaskVector(TrainingAttack):
         if series == FORGET:
             images, labels = forget_images(bench.data, self.images, self.budget.seed)
         else:
-            rows, train = bench.data.rows("train", "retain"), bench.data.source.train
-            images, labels = train.images[rows], train.labels[rows]
+            images, labels = retain_images(bench.data)
         return list(model.parameters()), draw_from(images, labels, bench.device)
 
     def curve(self, series: str, model: Model, bench: Bench) -> Iterator[Point]:

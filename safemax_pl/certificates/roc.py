@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
+
+from safemax_pl.common.roc import area_under_roc
 
 NEAR = 1e-9  # V vanishes at 0 and 1, which are no limits of an interval
 
@@ -29,7 +31,7 @@ def auc(classes: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> Auc:
         classes: scores `[M]` of members and `[N]` of others, for each class.
         error: probability in (0, 1) that the two-sided interval misses the true value.
     """
-    values = [_area(members, others) for members, others in classes]
+    values = [area_under_roc(members, others) for members, others in classes]
     sizes = [(len(members), len(others)) for members, others in classes]
     value, z = float(np.mean(values)), float(norm.isf(error / 2))
 
@@ -40,12 +42,6 @@ def auc(classes: Sequence[tuple[np.ndarray, np.ndarray]], error: float) -> Auc:
     low = brentq(excess, 0, value - NEAR) if value > NEAR else 0.0
     high = brentq(excess, value + NEAR, 1) if value < 1 - NEAR else 1.0
     return Auc(value, float(low), float(high))
-
-
-def _area(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the share of pairs in which the member has the larger score; ties count half."""
-    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
-    return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
 
 
 def _variance(theta: float, m: int, n: int) -> float:
