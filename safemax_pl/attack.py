@@ -16,7 +16,7 @@ again resumes from the finished curves in the cache.
 
 from omegaconf import DictConfig
 
-from safemax_pl.attacks.arguments import split_overrides
+from safemax_pl.attacks.arguments import OWN, split_overrides
 from safemax_pl.config.command_line import command_on_folders
 from safemax_pl.config.groups import options
 from safemax_pl.config.prerequisites import check_changes, check_model_folder
@@ -40,7 +40,7 @@ def check(folders: list[str], overrides: list[str]) -> None:
     """Check the command line without slow imports."""
     check_model_folder(folders[0])
     _, rest, nodes = split_overrides(overrides)
-    check_changes(folders[0], rest, {"attacks": nodes})
+    check_changes(folders[0], rest, {"attacks": nodes}, OWN)
 
 
 def main() -> None:

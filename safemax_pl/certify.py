@@ -16,7 +16,7 @@ classifier differs. Reports (python -m safemax_pl.report) show the certificates 
 
 from omegaconf import DictConfig
 
-from safemax_pl.certificates.arguments import CHOICES, split_overrides
+from safemax_pl.certificates.arguments import CHOICES, OWN, split_overrides
 from safemax_pl.config.command_line import command_on_folders
 from safemax_pl.config.prerequisites import check_changes, check_model_folder
 
@@ -44,7 +44,7 @@ def check(folders: list[str], overrides: list[str]) -> None:
     """Check the command line without slow imports."""
     check_model_folder(folders[0])
     own, rest = split_overrides(overrides)
-    check_changes(folders[0], rest, {"certificate": own.node})
+    check_changes(folders[0], rest, {"certificate": own.node}, OWN)
 
 
 def main() -> None:

@@ -162,6 +162,7 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
         ([], "which attack"),
         (["attack"], "got 'attack', expected key=value"),
         (["attack=relearn"], "did you mean 'relearning'"),
+        (["attack=null_leak", "retrains=[a,b]"], "did you mean 'retrain'"),
         (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
         (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),
         (["attack=null_leak", "data.forget_classes=[]"], "nothing was forgotten"),

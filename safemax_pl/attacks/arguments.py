@@ -11,12 +11,13 @@ from safemax_pl.config.groups import CONFIGS, options
 from safemax_pl.config.overrides import parse
 
 NAMES = options("attack")
+OWN = ("attack", "retrain")
 NEEDS = {"benign_finetune": "peft"}  # attack -> package that is not always installed; `all` leaves it out then
 
 
 def split_overrides(overrides: list[str]) -> tuple[dict[str, Override], list[str], dict[str, Any]]:
     """Return the overrides of `attack` and `retrain` by key, all others, and the chosen attacks' settings by name."""
-    own = {item.key_or_group: item for item in parse(overrides) if item.key_or_group in ("attack", "retrain")}
+    own = {item.key_or_group: item for item in parse(overrides) if item.key_or_group in OWN}
     names = chosen(own["attack"].value() if "attack" in own else None)
     nodes = {name: OmegaConf.load(CONFIGS / "attack" / f"{name}.yaml") for name in names}
     return own, [item for item in overrides if item.partition("=")[0] not in own], nodes

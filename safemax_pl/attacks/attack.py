@@ -57,10 +57,10 @@ def attack(target: str, overrides: list[str]) -> Path:
         for model in models.values():
             one.check(model, bench)
     distributed.start(trainer)
-    headlines = {}
+    exposures = {}
     for name, one in attacks.items():
         block, results = run_attack(name, one, models, bench, subject.folder, show_progress and distributed.is_first())
-        headlines[name] = block["headline"]
+        exposures[name] = exposure(block["headline"], one.images_per_class * len(subject.data.forget_labels))
         if distributed.is_first():
             remember(subject.folder / "metrics.json", name, block)
             picture = subject.folder / block["folder"] / "figure.png"
@@ -68,7 +68,7 @@ def attack(target: str, overrides: list[str]) -> Path:
                 figures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
             print_block(block)
     if distributed.is_first():
-        print_worst_case(headlines)
+        print_worst_case(exposures)
         print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
 
@@ -144,9 +144,8 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
         write_json(path, metrics)
 
 
-def print_worst_case(headlines: dict[str, dict[str, Any]]) -> None:
+def print_worst_case(exposures: dict[str, float | None]) -> None:
     """Print which of these attacks came nearest to the original, and which have no exposure."""
-    exposures = {name: exposure(headline) for name, headline in headlines.items()}
     found = worst(exposures)
     if found is None:
         return

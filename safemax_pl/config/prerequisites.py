@@ -1,13 +1,15 @@
 """Check that folders, data, base model and classifiers exist, before any slow import."""
 
 import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from safemax_pl.common.data_path import check_path
-from safemax_pl.common.errors import UserError
+from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.names import some
 from safemax_pl.common.untrusted import damaged
 from safemax_pl.config.compose import compose, override
@@ -65,17 +67,23 @@ def check_model_folder(target: str) -> None:
         raise UserError(f"{target} is neither a run (config.yaml) nor a diffusers folder (unet/config.json): {remedy}")
 
 
-def check_changes(target: str, overrides: list[str], extra: dict[str, Any] | None = None) -> None:
+def check_changes(
+    target: str, overrides: list[str], extra: dict[str, Any] | None = None, own: Sequence[str] = ()
+) -> None:
     """Check changes of the configuration of the run `target`, or of configs/fit.yaml if it is no run.
 
     Args:
         target: a folder.
         overrides: key=value arguments.
         extra: additional top-level settings that the overrides may change.
+        own: settings of the command itself, which a mistyped key may stand for.
 
     Raises:
         UserError: for an unknown key or choice, and an illegal value.
     """
+    for key in map(key_of, overrides):
+        if "." not in key and get_close_matches(key, own, n=1, cutoff=0.8):
+            raise unknown("setting of this command", key, own)
     path = Path(target) / "config.yaml"
     mine, rest = split_by_node(overrides, extra or {})
     if path.exists():

@@ -14,6 +14,7 @@ COMPARED = ("settings", "classifier", "sampler", "guidance", "precision")
 TITLES = ["method", "seed", "forgotten", "shows it, at most ↓", "unconditional, at most ↓", "AUC, class label ↓"]
 TITLES += [
     "AUC, null label ↓",
+    "distance to Retrain, against the original's",
     "differs from one more Retrain",
     "Δ FID (classifier)",
     "confidence, images per cell",
@@ -25,6 +26,8 @@ FOOTNOTES = [
     "images without a label, in which the original shows every class.",
     "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance. In "
     "brackets: its confidence interval. Then the original, and the range of the Retrains.",
+    "Distance to Retrain: kinds of images that are significantly closer to Retrain's than the original's are, or "
+    "farther.",
     "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ "
     "from each other. –: fewer than three Retrains were given.",
     "The seeds of all images follow from the weights and the nonce. Check a certificate with python -m "
@@ -89,6 +92,7 @@ def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
         statement.percent(one["leakage"]["bound"]),
         statement.percent(max(leaks)) if leaks else "–",
         *areas,
+        _moved(one["similarity"], one["settings"]["alpha"]),
         _differs(one["similarity"], one["settings"]["alpha"]),
         statement.interval(one["utility"][FID], "+.3f"),
         f"{100 * (1 - one['settings']['alpha']):g} %, {one['leakage']['cells'][0]['n']}",
@@ -98,6 +102,19 @@ def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
 
 def _area(attack: dict[str, Any] | None) -> str:
     return "–" if attack is None else statement.areas(attack["auc"])
+
+
+def _moved(similarity: dict[str, Any] | None, alpha: float) -> str:
+    """Return the kinds of images that are closer to Retrain's than the original's are, and those that are farther."""
+    if similarity is None:
+        return "–"
+    found = {name: one["closer"] for name, one in similarity["conditions"].items()}
+    found = {name: one for name, one in found.items() if one["p_adjusted"] <= alpha}
+    ways = {
+        "closer": [name for name, one in found.items() if one["difference"] < 0],
+        "farther": [name for name, one in found.items() if one["difference"] >= 0],
+    }
+    return "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items() if names) or "not detected"
 
 
 def _differs(similarity: dict[str, Any] | None, alpha: float) -> str:

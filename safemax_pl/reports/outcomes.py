@@ -70,8 +70,13 @@ class Outcome:
 
     @property
     def exposure(self) -> float | None:
-        """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`."""
-        return exposure({"values": self.values, "better": self.better, "limit": self.limit})
+        """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`.
+
+        None for a run that is its own Retrain.
+        """
+        if self.weights.get("retrain") == self.weights["unlearned"]:
+            return None
+        return exposure({"values": self.values, "better": self.better, "limit": self.limit}, self.images_behind)
 
     @property
     def images_per_class(self) -> int:

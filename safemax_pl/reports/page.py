@@ -14,6 +14,7 @@ from safemax_pl.common.names import count
 from safemax_pl.common.templates import environment, line
 from safemax_pl.reports import certified, robustness, tables
 from safemax_pl.reports.certified import Certificates
+from safemax_pl.reports.figures.attacks import EXPOSURES
 from safemax_pl.reports.figures.picture import Picture
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.load import FORGET_DEPENDENT
@@ -88,6 +89,16 @@ class Report:
     @property
     def footnotes(self) -> list[str]:
         return tables.footnotes(self.runs[0].protocol, any(run.has_second_classifier for run in self.runs))
+
+    @property
+    def exposures(self) -> dict[str, list[Picture]]:
+        """The picture that stands before the table of attacks, by heading."""
+        return {heading: found for heading, found in self.attack_pictures.items() if heading == EXPOSURES}
+
+    @property
+    def pictures_of_attacks(self) -> dict[str, list[Picture]]:
+        """The other pictures of attacks by heading."""
+        return {heading: found for heading, found in self.attack_pictures.items() if heading != EXPOSURES}
 
     @property
     def protocol(self) -> list[list[Any]]:

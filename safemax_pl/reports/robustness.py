@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
+from math import inf
 from typing import Any
 
-from safemax_pl.attacks.worst_case import worst
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common.files import digest
@@ -33,8 +34,9 @@ FOOTNOTES = [
     "a model that draws only noise, if the attack has such a number; it comes from one draw of images, not from a "
     "minimum over the points of a curve.",
     "Worst case: for each run the attack with the largest exposure, (Retrain − run) / (Retrain − original) of its "
-    "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. Attacks to which the original is not "
-    "more exposed than Retrain by a tenth of their scale do not count.",
+    "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. A Retrain that was attacked beside another "
+    "one shows how large it is by chance. Attacks to which the original is not more exposed than Retrain by more than "
+    "two standard errors, or 2 % of the budget of steps, do not count.",
     "All models are scored on the same image seeds, so no sd contains the sampling error of the images.",
 ]
 FILES = "All numbers of the attacks are in robustness.csv."
@@ -71,20 +73,31 @@ class Robustness:
         return Table(titles, shown)
 
     @property
-    def worst_cases(self) -> dict[str, Shown]:
-        """Label of a method -> the largest exposure of each of its runs, as a cell, with the attacks that had it."""
-        found: dict[str, Shown] = {}
-        for row in (row for row in self.rows if row.kind == "method"):
-            cases = [(run.forget, case) for run in row.runs if (case := self._worst_case(run)) is not None]
-            if cases:
-                (spread,) = spreads(("", forget, value) for forget, (_, value) in cases).values()
-                names = "; ".join(dict.fromkeys(title for _, (title, _) in cases))
-                aside = f"{deviations(spread, WORST)} {names}".strip()
-                found[row.label] = Shown(format(spread.mean, WORST.form), aside, spread.mean, False)
+    def exposures(self) -> dict[str, list[tuple[str, FinishedRun, float]]]:
+        """Label of a row -> attack, run and exposure, for all attacks that have one.
+
+        Rows of unlearned models have them, and references that were attacked beside another Retrain.
+        """
+        found: dict[str, list[tuple[str, FinishedRun, float]]] = {}
+        for row, attacked in product(self.rows, self.attacks):
+            for one, model in attacked.members.get(row.label, []):
+                if model == "unlearned" and one.exposure is not None:
+                    found.setdefault(row.label, []).append((attacked.title, one.run, one.exposure))
         return found
 
-    def _worst_case(self, run: FinishedRun) -> tuple[str, float] | None:
-        return worst({one.title: one.exposure for one in self.outcomes if one.run is run})
+    @property
+    def worst_cases(self) -> dict[str, Shown]:
+        """Label of a row -> the largest exposure of each of its runs, as a cell, with the attacks that had it."""
+        found: dict[str, Shown] = {}
+        for label, exposures in self.exposures.items():
+            cases: dict[FinishedRun, tuple[str, float]] = {}
+            for title, run, value in exposures:
+                cases[run] = max(cases.get(run, ("", -inf)), (title, value), key=lambda case: case[1])
+            (spread,) = spreads(("", run.forget, value) for run, (_, value) in cases.items()).values()
+            names = "; ".join(dict.fromkeys(title for title, _ in cases.values()))
+            aside = f"{deviations(spread, WORST)} {names}".strip()
+            found[label] = Shown(format(spread.mean, WORST.form), aside, spread.mean, False)
+        return found
 
     @property
     def scored(self) -> str:

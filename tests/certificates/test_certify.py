@@ -192,6 +192,7 @@ def test_verification_needs_the_same_retrains(certified, run):
         (["certificate.samplers=[{name: ddim, steps: 2}]"], "certificate.samplers: .*use spacing=trailing"),
         (["--verify"], "has no value"),
         (["--verify", "pyproject.toml", "certificate.alpha=0.1"], "takes the settings from the certificate"),
+        (["certficate=quick"], "did you mean 'certificate'"),
         (["certificate=full"], "unknown certificate 'full'"),
         (["certificate.alpha=0.7"], r"certificate\.alpha=0\.7: give an error rate"),
         (["certificate.images=1"], r"certificate\.images=1"),

@@ -10,6 +10,7 @@ from safemax_pl.common.files import write_csv
 from safemax_pl.reports import robustness
 from safemax_pl.reports.figures import attack_bars, attack_curves, attack_images
 from safemax_pl.reports.figures.attacks import draw
+from safemax_pl.reports.figures.exposures import exposures, heat_map
 from safemax_pl.reports.grouping import group
 from safemax_pl.reports.load import read
 from safemax_pl.reports.notes import attack_notes
@@ -382,6 +383,37 @@ def test_the_worst_case_is_the_attack_that_came_nearest_to_the_original(write_ru
     assert lines["null_leak", 0] is None
 
 
-def test_without_retrain_there_is_no_worst_case(write_run, write_attack, compared):
+def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run, write_attack, compared, tmp_path):
+    first, second = (write_run("retrain", seed, from_scratch=True) for seed in (0, 1))
+    digest = json.loads((first / "metrics.json").read_text())["weights"]["unlearned"]
+    write_attack(first, value=0.9, original=0.1, retrain=(digest, 0.9))  # itself
+    write_attack(second, value=0.7, original=0.1, retrain=(digest, 0.9))
+    for method, value in (("hidden", 0.1), ("erased", 0.9)):
+        write_attack(write_run(method), value=value, original=0.1, retrain=(digest, 0.9))
+    found = compared()[0]
+    cells = {label: row[-1] for label, row in texts(found).items()}
+    assert cells == {
+        "Original": None,
+        "retrain": ("0.25", "Late start", False),
+        "hidden": ("1.00", "Late start", False),
+        "erased": ("0.00", "Late start", False),
+    }
+    (picture,) = exposures(tmp_path, found)
+    assert "Lowest worst case of a method: 0.00, erased" in picture.alt
+    out = report([tmp_path], tmp_path / "out")
+    for name in ("report.html", "report.md"):
+        text = (out / name).read_text().partition("Robustness</h2>" if name.endswith("html") else "## Robustness")[2]
+        assert 0 < text.find("Heat map of exposures") < text.find("Worst case")
+
+
+def test_the_heat_map_of_exposures_has_the_worst_case_first_and_leaves_gaps_grey(tmp_path):
+    figure = heat_map({"b": {"worst case": 0.9, "y": 0.9, "x": -0.2}, "a": {"worst case": 0.1, "x": 0.1}}, references=1)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["worst case", "y", "x"]
+    assert [text.get_text() for text in axis.texts] == ["0.90", "0.90", "-0.20", "0.10", "0.10"]
+    assert np.isnan(axis.images[0].get_array().filled(np.nan)[1, 1])
+
+
+def test_without_retrain_there_is_no_worst_case(write_run, write_attack, compared, tmp_path):
     write_attack(write_run("safemax", 0), "late_start", 0.7, 0.1)
-    assert "Worst case ↓" not in compared()[0].table.titles
+    assert "Worst case ↓" not in compared()[0].table.titles and exposures(tmp_path, compared()[0]) == []

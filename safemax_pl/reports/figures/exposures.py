@@ -1,0 +1,84 @@
+"""Exposures: a heat map of models against attacks, the worst case first."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from safemax_pl.common.figures import SMALL, panels
+from safemax_pl.reports.figures.picture import Picture, save
+from safemax_pl.reports.robustness import Robustness
+
+COLUMN, ROW = 0.44, 0.3  # inches of a cell
+WORST = "worst case"
+COLOURS = "YlOrRd"
+DARK = 0.6  # exposure above which numbers are white
+
+
+def exposures(folder: Path, robustness: Robustness) -> list[Picture]:
+    """Draw the mean exposure of every model to every attack; nothing if no attack has any."""
+    worst = {label: shown.value for label, shown in robustness.worst_cases.items()}
+    if not worst:
+        return []
+    cells: dict[str, dict[str, float]] = {}
+    for label, found in robustness.exposures.items():
+        titles = dict.fromkeys(title for title, _, _ in found)
+        cells[label] = {title: mean(value for name, _, value in found if name == title) for title in titles}
+    kinds = {row.label: row.kind for row in robustness.rows}
+    names = {row.label: row.name for row in robustness.rows}
+    order = sorted(worst, key=lambda label: (kinds[label] == "method", worst[label]))
+    figure = heat_map(
+        {names[label]: {WORST: worst[label], **cells[label]} for label in order},
+        sum(kinds[label] != "method" for label in order),
+    )
+    lowest = next((label for label in order if kinds[label] == "method"), order[0])
+    alt = (
+        f"Heat map of exposures (lower is better): rows are models, columns attacks. Lowest worst case of a method: "
+        f"{worst[lowest]:.2f}, {lowest}."
+    )
+    caption = (
+        "Exposure of every model to every attack, mean over runs: 0 is as hard to attack as Retrain, 1 as easy as the "
+        "original. The worst case is the largest of each run. Grey: not attacked, or not counted."
+    )
+    return [save(figure, folder / "attacks-exposures.png", alt, caption)]
+
+
+def heat_map(cells: Mapping[str, Mapping[str, float]], references: int = 0) -> Figure:
+    """Draw exposures as coloured numbers; the column `WORST` and the first `references` rows stand apart.
+
+    Args:
+        cells: name of a model -> name of an attack -> exposure.
+        references: number of leading rows that do not compete.
+    """
+    columns = list(dict.fromkeys(title for row in cells.values() for title in row))
+    sizes = {title: mean(row[title] for row in cells.values() if title in row) for title in columns if title != WORST}
+    columns = [WORST, *sorted(sizes, key=lambda title: -sizes[title])]
+    values = np.array([[row.get(title, np.nan) for title in columns] for row in cells.values()])
+    figure, (axis,) = panels(1, 2.0 + COLUMN * len(columns), 1.5 + ROW * len(cells))
+    axis.grid(visible=False)
+    axis.set_facecolor("#dddddd")
+    axis.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+    axis.set_yticks(range(len(cells)), [fill(name, 26) for name in cells], fontsize=SMALL)
+    axis.set_xticks(range(len(columns)), columns, fontsize=SMALL, rotation=40, ha="left")
+    axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    for (row, column), value in np.ndenumerate(values):
+        if value == value:
+            look = {"weight": "bold"} if column == 0 else {}
+            value = round(value, 2) + 0.0  # no negative zero
+            colour = "white" if value > DARK else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALL, color=colour, **look)
+    _part(axis, references)
+    return figure
+
+
+def _part(axis: Axes, references: int) -> None:
+    """Draw lines after the column of the worst case and below the references."""
+    axis.axvline(0.5, color="white", lw=4)
+    if references:
+        axis.axhline(references - 0.5, color="white", lw=4)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
