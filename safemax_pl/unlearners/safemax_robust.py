@@ -26,7 +26,8 @@ class SAFEMaxRobust(Unlearner):
     the second loss: `inner_share`.
 
     Args:
-        gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout: as in `SAFEMax`.
+        gate, target, on_path, null_on_path, null_on_images, null_halts_below, retain_loss, forget_weight,
+            retain_weight, label_dropout: as in `SAFEMax`.
         clean_null: for retain examples with the null label, replace the teacher's prediction by the true noise. The
             teacher's prediction for ∅ still depends on the forget classes. No effect with retain_loss="denoise".
         inner_steps: K ≥ 0; 0 omits the second forget loss.
@@ -42,6 +43,8 @@ class SAFEMaxRobust(Unlearner):
         target: Target,
         on_path: float = 0.33,
         null_on_path: float = 0.5,
+        null_on_images: float = 0.2,
+        null_halts_below: float = 0.3,
         retain_loss: str = "distill",
         clean_null: bool = False,
         inner_steps: int = 1,
@@ -59,7 +62,16 @@ class SAFEMaxRobust(Unlearner):
             raise UserError(f"unlearner.inner_steps={inner_steps}, inner_lr={inner_lr}: give K ≥ 0 and a rate > 0")
         check_probabilities(inner_share=inner_share)
         self.safemax = SAFEMax(
-            gate, target, on_path, null_on_path, retain_loss, forget_weight, retain_weight, label_dropout
+            gate,
+            target,
+            on_path,
+            null_on_path,
+            null_on_images,
+            null_halts_below,
+            retain_loss,
+            forget_weight,
+            retain_weight,
+            label_dropout,
         )
         self.clean_null, self.inner_steps, self.inner_lr = clean_null, inner_steps, inner_lr
         self.inner_share, self.inner_on_path = inner_share, inner_on_path

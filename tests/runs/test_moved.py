@@ -56,11 +56,12 @@ def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
     assert found.values("w=0", "unlearned")["preparation_flops"] == metrics["cost"]["preparation_flops"] > 0
 
 
+OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0, "null_on_images": 0.0, "null_halts_below": 0.3}
 # method -> what its configuration lacked in 0.4.0, with the value at which it does the same
 LACKED = {
     "retain_only": {},
-    "safemax": {"on_path": 0.0, "null_on_path": 0.0},
-    "safemax_robust": {"on_path": 0.0, "null_on_path": 0.0, "inner_share": 1.0, "inner_on_path": True},
+    "safemax": OFF_PATH,
+    "safemax_robust": OFF_PATH | {"inner_share": 1.0, "inner_on_path": True},
     "random_label": {"forget_dropout": 0.0},
     "salun": {"mask_guidance": 0.0, "mask_clip": None, "forget_dropout": 0.0},
     "erasediff_relabel": {"forget_dropout": 0.0},

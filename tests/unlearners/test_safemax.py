@@ -43,7 +43,8 @@ def recorded(module):
 
 def test_off_the_path_the_forget_images_are_taught_the_target(task, forget):
     target, gate = MaxEntropyTarget(0.6), TimestepGate(1.0)
-    examples, weight = safemax(target=target, gate=gate, on_path=0).forget_examples(task, forget)
+    unlearner = safemax(target=target, gate=gate, on_path=0, null_on_images=0)
+    examples, weight = unlearner.forget_examples(task, forget)
     t, expected = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
     x_t = task.diffusion.noised(forget, t).x_t
     assert torch.equal(examples.x_t, x_t) and torch.equal(examples.t, t) and torch.equal(weight, expected)
@@ -71,7 +72,30 @@ def test_shares_of_the_rows_are_on_the_path_and_of_these_teach_the_null_label(ta
     assert not null[~replaced].any() and torch.equal(changed.labels[~null], batch.labels[~null])
 
 
-@pytest.mark.parametrize(("name", "value"), [("on_path", 1.5), ("null_on_path", -0.1)])
+def test_some_of_the_other_images_teach_the_null_label_to_halt_at_small_t_and_to_predict_without_the_class(
+    task, make_batch
+):
+    batch = make_batch([1], 1000, (1, 8, 8))
+    plain, _ = safemax(null_on_images=0, on_path=0.3, null_on_path=0).forget_examples(task, batch)
+    labels = task.retain_labels[rng.integers(batch.keys, Stream.SUBSTITUTE, len(task.retain_labels))]
+    calls = recorded(task.teacher.network)
+    unlearner = safemax(on_path=0.3, null_on_path=0, null_on_images=0.2, null_halts_below=0.3)
+    examples, _ = unlearner.forget_examples(task, batch)
+    white = rng.uniform(batch.keys, Stream.ON_PATH) < 0.3
+    null, moved = examples.labels == task.null_label, (examples.target != plain.target).flatten(1).any(1)
+    assert null[~white].float().mean().item() == pytest.approx(0.2, abs=0.05) and not null[white].any()
+    assert torch.equal(moved, null & (examples.t >= 30)) and 0 < moved.sum() < null.sum()
+    ((_, _, others, predicted),) = calls
+    assert torch.equal(others, labels) and 1 not in others
+    assert torch.equal(examples.target[moved], predicted[moved])
+    assert torch.equal(examples.x_t, plain.x_t) and torch.equal(examples.t, plain.t)
+    assert torch.equal(examples.labels[~null], plain.labels[~null])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("on_path", 1.5), ("null_on_path", -0.1), ("null_on_images", 2.0), ("null_halts_below", -1.0)],
+)
 def test_shares_outside_0_and_1_are_refused(name, value):
     with pytest.raises(UserError, match=rf"unlearner\.{name}={value}: give a probability from 0 to 1"):
         safemax(**{name: value})
@@ -90,7 +114,7 @@ def test_a_model_without_null_label_halts_on_the_path_too(make_pointwise, make_t
 @pytest.mark.parametrize(("on_path", "draw"), [(0.0, "weight"), (0.5, "density")])
 def test_the_forget_loss_is_the_gated_error_of_the_student(task, forget, retain, on_path, draw):
     gate = TimestepGate(3.0, [5, 90], draw)
-    unlearner = safemax(gate=gate, on_path=on_path, null_on_path=0)
+    unlearner = safemax(gate=gate, on_path=on_path, null_on_path=0, null_on_images=0)
     actual = unlearner.losses(task, forget, retain).forget
 
     t, weight = gate.draw(rng.uniform(forget.keys, Stream.TIMESTEP), 100)
@@ -141,7 +165,7 @@ def test_the_denoising_retain_loss_is_the_plain_one(make_model, make_task, forge
 
 def test_the_denoising_retain_loss_does_without_the_teacher(task, forget, retain):
     calls = recorded(task.teacher.network)
-    safemax(retain_loss="denoise").losses(task, forget, retain)
+    safemax(retain_loss="denoise", null_on_images=0).losses(task, forget, retain)
     assert not calls
 
 
@@ -161,16 +185,16 @@ def test_the_student_is_called_once_with_both_batches(task, forget, retain, sett
     assert len(calls[0][0]) == 5 + 7
 
 
-def test_forget_labels_of_images_are_never_dropped_and_retain_labels_are(task, forget, retain):
+def test_without_null_rows_forget_labels_are_kept_and_retain_labels_are_dropped(task, forget, retain):
     calls = recorded(task.student)
-    safemax(on_path=0, label_dropout=1.0).losses(task, forget, retain)
+    safemax(on_path=0, null_on_images=0, label_dropout=1.0).losses(task, forget, retain)
     assert calls[0][2].tolist() == [1] * 5 + [task.null_label] * 7
 
 
 def test_student_and_teacher_see_the_same_retain_rows(task, forget, retain):
     student, teacher = recorded(task.student), recorded(task.teacher.network)
     safemax(label_dropout=0.5).losses(task, forget, retain)
-    for ours, theirs in zip(student[0][:3], teacher[0][:3], strict=True):
+    for ours, theirs in zip(student[0][:3], teacher[-1][:3], strict=True):
         assert torch.equal(ours[5:], theirs)
 
 
@@ -190,7 +214,7 @@ def test_no_gradient_passes_through_what_is_taught(make_pointwise, make_task, fo
     """d/ds mean (s x + …  − target)²: the target must count as a constant."""
     task = make_task(make_pointwise(Diffusion(num_timesteps=100)))
     calls = recorded(task.student)
-    unlearner = safemax(gate=TimestepGate(0))
+    unlearner = safemax(gate=TimestepGate(0), null_on_images=0)
     unlearner.losses(task, forget, retain).forget.backward()
     x, t, _, output = (value[:5] for value in calls[0])
     error = output - unlearner.target(task.diffusion, x, t, forget.keys)

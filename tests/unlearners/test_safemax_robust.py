@@ -136,7 +136,7 @@ def test_relearning_moves_also_the_weights_that_the_method_may_not(task, forget)
 
 def test_after_relearning_halting_may_be_taught_on_images_alone(task, forget, retain):
     """Off the path, the second forget loss does not depend on `on_path`."""
-    settings = {"gate": TimestepGate(0), "null_on_path": 0, "inner_steps": 1, "inner_lr": 1e-2}
+    settings = {"gate": TimestepGate(0), "null_on_path": 0, "null_on_images": 0, "inner_steps": 1, "inner_lr": 1e-2}
 
     def second_loss(on_path, inner_on_path):
         unlearner = robust(**settings, on_path=on_path, inner_on_path=inner_on_path)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,10 +68,11 @@ def heat_map(cells: Mapping[str, Mapping[str, float]], references: int = 0) -> F
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     for (row, column), value in np.ndenumerate(values):
         if value == value:
-            look = {"weight": "bold"} if column == 0 else {}
             value = round(value, 2) + 0.0  # no negative zero
             colour = "white" if value > DARK else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALL, color=colour, **look)
+            weight = "bold" if column == 0 else "normal"
+            look: dict[str, Any] = {"fontsize": SMALL, "color": colour, "weight": weight}
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", **look)
     _part(axis, references)
     return figure
 
