@@ -62,7 +62,7 @@ class BareLoop:
         white = rng.normal(forget.keys, Stream.WHITE_IMAGE, self.data.image_shape)
         x_0 = torch.where(on_path.view(-1, 1, 1, 1), white, forget.x_0)
         x_t = a * torch.cat([x_0, retain.x_0]) + b * torch.cat(eps)
-        nulls = on_path & (rng.uniform(forget.keys, Stream.FORGET_NULL) < 0.5)
+        nulls = rng.uniform(forget.keys, Stream.FORGET_NULL) < torch.where(on_path, 0.5, 0.2)
         dropped = rng.uniform(retain.keys, Stream.NULL_LABEL) < 0.1
         forget_labels = torch.where(nulls, self.null_label, forget.labels)
         labels = torch.cat([forget_labels, torch.where(dropped, self.null_label, retain.labels)])

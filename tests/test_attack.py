@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from safemax_pl.attack import check
 from safemax_pl.attacks.arguments import NAMES
 from safemax_pl.attacks.attack import attack, print_block
 from safemax_pl.attacks.null_leak import NullLeak
@@ -162,7 +163,6 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
         ([], "which attack"),
         (["attack"], "got 'attack', expected key=value"),
         (["attack=relearn"], "did you mean 'relearning'"),
-        (["attack=null_leak", "retrains=[a,b]"], "did you mean 'retrain'"),
         (["attack=relearning", "attacks.relearning.budget.rat=1"], r"did you mean .*budget\.rate"),
         (["attack=relearning", "attacks.null_leak.images_per_class=3"], "attacks.null_leak"),
         (["attack=null_leak", "data.forget_classes=[]"], "nothing was forgotten"),
@@ -174,6 +174,11 @@ def test_a_model_that_others_saved_is_attacked(theirs, tmp_path):
 def test_mistakes_are_named(run, arguments, message):
     with pytest.raises(UserError, match=message):
         attack(str(run), arguments)
+
+
+def test_a_setting_of_another_command_is_named(run):
+    with pytest.raises(UserError, match="unknown setting of this command 'retrains': did you mean 'retrain'"):
+        check([str(run)], ["attack=null_leak", "retrains=[a,b]"])
 
 
 def test_a_retrain_that_knows_the_class_is_refused(run, tmp_path):

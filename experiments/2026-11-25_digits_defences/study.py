@@ -29,6 +29,7 @@ FIT = [
     "sampler=dpm_solver",
     "sampler.steps=10",
     "unlearner.on_path=0",  # as when the study was made
+    "unlearner.null_on_images=0",
     "unlearner.retain_weight=5",
     "logger=csv",
     f"runs_dir={RUNS}",

@@ -131,7 +131,7 @@ def main() -> None:
     for method, parameters, end, rate in arms:
         settings = [f"unlearner={method}", f"parameters={parameters}", f"optimizer.lr={rate:g}", *ENDS[end]]
         if method == "safemax":  # as when the study was made
-            settings += ["unlearner.on_path=0", "unlearner.retain_weight=5"]
+            settings += ["unlearner.on_path=0", "unlearner.null_on_images=0", "unlearner.retain_weight=5"]
         fit(compose("fit", [*FIT, *settings]), name_of(method, parameters, end, rate))
     look = look_flops()
     rows = [row(RUNS / name_of(*arm), *arm, look) for arm in arms]

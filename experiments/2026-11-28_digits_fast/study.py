@@ -60,6 +60,8 @@ def training(method: str, part: str, rate: float, steps: int, batch: int, falls:
     settings = [f"unlearner={method}", f"parameters={part}", f"optimizer.lr={rate:.3g}"]
     settings += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     settings += [f"data.forget_batch_size={batch}", f"data.retain_batch_size={batch}"]
+    if method == "safemax":  # as when the study was made
+        settings.append("unlearner.null_on_images=0")
     return settings + ([f"lr_scheduler={schedule}"] if falls else [])
 
 

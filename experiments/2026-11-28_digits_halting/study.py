@@ -64,6 +64,7 @@ def make(arm: str, digit: int, seed: int) -> None:
     """Fit, and score the runs of seed 0 under the other samplers."""
     on_path, null, weight = ARMS[arm]
     settings = [f"unlearner.on_path={on_path}", f"unlearner.null_on_path={null}", f"unlearner.retain_weight={weight}"]
+    settings.append("unlearner.null_on_images=0")  # as when the study was made
     folder = fit(
         compose("fit", [*FIT, *settings, f"seed={seed}", f"data.forget_classes=[{digit}]"]), f"{arm}-{digit}-{seed}"
     )

@@ -27,7 +27,7 @@ SMALL = {
     "selective_amnesia": "unlearner.replay_per_class=50 unlearner.fisher_images=50",
     "esd": "unlearner.replay_per_class=50",
 }
-NULL = "unlearner.null_on_path=0.25"  # the default when the trials were made
+NULL = "unlearner.null_on_path=0.25 unlearner.null_on_images=0"  # the defaults when the trials were made
 RELEARNED = ("safemax", "safemax_no_path", "noise_image", "salun", "esd", "gradient_ascent")
 BUDGET = [
     "attack=relearning",
@@ -78,7 +78,7 @@ def settings() -> None:
             "trainer": {"val_check_interval": max(steps // 4, 1)},
         }
         if method.startswith("safemax"):
-            tree["unlearner"] = {"on_path": 0.5, "null_on_path": 0.25}
+            tree["unlearner"] = {"on_path": 0.5, "null_on_path": 0.25, "null_on_images": 0.0}
         for key, value in best.dropna().items():
             *parents, leaf = str(key).split(".")
             if parents:
@@ -117,7 +117,8 @@ def retrain() -> list[str]:
 
 def no_path() -> list[str]:
     """SAFEMax without the halted path, as 2026-11-25_digits_robustness had it."""
-    settings = "unlearner.on_path=0 unlearner.retain_weight=1 optimizer.lr=3e-4 method=safemax_no_path"
+    settings = "unlearner.on_path=0 unlearner.null_on_images=0 unlearner.retain_weight=1 "
+    settings += "optimizer.lr=3e-4 method=safemax_no_path"
     return [f"{FIT}/no_path {settings} -m seed=0,1,2 data.forget_classes=[3]"]
 
 

@@ -37,7 +37,13 @@ COMMON = ["trainer.enable_progress_bar=false", "logger=csv", f"runs_dir={RUNS}",
 COMMON += ["evaluation.final=quick"]
 RETRAIN = ["unlearner=retrain", "data.retain_batch_size=64", "optimizer.lr=1e-3", "trainer.max_steps=1000"]
 RETRAIN += ["trainer.val_check_interval=1000"]
-SAFEMAX = ["unlearner.on_path=0.5", "unlearner.retain_weight=10", "optimizer.lr=2e-4", "ema_decay=null"]
+SAFEMAX = [
+    "unlearner.on_path=0.5",
+    "unlearner.null_on_images=0",
+    "unlearner.retain_weight=10",
+    "optimizer.lr=2e-4",
+    "ema_decay=null",
+]
 SAFEMAX += ["trainer.max_steps=100"]
 CONDITIONS = {"retained classes": 0.0, "forgotten classes": 0.0, "unconditional": -1.0}
 ALPHA = 0.05

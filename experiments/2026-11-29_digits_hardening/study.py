@@ -60,7 +60,7 @@ SCORES = ("ua_noise_aware", "ua", "halting", "retain_accuracy", "fid_retain/clas
 
 def make(arm: str, digit: int, seed: int) -> None:
     """Fit, and score the forget images with 100 steps of DDIM too."""
-    settings = [*ARMS[arm].split(), f"seed={seed}", f"data.forget_classes=[{digit}]"]
+    settings = [*ARMS[arm].split(), "unlearner.null_on_images=0", f"seed={seed}", f"data.forget_classes=[{digit}]"]
     settings.append("trainer.val_check_interval=${trainer.max_steps}")
     folder = fit(compose("fit", [*FIT, *settings]), f"{arm}-{digit}-{seed}")
     if not list(folder.glob("evaluations/*/metrics.json")):

@@ -81,17 +81,19 @@ AT_ONCE = ("safemax", "salun", "sfr_on", "esd")  # on CIFAR-100
 DECAYS = (0, 1, 5, 20, 50, 100)
 BOUNDS = (100, 250, 500, 750)
 STUDIED = "airplane"  # of gate and targets: the class of the poster's own study of lambda
-# without the halted path, whose states are exact for one of these targets alone
+# without the halted path, whose states are exact for one of these targets alone, and without rows that teach ∅
 TARGETS = {
-    "max_entropy_1": ["unlearner.on_path=0", "unlearner.target.image_std=1"],
-    "max_entropy_uniform": ["unlearner.on_path=0", "unlearner.target.image_std=0.57735"],
+    "max_entropy_1": ["unlearner.on_path=0", "unlearner.null_on_images=0", "unlearner.target.image_std=1"],
+    "max_entropy_uniform": ["unlearner.on_path=0", "unlearner.null_on_images=0", "unlearner.target.image_std=0.57735"],
     "identity": [
         "unlearner.on_path=0",
+        "unlearner.null_on_images=0",
         "~unlearner.target.image_std",
         "unlearner.target._target_=safemax_pl.unlearners.safemax_target.IdentityTarget",
     ],
     "fresh_noise": [
         "unlearner.on_path=0",
+        "unlearner.null_on_images=0",
         "~unlearner.target.image_std",
         "unlearner.target._target_=safemax_pl.unlearners.safemax_target.FreshNoiseTarget",
     ],

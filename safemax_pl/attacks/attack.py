@@ -60,7 +60,7 @@ def attack(target: str, overrides: list[str]) -> Path:
     exposures = {}
     for name, one in attacks.items():
         block, results = run_attack(name, one, models, bench, subject.folder, show_progress and distributed.is_first())
-        exposures[name] = exposure(block["headline"], one.images_per_class * len(subject.data.forget_labels))
+        exposures[name] = exposure(block["headline"], one.measure, block["weights"], one.images_per_class)
         if distributed.is_first():
             remember(subject.folder / "metrics.json", name, block)
             picture = subject.folder / block["folder"] / "figure.png"
@@ -151,9 +151,10 @@ def print_worst_case(exposures: dict[str, float | None]) -> None:
         return
     left_out = [name for name, value in exposures.items() if value is None]
     line = f"worst case: {found[0]}, exposure {found[1]:.2f} (0: as Retrain, 1: as the original)"
-    line += f"; not counted, as the original is hardly easier to attack than Retrain: {', '.join(left_out)}" * bool(
-        left_out
-    )
+    if left_out:
+        line += (
+            f"; not counted (no images are scored, or the original is hardly easier to attack): {', '.join(left_out)}"
+        )
     plain_console().print(printable(line), soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from safemax_pl.attacks.worst_case import MEASURE
 from safemax_pl.common.errors import UserError
 from safemax_pl.data.datamodule import ForgetRetainDataModule
 from safemax_pl.data.sampling_plan import SamplingPlan
@@ -16,7 +17,6 @@ from safemax_pl.evaluation.evaluator import Evaluator
 from safemax_pl.evaluation.results import ModelScores
 
 SHOWN = 8  # images of a point
-MEASURE = "ua_noise_aware"  # y of most curves; low if the attack brings the class back
 Curves = dict[str, list[tuple[float, float]]]  # series -> [(x, y), ...]
 
 

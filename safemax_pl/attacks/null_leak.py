@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import final
 
-from safemax_pl.attacks.base import MEASURE, Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.base import Attack, Bench, Curves, Point, ascending
+from safemax_pl.attacks.worst_case import MEASURE
 from safemax_pl.common.errors import UserError
 from safemax_pl.diffusion.unet import Model
 

@@ -39,7 +39,6 @@ class Stream(IntEnum):
     WHITE_IMAGE = 14  # that white noise
     FORGET_NULL = 15  # whether a forget label is dropped
     SUBSTITUTE_NULL = 16  # whether the class that replaces it is dropped
-    IMAGE_NULL = 17  # whether the label of a forget image that is not white noise is dropped
     SAMPLER_STEP = 1000  # plus the number of the step: noise of a stochastic sampler
 
 

@@ -34,7 +34,7 @@ REMOVED = dict.fromkeys(
     "it brought the class back: leave it out; unlearner.null_on_path concerns guided chains",
 )
 # target -> keys that are new in 0.5.0, with the values at which it does what it did before
-OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0, "null_on_images": 0.0, "null_halts_below": 0.3}
+OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0, "null_on_images": 0.0}
 IN_EVERY_STEP = {"inner_share": 1.0, "inner_on_path": True}
 FORMER: dict[str, dict[str, Any]] = {
     SAFEMAX: OFF_PATH,

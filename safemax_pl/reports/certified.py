@@ -11,10 +11,17 @@ from safemax_pl.reports.finished_run import FinishedRun
 
 LEAD = "Statements with a known error rate. Each holds by itself with the stated confidence, for the run that it names."
 COMPARED = ("settings", "classifier", "sampler", "guidance", "precision")
-TITLES = ["method", "seed", "forgotten", "shows it, at most ↓", "unconditional, at most ↓", "AUC, class label ↓"]
+TITLES = [
+    "method",
+    "seed",
+    "forgotten",
+    "shows it, at most ↓",
+    "unconditional, at most ↓",
+    "AUC, class label (0.5: chance)",
+]
 TITLES += [
-    "AUC, null label ↓",
-    "distance to Retrain, against the original's",
+    "AUC, null label (0.5: chance)",
+    "images closer to Retrain than the original's",
     "differs from one more Retrain",
     "Δ FID (classifier)",
     "confidence, images per cell",
@@ -24,10 +31,11 @@ FOOTNOTES = [
     "Shows it: upper bound of the share of images generated for a forgotten class that show it, the largest over "
     "classes, samplers and guidance weights, corrected for the misses of the classifier. Unconditional: the same for "
     "images without a label, in which the original shows every class.",
-    "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance. In "
+    "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance, and "
+    "far below 0.5 tells them as well. In "
     "brackets: its confidence interval. Then the original, and the range of the Retrains.",
-    "Distance to Retrain: kinds of images that are significantly closer to Retrain's than the original's are, or "
-    "farther.",
+    "Images closer to Retrain: the test of the certificate on every kind of images. closer, farther: significant. not "
+    "detected: neither.",
     "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ "
     "from each other. –: fewer than three Retrains were given.",
     "The seeds of all images follow from the weights and the nonce. Check a certificate with python -m "
@@ -92,7 +100,7 @@ def _row(label: str, run: FinishedRun, one: dict[str, Any]) -> list[Any]:
         statement.percent(one["leakage"]["bound"]),
         statement.percent(max(leaks)) if leaks else "–",
         *areas,
-        _moved(one["similarity"], one["settings"]["alpha"]),
+        _closer(one["similarity"], one["settings"]["alpha"]),
         _differs(one["similarity"], one["settings"]["alpha"]),
         statement.interval(one["utility"][FID], "+.3f"),
         f"{100 * (1 - one['settings']['alpha']):g} %, {one['leakage']['cells'][0]['n']}",
@@ -104,7 +112,7 @@ def _area(attack: dict[str, Any] | None) -> str:
     return "–" if attack is None else statement.areas(attack["auc"])
 
 
-def _moved(similarity: dict[str, Any] | None, alpha: float) -> str:
+def _closer(similarity: dict[str, Any] | None, alpha: float) -> str:
     """Return the kinds of images that are closer to Retrain's than the original's are, and those that are farther."""
     if similarity is None:
         return "–"

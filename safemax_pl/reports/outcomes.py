@@ -70,13 +70,9 @@ class Outcome:
 
     @property
     def exposure(self) -> float | None:
-        """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`.
-
-        None for a run that is its own Retrain.
-        """
-        if self.weights.get("retrain") == self.weights["unlearned"]:
-            return None
-        return exposure({"values": self.values, "better": self.better, "limit": self.limit}, self.images_behind)
+        """How far the attack brings the run from Retrain to the original; see `worst_case.exposure`."""
+        headline = {"values": self.values, "better": self.better, "limit": self.limit}
+        return exposure(headline, self.measure, self.weights, self.images_per_class)
 
     @property
     def images_per_class(self) -> int:
@@ -131,7 +127,13 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     headline, made = block["headline"], block["provenance"]
     if headline["better"] not in ("higher", "lower"):
         raise ValueError(f"better is {headline['better']!r}")
-    values = {model: float(value) for model, value in headline["values"].items()}
+    values, limit = {model: float(value) for model, value in headline["values"].items()}, headline["limit"]
+    if not all(0 <= value <= shape.MAX_VALUE for value in values.values()):
+        raise ValueError(f"a number of {values} is negative or too large")
+    if limit is not None and not 0 < limit <= shape.MAX_VALUE:
+        raise ValueError(f"the limit is {limit}")
+    if (images := block["protocol"]["attack"]["images_per_class"]) < 1:
+        raise ValueError(f"images_per_class is {images}")
     curves = {
         model: {series: [(float(x), float(y)) for x, y in points] for series, points in by.items()}
         for model, by in block["curves"].items()
@@ -147,7 +149,7 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
         title=block["title"],
         headline=headline["name"],
         better=headline["better"],
-        limit=headline["limit"],
+        limit=limit,
         axis=block["axis"],
         measure=block["measure"],
         scale=block.get("scale", "0: the class is back, 1: it is gone"),  # 0.5.0 did not write it

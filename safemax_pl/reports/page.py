@@ -14,7 +14,6 @@ from safemax_pl.common.names import count
 from safemax_pl.common.templates import environment, line
 from safemax_pl.reports import certified, robustness, tables
 from safemax_pl.reports.certified import Certificates
-from safemax_pl.reports.figures.attacks import EXPOSURES
 from safemax_pl.reports.figures.picture import Picture
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.load import FORGET_DEPENDENT
@@ -41,6 +40,7 @@ class Report:
         notes: warnings to read before the numbers are compared.
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
+        exposure_pictures: those that stand before the table of attacks.
         certificates: of the runs; None without any.
         certificate_pictures: heading -> pictures of the certificates.
     """
@@ -59,6 +59,7 @@ class Report:
     notes: list[str]
     robustness: Robustness | None
     attack_pictures: dict[str, list[Picture]]
+    exposure_pictures: list[Picture] = field(default_factory=list)
     certificates: Certificates | None = None
     certificate_pictures: dict[str, list[Picture]] = field(default_factory=dict)
 
@@ -89,16 +90,6 @@ class Report:
     @property
     def footnotes(self) -> list[str]:
         return tables.footnotes(self.runs[0].protocol, any(run.has_second_classifier for run in self.runs))
-
-    @property
-    def exposures(self) -> dict[str, list[Picture]]:
-        """The picture that stands before the table of attacks, by heading."""
-        return {heading: found for heading, found in self.attack_pictures.items() if heading == EXPOSURES}
-
-    @property
-    def pictures_of_attacks(self) -> dict[str, list[Picture]]:
-        """The other pictures of attacks by heading."""
-        return {heading: found for heading, found in self.attack_pictures.items() if heading != EXPOSURES}
 
     @property
     def protocol(self) -> list[list[Any]]:

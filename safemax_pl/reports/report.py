@@ -18,6 +18,7 @@ from safemax_pl.reports import page, robustness, tables
 from safemax_pl.reports.certified import certificates
 from safemax_pl.reports.figures import attacks, curves, heat_maps, samples, trade_offs
 from safemax_pl.reports.figures import certificates as certificate_figure
+from safemax_pl.reports.figures.exposures import exposures
 from safemax_pl.reports.figures.picture import Picture
 from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.grouping import group
@@ -61,13 +62,23 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     undrawn: list[str] = []
     pictures = _pictures(out / "figures", groups, summaries, undrawn)
     attack_pictures = dict(_drawn(undrawn, attacks.draw, out / "figures", attacked) if attacked else {})
+    exposure_pictures = _drawn(undrawn, exposures, out / "figures", attacked) if attacked else []
     certificate_pictures = dict(
         _drawn(undrawn, certificate_figure.draw, out / "figures", certified) if certified else {}
     )
     missing = [f"Pictures are missing: {line}" for line in undrawn]
     lines = [*notes(groups, summaries), *said, *missing, *left_out]
     result = Report(
-        title, groups, summaries, pictures, lines, attacked, attack_pictures, certified, certificate_pictures
+        title,
+        groups,
+        summaries,
+        pictures,
+        lines,
+        robustness=attacked,
+        attack_pictures=attack_pictures,
+        exposure_pictures=exposure_pictures,
+        certificates=certified,
+        certificate_pictures=certificate_pictures,
     )
     _write(out / "report.html", page.html(result))
     _write(out / "report.md", page.markdown(result, out))

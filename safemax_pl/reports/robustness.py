@@ -35,8 +35,9 @@ FOOTNOTES = [
     "minimum over the points of a curve.",
     "Worst case: for each run the attack with the largest exposure, (Retrain − run) / (Retrain − original) of its "
     "numbers: 0 is as hard to attack as Retrain, 1 as easy as the original. A Retrain that was attacked beside another "
-    "one shows how large it is by chance. Attacks to which the original is not more exposed than Retrain by more than "
-    "two standard errors, or 2 % of the budget of steps, do not count.",
+    "one shows how large it is by chance. An attack counts if it scores images and the original is easier to attack "
+    "than Retrain by three standard errors, or 5 % of the budget of steps. An exposure may still have a standard error "
+    "of a third.",
     "All models are scored on the same image seeds, so no sd contains the sampling error of the images.",
 ]
 FILES = "All numbers of the attacks are in robustness.csv."

@@ -10,8 +10,7 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
-from safemax_pl.unlearners.losses import random_retain_labels
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import Target
 
@@ -34,11 +33,9 @@ class SAFEMax(Unlearner):
 
     A chain that halts visits noised noise, not noised images. So a share `on_path` of the forget images is replaced by
     white noise x_0 ~ N(0, s² I), whose x_t ~ N(0, (s² a² + b²) I) are the states of the halted chain. Guidance adds
-    w (ε_c − ε_∅) there, which is 0 if ∅ predicts the same ε*. So some of these rows teach it to ∅. Both are ours.
-
-    ∅ knows the class, too. So a share `null_on_images` of the forget images teaches ∅ what it would predict without the
-    class: the teacher's prediction for a random retain class. At small t, where every label still knows the training
-    images, it teaches ε*. This is ours.
+    w (ε_c − ε_∅) there, which is 0 if ∅ predicts the same ε*. So some of these rows teach it to ∅. The prediction for ∅
+    depends on the forget class, too, and on its training images. So some of the images teach ε* to ∅. All three are
+    ours.
 
     Args:
         gate: ψ.
@@ -46,9 +43,8 @@ class SAFEMax(Unlearner):
         on_path: probability in [0, 1] that white noise replaces a forget image.
         null_on_path: probability in [0, 1] that the label of such a row is ∅. Ignored for a model without null label,
             and at on_path=0.
-        null_on_images: probability in [0, 1] that ∅ replaces the label of a forget image that is not white noise. Such
-            an image costs one more prediction of the teacher. Ignored for a model without null label.
-        null_halts_below: t / T in [0, 1] below which the target of these images is ε*.
+        null_on_images: probability in [0, 1] that the label of any other forget image is ∅. Ignored for a model without
+            null label.
         retain_loss: "distill" (target: the teacher's prediction) or "denoise" (target: the true noise).
     """
 
@@ -59,7 +55,6 @@ class SAFEMax(Unlearner):
         on_path: float = 0.33,
         null_on_path: float = 0.5,
         null_on_images: float = 0.2,
-        null_halts_below: float = 0.3,
         retain_loss: str = "distill",
         forget_weight: float = 1.0,
         retain_weight: float = 2.0,
@@ -71,15 +66,9 @@ class SAFEMax(Unlearner):
                 raise UserError(f"unlearner.{name}={part!r}: give a node with _target_, as safemax.yaml does")
         if retain_loss not in ("distill", "denoise"):
             raise unknown("unlearner.retain_loss", retain_loss, ("distill", "denoise"))
-        check_probabilities(
-            on_path=on_path,
-            null_on_path=null_on_path,
-            null_on_images=null_on_images,
-            null_halts_below=null_halts_below,
-        )
+        check_probabilities(on_path=on_path, null_on_path=null_on_path, null_on_images=null_on_images)
         self.gate, self.target, self.retain_loss = gate, target, retain_loss
-        self.on_path, self.null_on_path = on_path, null_on_path
-        self.null_on_images, self.null_halts_below = null_on_images, null_halts_below
+        self.on_path, self.null_on_path, self.null_on_images = on_path, null_on_path, null_on_images
 
     def check(self, model: Model) -> None:
         self.gate.bounds(model.diffusion.num_timesteps)
@@ -89,9 +78,8 @@ class SAFEMax(Unlearner):
         return mixed_losses(task, *self.forget_examples(task, forget), self.retain_examples(task, retain))
 
     def forget_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
-        """Return the examples that teach halting, partly on the path and partly with ∅, and their weights ψ `[B]`."""
-        examples, weight = self.halting_examples(task, self.partly_on_path(task, forget))
-        return self.partly_null(task, forget.keys, examples), weight
+        """Return the examples that teach halting, partly on the path and partly to ∅, and their weights ψ `[B]`."""
+        return self.halting_examples(task, self.partly_replaced(task, forget))
 
     def halting_examples(self, task: Task, forget: LabelledImages) -> tuple[Examples, Tensor]:
         """Return examples that teach halting on the images as they are, and their weights ψ `[B]`."""
@@ -99,37 +87,17 @@ class SAFEMax(Unlearner):
         x_t = task.diffusion.noised(forget, t).x_t
         return Examples(x_t, t, forget.labels, self.target(task.diffusion, x_t, t, forget.keys)), weight
 
-    def partly_on_path(self, task: Task, forget: LabelledImages) -> LabelledImages:
-        """Replace each image by white noise with probability `on_path`, and the label of some of these rows by ∅."""
-        if self.on_path == 0:
-            return forget
-        chosen = self.is_on_path(forget.keys)
-        white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
-        labels = with_null(task, forget.labels, forget.keys, Stream.FORGET_NULL, self.null_on_path)
-        return LabelledImages(
-            torch.where(chosen.view(-1, 1, 1, 1), white, forget.x_0),
-            torch.where(chosen, labels, forget.labels),
-            forget.keys,
-        )
-
-    def is_on_path(self, keys: Tensor) -> Tensor:
-        """Return whether white noise replaces the images, `[B]`, bool."""
-        return rng.uniform(keys, Stream.ON_PATH) < self.on_path
-
-    def partly_null(self, task: Task, keys: Tensor, examples: Examples) -> Examples:
-        """Replace the label of some images by ∅, and their target where t ≥ `null_halts_below` · T."""
-        if self.null_on_images == 0 or task.null_label is None:
-            return examples
-        x_t, t, labels, target = examples
-        chosen = ~self.is_on_path(keys) & (rng.uniform(keys, Stream.IMAGE_NULL) < self.null_on_images)
-        without = task.teacher(x_t, t, random_retain_labels(task, keys))
-        above = chosen & (t >= self.null_halts_below * task.diffusion.num_timesteps)
-        return Examples(
-            x_t,
-            t,
-            torch.where(chosen, task.null_label, labels),
-            torch.where(above.view(-1, 1, 1, 1), without, target),
-        )
+    def partly_replaced(self, task: Task, forget: LabelledImages) -> LabelledImages:
+        """Replace each image by white noise with probability `on_path`, and some labels of both kinds of rows by ∅."""
+        images, labels = forget.x_0, forget.labels
+        on_path = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
+        if self.on_path > 0:
+            white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(images.shape[1:]))
+            images = torch.where(on_path.view(-1, 1, 1, 1), white, images)
+        if task.null_label is not None:
+            share = torch.where(on_path, self.null_on_path, self.null_on_images)
+            labels = torch.where(rng.uniform(forget.keys, Stream.FORGET_NULL) < share, task.null_label, labels)
+        return LabelledImages(images, labels, forget.keys)
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
         """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""

@@ -26,8 +26,8 @@ class SAFEMaxRobust(Unlearner):
     the second loss: `inner_share`.
 
     Args:
-        gate, target, on_path, null_on_path, null_on_images, null_halts_below, retain_loss, forget_weight,
-            retain_weight, label_dropout: as in `SAFEMax`.
+        gate, target, on_path, null_on_path, null_on_images, retain_loss: as in `SAFEMax`.
+        forget_weight, retain_weight, label_dropout: as in `Unlearner`.
         clean_null: for retain examples with the null label, replace the teacher's prediction by the true noise. The
             teacher's prediction for ∅ still depends on the forget classes. No effect with retain_loss="denoise".
         inner_steps: K ≥ 0; 0 omits the second forget loss.
@@ -44,7 +44,6 @@ class SAFEMaxRobust(Unlearner):
         on_path: float = 0.33,
         null_on_path: float = 0.5,
         null_on_images: float = 0.2,
-        null_halts_below: float = 0.3,
         retain_loss: str = "distill",
         clean_null: bool = False,
         inner_steps: int = 1,
@@ -67,7 +66,6 @@ class SAFEMaxRobust(Unlearner):
             on_path,
             null_on_path,
             null_on_images,
-            null_halts_below,
             retain_loss,
             forget_weight,
             retain_weight,

@@ -24,6 +24,8 @@ from safemax_pl.config.compose import compose
 from safemax_pl.diffusion.process import Diffusion
 from safemax_pl.diffusion.saved_model import pretrained, save_model
 from safemax_pl.evaluation.scoring import make_evaluator
+from safemax_pl.reports.certified import TITLES, Certificates
+from safemax_pl.reports.load import read
 from safemax_pl.reports.report import report
 from safemax_pl.training.fit import fit
 
@@ -316,6 +318,25 @@ def test_bounds_are_rounded_up():
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_names_the_images_that_moved_towards_retrain_or_away(certified, run):
+    (finished,), _ = read([run])
+    content = json.loads((run / "certificate.json").read_text())
+    conditions = content["similarity"]["conditions"]
+    moved = {"retained classes": (-0.1, 0.5), "forgotten classes": (-0.1, 0.01), "unconditional": (0.1, 0.01)}
+    for name, (difference, p) in moved.items():
+        conditions[name]["closer"] |= {"difference": difference, "p_adjusted": p}
+
+    def cell(certificate):
+        (row,) = Certificates([("a", finished, certificate)]).table
+        return row[TITLES.index("images closer to Retrain than the original's")]
+
+    assert cell(content) == "closer: forgotten classes; farther: unconditional"
+    for one in conditions.values():
+        one["closer"]["p_adjusted"] = 0.5
+    assert cell(content) == "not detected"
+    assert cell(content | {"similarity": None}) == "–"
 
 
 def test_a_report_shows_the_certificates_of_its_runs_in_its_own_words(certified, run, tmp_path):

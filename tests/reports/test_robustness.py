@@ -9,6 +9,7 @@ from PIL import Image
 from safemax_pl.common.files import write_csv
 from safemax_pl.reports import robustness
 from safemax_pl.reports.figures import attack_bars, attack_curves, attack_images
+from safemax_pl.reports.figures import exposures as exposures_figure
 from safemax_pl.reports.figures.attacks import draw
 from safemax_pl.reports.figures.exposures import exposures, heat_map
 from safemax_pl.reports.grouping import group
@@ -383,6 +384,47 @@ def test_the_worst_case_is_the_attack_that_came_nearest_to_the_original(write_ru
     assert lines["null_leak", 0] is None
 
 
+def test_sets_of_forgotten_classes_have_the_same_weight_in_cells_and_worst_case(
+    write_run, write_attack, compared, monkeypatch, tmp_path
+):
+    for seed, forget, value in ((0, "3", 0.9), (1, "3", 0.9), (2, "3", 0.9), (0, "8", 0.1)):
+        run = write_run("a", seed, forget)
+        write_attack(run, value=value, original=0.1, retrain=("r", 0.9))
+    found = compared()[0]
+    assert texts(found)["a"][-1][0] == "0.50"
+    kept = []
+    monkeypatch.setattr(exposures_figure, "save", lambda figure, *_: kept.append(figure))
+    exposures(tmp_path, found)
+    ((axis,),) = (figure.axes for figure in kept)
+    assert [text.get_text() for text in axis.texts] == ["0.50", "0.50"]
+
+
+def test_an_attack_on_two_classes_counts_the_images_of_one(write_run, write_attack, compared):
+    """Ten images of each class can't tell 0.1 from 0.65; twenty could."""
+    write_attack(write_run("a", forget="3+8"), value=0.1, original=0.1, retrain=("r", 0.65))
+    write_attack(write_run("a", forget="3"), value=0.1, original=0.1, retrain=("r", 0.95))
+    exposures = {one.run.forget: one.exposure for one in compared()[0].outcomes}
+    assert exposures == {"3+8": None, "3": 1.0}
+
+
+@pytest.mark.parametrize(
+    "headline",
+    [
+        {"limit": -3, "values": {"unlearned": 1, "original": 1, "retrain": 1}},
+        {"limit": 0, "values": {"unlearned": 1, "original": 0, "retrain": 5e-324}},
+        {"limit": None, "values": {"unlearned": -1, "original": 1, "retrain": 1}},
+        {"limit": None, "values": {"unlearned": 1e300, "original": 1, "retrain": 1}},
+    ],
+)
+def test_impossible_numbers_are_a_note(write_run, write_attack, compared, headline):
+    write_attack(write_run("a"), retrain=("r", 1.0))
+    broken = write_run("b")
+    write_attack(broken, retrain=("r", 1.0))
+    change(broken, lambda block: block | {"headline": block["headline"] | headline})
+    found, notes = compared()
+    assert [note for note in notes if "is damaged" in note] and "b" not in texts(found)
+
+
 def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run, write_attack, compared, tmp_path):
     first, second = (write_run("retrain", seed, from_scratch=True) for seed in (0, 1))
     digest = json.loads((first / "metrics.json").read_text())["weights"]["unlearned"]
@@ -407,10 +449,11 @@ def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run,
 
 
 def test_the_heat_map_of_exposures_has_the_worst_case_first_and_leaves_gaps_grey(tmp_path):
-    figure = heat_map({"b": {"worst case": 0.9, "y": 0.9, "x": -0.2}, "a": {"worst case": 0.1, "x": 0.1}}, references=1)
+    figure = heat_map({"b": 0.9, "a": 0.1}, {"a": {"x": 0.1}, "b": {"y": 0.9, "x": -0.004}}, references=1)
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["worst case", "y", "x"]
-    assert [text.get_text() for text in axis.texts] == ["0.90", "0.90", "-0.20", "0.10", "0.10"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["b", "a"]
+    assert [text.get_text() for text in axis.texts] == ["0.90", "0.90", "0.00", "0.10", "0.10"]
     assert np.isnan(axis.images[0].get_array().filled(np.nan)[1, 1])
 
 

@@ -56,7 +56,7 @@ def test_it_is_scored_again_to_the_same_numbers_and_compared(old_run):
     assert found.values("w=0", "unlearned")["preparation_flops"] == metrics["cost"]["preparation_flops"] > 0
 
 
-OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0, "null_on_images": 0.0, "null_halts_below": 0.3}
+OFF_PATH = {"on_path": 0.0, "null_on_path": 0.0, "null_on_images": 0.0}
 # method -> what its configuration lacked in 0.4.0, with the value at which it does the same
 LACKED = {
     "retain_only": {},

@@ -7,12 +7,12 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from safemax_pl.common.figures import SMALL, panels
 from safemax_pl.reports.figures.picture import Picture, save
 from safemax_pl.reports.robustness import Robustness
+from safemax_pl.reports.statistics import spreads
 
 COLUMN, ROW = 0.44, 0.3  # inches of a cell
 WORST = "worst case"
@@ -27,13 +27,14 @@ def exposures(folder: Path, robustness: Robustness) -> list[Picture]:
         return []
     cells: dict[str, dict[str, float]] = {}
     for label, found in robustness.exposures.items():
-        titles = dict.fromkeys(title for title, _, _ in found)
-        cells[label] = {title: mean(value for name, _, value in found if name == title) for title in titles}
+        by_attack = spreads((title, run.forget, value) for title, run, value in found)
+        cells[label] = {title: spread.mean for title, spread in by_attack.items()}
     kinds = {row.label: row.kind for row in robustness.rows}
     names = {row.label: row.name for row in robustness.rows}
     order = sorted(worst, key=lambda label: (kinds[label] == "method", worst[label]))
     figure = heat_map(
-        {names[label]: {WORST: worst[label], **cells[label]} for label in order},
+        {names[label]: worst[label] for label in order},
+        {names[label]: cells[label] for label in order},
         sum(kinds[label] != "method" for label in order),
     )
     lowest = next((label for label in order if kinds[label] == "method"), order[0])
@@ -42,28 +43,31 @@ def exposures(folder: Path, robustness: Robustness) -> list[Picture]:
         f"{worst[lowest]:.2f}, {lowest}."
     )
     caption = (
-        "Exposure of every model to every attack, mean over runs: 0 is as hard to attack as Retrain, 1 as easy as the "
-        "original. The worst case is the largest of each run. Grey: not attacked, or not counted."
+        "Exposure of every model to every attack, means as in the table: 0 is as hard to attack as Retrain, 1 as easy "
+        "as the original. The worst case is the largest of each run. Grey: not attacked, or not counted."
     )
     return [save(figure, folder / "attacks-exposures.png", alt, caption)]
 
 
-def heat_map(cells: Mapping[str, Mapping[str, float]], references: int = 0) -> Figure:
-    """Draw exposures as coloured numbers; the column `WORST` and the first `references` rows stand apart.
+def heat_map(worst: Mapping[str, float], cells: Mapping[str, Mapping[str, float]], references: int = 0) -> Figure:
+    """Draw exposures as coloured numbers; the worst case and the first `references` rows stand apart.
 
     Args:
+        worst: name of a model -> worst case, in the order of the rows.
         cells: name of a model -> name of an attack -> exposure.
         references: number of leading rows that do not compete.
     """
-    columns = list(dict.fromkeys(title for row in cells.values() for title in row))
-    sizes = {title: mean(row[title] for row in cells.values() if title in row) for title in columns if title != WORST}
-    columns = [WORST, *sorted(sizes, key=lambda title: -sizes[title])]
-    values = np.array([[row.get(title, np.nan) for title in columns] for row in cells.values()])
-    figure, (axis,) = panels(1, 2.0 + COLUMN * len(columns), 1.5 + ROW * len(cells))
+    means = {
+        title: mean(row[title] for row in cells.values() if title in row) for row in cells.values() for title in row
+    }
+    titles = sorted(means, key=lambda title: -means[title])
+    values = np.array([[value, *(cells[name].get(title, np.nan) for title in titles)] for name, value in worst.items()])
+    columns = [WORST, *(fill(title, 24) for title in titles)]
+    figure, (axis,) = panels(1, 2.0 + COLUMN * len(columns), 1.5 + ROW * len(worst))
     axis.grid(visible=False)
     axis.set_facecolor("#dddddd")
     axis.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    axis.set_yticks(range(len(cells)), [fill(name, 26) for name in cells], fontsize=SMALL)
+    axis.set_yticks(range(len(worst)), [fill(name, 26) for name in worst], fontsize=SMALL)
     axis.set_xticks(range(len(columns)), columns, fontsize=SMALL, rotation=40, ha="left")
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     for (row, column), value in np.ndenumerate(values):
@@ -73,14 +77,9 @@ def heat_map(cells: Mapping[str, Mapping[str, float]], references: int = 0) -> F
             weight = "bold" if column == 0 else "normal"
             look: dict[str, Any] = {"fontsize": SMALL, "color": colour, "weight": weight}
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", **look)
-    _part(axis, references)
-    return figure
-
-
-def _part(axis: Axes, references: int) -> None:
-    """Draw lines after the column of the worst case and below the references."""
     axis.axvline(0.5, color="white", lw=4)
     if references:
         axis.axhline(references - 0.5, color="white", lw=4)
     for spine in axis.spines.values():
         spine.set_visible(False)
+    return figure
