@@ -47,12 +47,17 @@ SMALL = {
     "esd": ["unlearner.replay_per_class=50"],
 }
 DEMO = ["data.retain_batch_size=96", "ema_decay=0.95"]
+LONG = ["optimizer.lr=3e-4", "trainer.max_steps=150"]
 BEFORE = ["unlearner.null_on_images=0"]
 ARMS = {
-    "safemax_demo_before": ["unlearner=safemax", *DEMO, *BEFORE, "optimizer.lr=3e-4", "trainer.max_steps=150"],
-    "safemax_demo": ["unlearner=safemax", *DEMO, "optimizer.lr=3e-4", "trainer.max_steps=150"],
+    "safemax_demo_before": ["unlearner=safemax", *DEMO, *BEFORE, *LONG],
+    "safemax_demo": ["unlearner=safemax", *DEMO, *LONG],
     "safemax_robust_demo": ["unlearner=safemax_robust", *DEMO, "optimizer.lr=4e-4", "trainer.max_steps=140"],
     "safemax_fast": ["unlearner=safemax", "setting=fast"],
+    # others with the demo's images, steps, rate and averaging
+    "noise_image_demo": ["unlearner=noise_image", "unlearner.retain_weight=2", *DEMO, *LONG],
+    "salun_demo": ["unlearner=salun", *DEMO, *LONG],
+    "erasediff_relabel_demo": ["unlearner=erasediff_relabel", *DEMO, *LONG],
     "retrain": RETRAIN,
 } | {name: [f"unlearner={name}", "setting=tuned", *SMALL.get(name, [])] for name in options("setting/tuned")}
 FAST = ["trainer.enable_progress_bar=false", "sampler=dpm_solver", "sampler.steps=10"]
@@ -86,6 +91,9 @@ NAMED = {
     "safemax_demo_before": "safemax, demo, ∅ untaught",
     "safemax_robust_demo": "safemax_robust, demo",
     "safemax_fast": "safemax, fast",
+    "noise_image_demo": "noise_image, demo's budget",
+    "salun_demo": "salun, demo's budget",
+    "erasediff_relabel_demo": "erasediff_relabel, demo's budget",
 }
 CERTIFICATE = ["certificate=quick", "sampler=dpm_solver", "sampler.steps=10", "trainer.enable_progress_bar=false"]
 
@@ -95,10 +103,10 @@ def make(arm: str, seed: int, digit: int = DIGIT) -> Path:
     settings = [*ARMS[arm], *COMMON, f"data.forget_classes=[{digit}]", f"seed={seed}"]
     if not any(one.startswith("trainer.val_check") for one in settings):
         settings.append("trainer.val_check_interval=${trainer.max_steps}")
-    return fit(
-        compose("fit", ["experiment=digits_methods", *settings]),
-        f"{arm}-{seed}" if digit == DIGIT else f"other/{arm}-{digit}-{seed}",
-    )
+    if digit == DIGIT:
+        return fit(compose("fit", ["experiment=digits_methods", *settings]), f"{arm}-{seed}")
+    settings.append(f"runs_dir={RUNS}/other")
+    return fit(compose("fit", ["experiment=digits_methods", *settings]), f"{arm}-{digit}-{seed}")
 
 
 def examine(run: Path) -> None:
