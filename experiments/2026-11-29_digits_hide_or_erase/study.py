@@ -86,6 +86,7 @@ NULL_BUDGET = [
 VERDICTS = ["Retrain", "as Retrain", "between", "hides", "did not forget"]
 NEAR, HALF = 0.25, 0.5  # worst cases; those of a Retrain beside the two others reach 0.22
 ALPHA = 0.05  # of the certificates
+MEMBERSHIP = {"class": "membership, class label", "null": "membership, ∅"}  # kind of the attack -> column of the figure
 NAMED = {
     "safemax_demo": "safemax, demo",
     "safemax_demo_before": "safemax, demo, ∅ untaught",
@@ -154,7 +155,9 @@ def collect() -> tuple[pd.DataFrame, pd.DataFrame]:
         for name, metrics in runs.items()
         if set(metrics.get("attacks", {})) == set(NAMES) and (RUNS / name / FILE).exists()
     }
-    retrains = {one.name: runs[one.name] for one in RETRAINS}  # examined first
+    if missing := [one.name for one in RETRAINS if one.name not in runs]:
+        sys.exit(f"{', '.join(missing)} not examined yet in {RUNS}: run `study.py examine retrain` first")
+    retrains = {one.name: runs[one.name] for one in RETRAINS}
     attacks, results = [], []
     for name, metrics in runs.items():
         arm, _, seed = name.rpartition("-")
@@ -212,7 +215,7 @@ def certified(run: Path) -> dict[str, Any]:
 def table() -> None:
     """Print the table of the README, and draw the heat map."""
     attacks, results = collect()
-    for kind in ("class", "null"):  # on the scale of exposures; not among the worst cases
+    for kind in MEMBERSHIP:  # on the scale of exposures; not among the worst cases
         ours, retrain, original = (results[f"auc_{kind}{of}"] for of in ("", "_retrain", "_original"))
         results[f"membership_{kind}"] = (retrain - ours) / (retrain - original)
     means, groups = results.groupby("arm").mean(numeric_only=True), results.groupby("arm")
@@ -245,9 +248,9 @@ def table() -> None:
         ]
         print(f"| {' | '.join(cells)} |")
     cells = attacks.dropna(subset="exposure").pivot_table("exposure", "arm", "attack")
-    for kind in ("class", "null"):
-        cells[f"membership, {'∅' if kind == 'null' else 'class'} label"] = means[f"membership_{kind}"]
     cells.columns = [name.replace("_", " ") for name in cells.columns]
+    for kind, name in MEMBERSHIP.items():
+        cells[name] = means[f"membership_{kind}"]
     named = {
         arm: f"{NAMED.get(arm, arm)}  ({means.loc[arm, 'delta_fid']:+.2f})" for arm in means.index if arm != "retrain"
     }
@@ -256,7 +259,9 @@ def table() -> None:
     alone = {f"Retrain, seed {seed}": row for seed, row in retrain_rows(attacks).items()}
     first = results.query("arm == 'retrain'").set_index("seed")["worst_exposure"]
     first = {f"Retrain, seed {seed}": value for seed, value in first.items()}
-    save_figure(heat_map(first | worst_cases, alone | rows, references=len(alone)), HERE / "figure.png")
+    attacked = [name.replace("_", " ") for name in attacks.dropna(subset="exposure")["attack"].unique()]
+    figure = heat_map(first | worst_cases, alone | rows, attacked, list(MEMBERSHIP.values()), references=len(alone))
+    save_figure(figure, HERE / "figure.png")
 
 
 def retrain_rows(attacks: pd.DataFrame) -> dict[int, dict[str, float]]:
@@ -278,7 +283,7 @@ def verdict(arm: str, row: pd.Series) -> str:
 if __name__ == "__main__":
     quiet()
     import_lightning()
-    command, arguments = sys.argv[1], sys.argv[2:]
+    command, *arguments = sys.argv[1:] or [""]
     if command == "arms":
         print(*ARMS, sep="\n")
     elif command == "table":
@@ -291,4 +296,4 @@ if __name__ == "__main__":
             if command == "examine":
                 examine(run)
     else:
-        sys.exit(f"{command}: give arms, fit ARM..., examine ARM..., null or table")
+        sys.exit(f"got {command!r}: give arms, fit ARM..., examine ARM..., null or table")

@@ -68,7 +68,8 @@ def attack(target: str, overrides: list[str]) -> Path:
                 figures.draw(picture, one, results, f"{one.title}: {subject.folder.name}")
             print_block(block)
     if distributed.is_first():
-        print_worst_case(exposures)
+        if "retrain" in models:
+            print_worst_case(exposures)
         print(f"written: {subject.folder}/attacks/, and the block attacks of {subject.folder}/metrics.json")
     return subject.folder
 
@@ -147,11 +148,12 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
 def print_worst_case(exposures: dict[str, float | None]) -> None:
     """Print which of these attacks came nearest to the original, and which have no exposure."""
     found = worst(exposures)
+    line = "worst case of these attacks: "
     if found is None:
-        return
-    left_out = [name for name, value in exposures.items() if value is None]
-    line = f"worst case: {found[0]}, exposure {found[1]:.2f} (0: as Retrain, 1: as the original)"
-    if left_out:
+        line += "none, as the original is not easier to attack than retrain=; has that model never seen the class?"
+    else:
+        line += f"{found[0]}, exposure {found[1]:.2f} (0: as Retrain, 1: as the original)"
+    if found and (left_out := [name for name, value in exposures.items() if value is None]):
         line += (
             f"; not counted (no images are scored, or the original is hardly easier to attack): {', '.join(left_out)}"
         )

@@ -21,7 +21,7 @@ TITLES = [
 ]
 TITLES += [
     "AUC, null label (0.5: chance)",
-    "images closer to Retrain than the original's",
+    "images closer to Retrain or farther, than the original's",
     "differs from one more Retrain",
     "Δ FID (classifier)",
     "confidence, images per cell",
@@ -32,10 +32,10 @@ FOOTNOTES = [
     "classes, samplers and guidance weights, corrected for the misses of the classifier. Unconditional: the same for "
     "images without a label, in which the original shows every class.",
     "AUC: a membership attack tells training images of the forgotten classes from test images; 0.5 is chance, and "
-    "far below 0.5 tells them as well. In "
-    "brackets: its confidence interval. Then the original, and the range of the Retrains.",
-    "Images closer to Retrain: the test of the certificate on every kind of images. closer, farther: significant. not "
-    "detected: neither.",
+    "far below 0.5 tells them as well. In brackets: its confidence interval. Then the original, and the range of the "
+    "Retrains.",
+    "Images closer to Retrain or farther: the test of the certificate on every kind of images. closer, farther: "
+    "significant. not detected: neither.",
     "Differs from one more Retrain: kinds of images on which the model differs from Retrains more than these differ "
     "from each other. –: fewer than three Retrains were given.",
     "The seeds of all images follow from the weights and the nonce. Check a certificate with python -m "

@@ -75,7 +75,7 @@ def _gaps(groups: dict[str, list[FinishedRun]]) -> list[str]:
 
 def attack_notes(robustness: Robustness, groups: dict[str, list[FinishedRun]]) -> list[str]:
     """Return all notes that apply to the attacks."""
-    return [*_protocols(robustness, groups), *_missing(robustness, groups)]
+    return [*_protocols(robustness, groups), *_missing(robustness, groups), *_retrains(robustness)]
 
 
 def _labels(found: list[Outcome], groups: dict[str, list[FinishedRun]]) -> str:
@@ -115,4 +115,17 @@ def _missing(robustness: Robustness, groups: dict[str, list[FinishedRun]]) -> li
             done = {one.run.folder for one in robustness.outcomes if one.attack == name}
             if lacking := [f"seed {run.seed} forgetting {run.forget}" for run in runs if run.folder not in done]:
                 notes.append(f"{label} lacks the attack {name} of {', '.join(lacking)}: its mean is over fewer cases.")
+    return notes
+
+
+def _retrains(robustness: Robustness) -> list[str]:
+    """Note exposures that are relative to different Retrains."""
+    notes = []
+    for forget in dict.fromkeys(one.run.forget for one in robustness.outcomes):
+        mine = [one for one in robustness.outcomes if one.run.forget == forget and one.exposure is not None]
+        if len(digests := dict.fromkeys(one.weights["retrain"] for one in mine)) > 1:
+            notes.append(
+                f"Exposures of runs that forgot {forget} are relative to {len(digests)} Retrains "
+                f"({', '.join(digests)}): attack all beside one Retrain to compare them."
+            )
     return notes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from safemax_pl.attacks.worst_case import exposure
+from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common import untrusted
 from safemax_pl.common.errors import UserError
 from safemax_pl.reports import shape
@@ -15,6 +16,7 @@ from safemax_pl.reports.finished_run import FinishedRun
 from safemax_pl.reports.load import quoted, what_must_agree
 
 MAX_PIXELS = 1024  # of an image's edge
+MAX_TITLE = 60  # letters; those of ours have 30
 Curve = list[tuple[float, float]]
 
 
@@ -128,10 +130,11 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     if headline["better"] not in ("higher", "lower"):
         raise ValueError(f"better is {headline['better']!r}")
     values, limit = {model: float(value) for model, value in headline["values"].items()}, headline["limit"]
-    if not all(0 <= value <= shape.MAX_VALUE for value in values.values()):
-        raise ValueError(f"a number of {values} is negative or too large")
     if limit is not None and not 0 < limit <= shape.MAX_VALUE:
         raise ValueError(f"the limit is {limit}")
+    most = len(run.forget_classes) if limit is None else limit  # shares of several classes are summed
+    if not all(0 <= value <= most for value in values.values()):
+        raise ValueError(f"the numbers {values} are not all from 0 to {most}")
     if (images := block["protocol"]["attack"]["images_per_class"]) < 1:
         raise ValueError(f"images_per_class is {images}")
     curves = {
@@ -141,12 +144,12 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     for model in ("unlearned", "original"):
         if model not in values or not all(curves[model].values()) or not curves[model]:
             raise ValueError(f"nothing of the {model} model")
-    if not set(curves) <= set(values) or not set(curves) <= set(block["weights"]):
-        raise ValueError("curves of models without a number or a digest")
+    if not set(curves) == set(values) - set(CONTROLS) or not set(curves) <= set(block["weights"]):
+        raise ValueError("models without a curve, a number or a digest")
     return Outcome(
         run=run,
         attack=name,
-        title=block["title"],
+        title=block["title"][:MAX_TITLE],
         headline=headline["name"],
         better=headline["better"],
         limit=limit,

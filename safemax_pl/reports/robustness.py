@@ -10,6 +10,7 @@ from typing import Any
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common.files import digest
+from safemax_pl.common.names import count
 from safemax_pl.reports.attacked import Attacked
 from safemax_pl.reports.columns import Column
 from safemax_pl.reports.finished_run import FinishedRun
@@ -97,8 +98,13 @@ class Robustness:
             (spread,) = spreads(("", run.forget, value) for run, (_, value) in cases.items()).values()
             names = "; ".join(dict.fromkeys(title for title, _ in cases.values()))
             aside = f"{deviations(spread, WORST)} {names}".strip()
+            if len(cases) < (attacked := len({one.run for one, _ in self._members(label)})):
+                aside += f" ({len(cases)} of {count(attacked, 'run')})"
             found[label] = Shown(format(spread.mean, WORST.form), aside, spread.mean, False)
         return found
+
+    def _members(self, label: str) -> list[tuple[Outcome, str]]:
+        return [member for one in self.attacks for member in one.members.get(label, [])]
 
     @property
     def scored(self) -> str:

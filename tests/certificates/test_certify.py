@@ -330,7 +330,7 @@ def test_a_table_names_the_images_that_moved_towards_retrain_or_away(certified, 
 
     def cell(certificate):
         (row,) = Certificates([("a", finished, certificate)]).table
-        return row[TITLES.index("images closer to Retrain than the original's")]
+        return row[TITLES.index("images closer to Retrain or farther, than the original's")]
 
     assert cell(content) == "closer: forgotten classes; farther: unconditional"
     for one in conditions.values():

@@ -407,13 +407,29 @@ def test_an_attack_on_two_classes_counts_the_images_of_one(write_run, write_atta
     assert exposures == {"3+8": None, "3": 1.0}
 
 
+def test_exposures_beside_different_retrains_are_a_note(write_run, write_attack, compared):
+    for method, digest in (("a", "r"), ("b", "s")):
+        write_attack(write_run(method), value=0.5, original=0.1, retrain=(digest, 0.9))
+    (note,) = compared()[1]
+    assert "runs that forgot 3 are relative to 2 Retrains (r, s)" in note
+
+
+def test_a_worst_case_says_of_how_many_runs_it_is(write_run, write_attack, compared):
+    write_attack(write_run("a", 0), value=0.5, original=0.1, retrain=("r", 0.9))
+    write_attack(write_run("a", 1), value=0.5, original=0.1)
+    assert texts(compared()[0])["a"][-1][1].endswith("Late start (1 of 2 runs)")
+
+
 @pytest.mark.parametrize(
     "headline",
     [
         {"limit": -3, "values": {"unlearned": 1, "original": 1, "retrain": 1}},
         {"limit": 0, "values": {"unlearned": 1, "original": 0, "retrain": 5e-324}},
         {"limit": None, "values": {"unlearned": -1, "original": 1, "retrain": 1}},
-        {"limit": None, "values": {"unlearned": 1e300, "original": 1, "retrain": 1}},
+        {"limit": None, "values": {"unlearned": 1.5, "original": 1, "retrain": 1}},
+        {"limit": 9, "values": {"unlearned": 10, "original": 1, "retrain": 1}},
+        {"limit": None, "values": {"unlearned": 1, "original": 1}},
+        {"limit": None, "values": {"unlearned": 1, "original": 1, "retrain": 1, "another": 1}},
     ],
 )
 def test_impossible_numbers_are_a_note(write_run, write_attack, compared, headline):
@@ -436,12 +452,12 @@ def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run,
     cells = {label: row[-1] for label, row in texts(found).items()}
     assert cells == {
         "Original": None,
-        "retrain": ("0.25", "Late start", False),
+        "retrain": ("0.25", "Late start (1 of 2 runs)", False),
         "hidden": ("1.00", "Late start", False),
         "erased": ("0.00", "Late start", False),
     }
     (picture,) = exposures(tmp_path, found)
-    assert "Lowest worst case of a method: 0.00, erased" in picture.alt
+    assert picture.alt.endswith("Worst cases: retrain 0.25, erased 0.00, hidden 1.00.")
     out = report([tmp_path], tmp_path / "out")
     for name in ("report.html", "report.md"):
         text = (out / name).read_text().partition("Robustness</h2>" if name.endswith("html") else "## Robustness")[2]
@@ -449,12 +465,13 @@ def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run,
 
 
 def test_the_heat_map_of_exposures_has_the_worst_case_first_and_leaves_gaps_grey(tmp_path):
-    figure = heat_map({"b": 0.9, "a": 0.1}, {"a": {"x": 0.1}, "b": {"y": 0.9, "x": -0.004}}, references=1)
+    cells = {"a": {"x": 0.1, "aside": 0.7}, "b": {"y": 0.9, "x": -0.004}}
+    figure = heat_map({"b": 0.9, "a": 0.1}, cells, ["none", "x", "y"], ["aside"], references=1)
     (axis,) = figure.axes
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["worst case", "y", "x"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["worst case", "y", "x", "none", "aside"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["b", "a"]
-    assert [text.get_text() for text in axis.texts] == ["0.90", "0.90", "0.00", "0.10", "0.10"]
-    assert np.isnan(axis.images[0].get_array().filled(np.nan)[1, 1])
+    assert [text.get_text() for text in axis.texts] == ["0.90", "0.90", "0.00", "0.10", "0.10", "0.70"]
+    assert np.isnan(axis.images[0].get_array().filled(np.nan)).sum() == 4
 
 
 def test_without_retrain_there_is_no_worst_case(write_run, write_attack, compared, tmp_path):

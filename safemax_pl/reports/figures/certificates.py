@@ -32,7 +32,7 @@ def draw(folder: Path, certificates: Certificates) -> dict[str, list[Picture]]:
     axes[1].axvline(0.5, color=GREY, ls=":", lw=1)
     axes[2].axvline(0, color=GREY, ls=":", lw=1)
     name_axes(axes[0], "share of images, at most", title="Shows the class\n(lower is better)")
-    name_axes(axes[1], "AUC (0.5: chance)", title="Training images recognised\n(lower is better)")
+    name_axes(axes[1], "AUC (0.5: chance)", title="Training images recognised\n(0.5 is best)")
     name_axes(axes[2], "Δ FID (classifier)", title="Retained classes\n(lower is better)")
     names = [fill(f"{label}, {run.forget}, seed {run.seed}", 30) for label, run, _ in found]
     axes[0].set_yticks(range(len(found)), names, fontsize=SMALL)

@@ -1,6 +1,7 @@
 """Exposures: a heat map of models against attacks, the worst case first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -35,32 +36,37 @@ def exposures(folder: Path, robustness: Robustness) -> list[Picture]:
     figure = heat_map(
         {names[label]: worst[label] for label in order},
         {names[label]: cells[label] for label in order},
-        sum(kinds[label] != "method" for label in order),
+        list(dict.fromkeys(one.title for one in robustness.attacks)),
+        references=sum(kinds[label] != "method" for label in order),
     )
-    lowest = next((label for label in order if kinds[label] == "method"), order[0])
-    alt = (
-        f"Heat map of exposures (lower is better): rows are models, columns attacks. Lowest worst case of a method: "
-        f"{worst[lowest]:.2f}, {lowest}."
-    )
+    said = ", ".join(f"{names[label]} {worst[label]:.2f}" for label in order)
+    alt = f"Heat map of exposures (lower is better): rows are models, columns attacks. Worst cases: {said}."
     caption = (
         "Exposure of every model to every attack, means as in the table: 0 is as hard to attack as Retrain, 1 as easy "
-        "as the original. The worst case is the largest of each run. Grey: not attacked, or not counted."
+        "as the original, below 0 is harder to attack than Retrain. The worst case is the largest of each run. Grey: "
+        "not attacked, or not counted."
     )
     return [save(figure, folder / "attacks-exposures.png", alt, caption)]
 
 
-def heat_map(worst: Mapping[str, float], cells: Mapping[str, Mapping[str, float]], references: int = 0) -> Figure:
+def heat_map(
+    worst: Mapping[str, float],
+    cells: Mapping[str, Mapping[str, float]],
+    attacks: Sequence[str],
+    others: Sequence[str] = (),
+    references: int = 0,
+) -> Figure:
     """Draw exposures as coloured numbers; the worst case and the first `references` rows stand apart.
 
     Args:
         worst: name of a model -> worst case, in the order of the rows.
-        cells: name of a model -> name of an attack -> exposure.
+        cells: name of a model -> name of a column -> exposure.
+        attacks: columns, drawn by falling mean.
+        others: columns that stand apart on the right.
         references: number of leading rows that do not compete.
     """
-    means = {
-        title: mean(row[title] for row in cells.values() if title in row) for row in cells.values() for title in row
-    }
-    titles = sorted(means, key=lambda title: -means[title])
+    means = {title: mean([row[title] for row in cells.values() if title in row] or [-inf]) for title in attacks}
+    titles = [*sorted(attacks, key=lambda title: -means[title]), *others]
     values = np.array([[value, *(cells[name].get(title, np.nan) for title in titles)] for name, value in worst.items()])
     columns = [WORST, *(fill(title, 24) for title in titles)]
     figure, (axis,) = panels(1, 2.0 + COLUMN * len(columns), 1.5 + ROW * len(worst))
@@ -77,7 +83,8 @@ def heat_map(worst: Mapping[str, float], cells: Mapping[str, Mapping[str, float]
             weight = "bold" if column == 0 else "normal"
             look: dict[str, Any] = {"fontsize": SMALL, "color": colour, "weight": weight}
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", **look)
-    axis.axvline(0.5, color="white", lw=4)
+    for place in (0.5, len(attacks) + 0.5)[: 2 if others else 1]:
+        axis.axvline(place, color="white", lw=4)
     if references:
         axis.axhline(references - 0.5, color="white", lw=4)
     for spine in axis.spines.values():
