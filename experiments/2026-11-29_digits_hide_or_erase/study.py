@@ -30,7 +30,7 @@ from safemax_pl.reports.statistics import MIN_FORGETTING
 from safemax_pl.training.fit import fit
 
 HERE, RUNS = Path(__file__).parent, Path(os.environ.get("STUDY_RUNS", "runs/digits_hide_or_erase"))
-DIGIT, SEEDS = 2, (0, 1, 2)  # drawn from 0, 2, 4, 6, 7, 9, on which no setting was ever chosen
+DIGIT, SEEDS = 2, (0, 1, 2)  # drawn from 0, 2, 4, 6, 7, 9, on which no setting had been chosen
 RETRAINS = [RUNS / f"retrain-{seed}" for seed in SEEDS]
 COMMON = ["trainer.enable_progress_bar=false", "logger=csv", f"runs_dir={RUNS}"]
 RETRAIN = [

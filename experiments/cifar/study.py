@@ -82,18 +82,17 @@ DECAYS = (0, 1, 5, 20, 50, 100)
 BOUNDS = (100, 250, 500, 750)
 STUDIED = "airplane"  # of gate and targets: the class of the poster's own study of lambda
 # without the halted path, whose states are exact for one of these targets alone, and without rows that teach ∅
+OFF_PATH = ["unlearner.on_path=0", "unlearner.null_on_images=0"]
 TARGETS = {
-    "max_entropy_1": ["unlearner.on_path=0", "unlearner.null_on_images=0", "unlearner.target.image_std=1"],
-    "max_entropy_uniform": ["unlearner.on_path=0", "unlearner.null_on_images=0", "unlearner.target.image_std=0.57735"],
+    "max_entropy_1": [*OFF_PATH, "unlearner.target.image_std=1"],
+    "max_entropy_uniform": [*OFF_PATH, "unlearner.target.image_std=0.57735"],
     "identity": [
-        "unlearner.on_path=0",
-        "unlearner.null_on_images=0",
+        *OFF_PATH,
         "~unlearner.target.image_std",
         "unlearner.target._target_=safemax_pl.unlearners.safemax_target.IdentityTarget",
     ],
     "fresh_noise": [
-        "unlearner.on_path=0",
-        "unlearner.null_on_images=0",
+        *OFF_PATH,
         "~unlearner.target.image_std",
         "unlearner.target._target_=safemax_pl.unlearners.safemax_target.FreshNoiseTarget",
     ],

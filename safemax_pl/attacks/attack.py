@@ -147,16 +147,14 @@ def remember(path: Path, name: str, block: dict[str, Any]) -> None:
 
 def print_worst_case(exposures: dict[str, float | None]) -> None:
     """Print which of these attacks came nearest to the original, and which have no exposure."""
-    found = worst(exposures)
-    line = "worst case of these attacks: "
+    found, line = worst(exposures), "worst case of these attacks: "
+    left_out = [name for name, value in exposures.items() if value is None]
+    reason = "no images are scored, or the original is hardly easier to attack"
     if found is None:
-        line += "none, as the original is not easier to attack than retrain=; has that model never seen the class?"
+        line += f"none counts ({reason}); has the model of retrain= never seen the class?"
     else:
         line += f"{found[0]}, exposure {found[1]:.2f} (0: as Retrain, 1: as the original)"
-    if found and (left_out := [name for name, value in exposures.items() if value is None]):
-        line += (
-            f"; not counted (no images are scored, or the original is hardly easier to attack): {', '.join(left_out)}"
-        )
+        line += f"; not counted ({reason}): {', '.join(left_out)}" * bool(left_out)
     plain_console().print(printable(line), soft_wrap=True)
 
 

@@ -18,8 +18,6 @@ TITLES = [
     "shows it, at most ↓",
     "unconditional, at most ↓",
     "AUC, class label (0.5: chance)",
-]
-TITLES += [
     "AUC, null label (0.5: chance)",
     "images closer to Retrain or farther, than the original's",
     "differs from one more Retrain",

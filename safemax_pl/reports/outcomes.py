@@ -144,7 +144,7 @@ def _outcome(run: FinishedRun, name: str, block: dict[str, Any]) -> Outcome:
     for model in ("unlearned", "original"):
         if model not in values or not all(curves[model].values()) or not curves[model]:
             raise ValueError(f"nothing of the {model} model")
-    if not set(curves) == set(values) - set(CONTROLS) or not set(curves) <= set(block["weights"]):
+    if set(curves) != set(values) - set(CONTROLS) or not set(curves) <= set(block["weights"]):
         raise ValueError("models without a curve, a number or a digest")
     return Outcome(
         run=run,

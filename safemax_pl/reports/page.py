@@ -40,7 +40,7 @@ class Report:
         notes: warnings to read before the numbers are compared.
         robustness: attacks on the models; None without attacks.
         attack_pictures: heading -> pictures of the attacks.
-        exposure_pictures: those that stand before the table of attacks.
+        exposure_pictures: heading -> pictures that stand before the table of attacks.
         certificates: of the runs; None without any.
         certificate_pictures: heading -> pictures of the certificates.
     """
@@ -59,7 +59,7 @@ class Report:
     notes: list[str]
     robustness: Robustness | None
     attack_pictures: dict[str, list[Picture]]
-    exposure_pictures: list[Picture] = field(default_factory=list)
+    exposure_pictures: dict[str, list[Picture]] = field(default_factory=dict)
     certificates: Certificates | None = None
     certificate_pictures: dict[str, list[Picture]] = field(default_factory=dict)
 

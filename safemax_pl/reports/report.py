@@ -62,7 +62,7 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
     undrawn: list[str] = []
     pictures = _pictures(out / "figures", groups, summaries, undrawn)
     attack_pictures = dict(_drawn(undrawn, attacks.draw, out / "figures", attacked) if attacked else {})
-    exposure_pictures = _drawn(undrawn, exposures, out / "figures", attacked) if attacked else []
+    heat_map = _drawn(undrawn, exposures, out / "figures", attacked) if attacked else []
     certificate_pictures = dict(
         _drawn(undrawn, certificate_figure.draw, out / "figures", certified) if certified else {}
     )
@@ -76,7 +76,7 @@ def report(paths: list[Path], out: Path | None = None, title: str = TITLE) -> Pa
         lines,
         robustness=attacked,
         attack_pictures=attack_pictures,
-        exposure_pictures=exposure_pictures,
+        exposure_pictures={"Exposures": heat_map} if heat_map else {},
         certificates=certified,
         certificate_pictures=certificate_pictures,
     )

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from math import inf
 from typing import Any
 
+from safemax_pl.attacks.worst_case import worst
 from safemax_pl.classifier.accuracy import stated
 from safemax_pl.classifier.noise import CONTROLS
 from safemax_pl.common.files import digest
@@ -75,36 +75,32 @@ class Robustness:
         return Table(titles, shown)
 
     @property
-    def exposures(self) -> dict[str, list[tuple[str, FinishedRun, float]]]:
-        """Label of a row -> attack, run and exposure, for all attacks that have one.
+    def exposures(self) -> dict[str, dict[FinishedRun, dict[str, float]]]:
+        """Label of a row -> run -> attack -> exposure, for all attacks that have one.
 
         Rows of unlearned models have them, and references that were attacked beside another Retrain.
         """
-        found: dict[str, list[tuple[str, FinishedRun, float]]] = {}
+        found: dict[str, dict[FinishedRun, dict[str, float]]] = {}
         for row, attacked in product(self.rows, self.attacks):
             for one, model in attacked.members.get(row.label, []):
                 if model == "unlearned" and one.exposure is not None:
-                    found.setdefault(row.label, []).append((attacked.title, one.run, one.exposure))
+                    found.setdefault(row.label, {}).setdefault(one.run, {})[attacked.title] = one.exposure
         return found
 
     @property
     def worst_cases(self) -> dict[str, Shown]:
         """Label of a row -> the largest exposure of each of its runs, as a cell, with the attacks that had it."""
         found: dict[str, Shown] = {}
-        for label, exposures in self.exposures.items():
-            cases: dict[FinishedRun, tuple[str, float]] = {}
-            for title, run, value in exposures:
-                cases[run] = max(cases.get(run, ("", -inf)), (title, value), key=lambda case: case[1])
-            (spread,) = spreads(("", run.forget, value) for run, (_, value) in cases.items()).values()
-            names = "; ".join(dict.fromkeys(title for title, _ in cases.values()))
+        for label, by_run in self.exposures.items():
+            cases = [(run.forget, case) for run, mine in by_run.items() if (case := worst(mine)) is not None]
+            (spread,) = spreads(("", forget, value) for forget, (_, value) in cases).values()
+            names = "; ".join(dict.fromkeys(title for _, (title, _) in cases))
             aside = f"{deviations(spread, WORST)} {names}".strip()
-            if len(cases) < (attacked := len({one.run for one, _ in self._members(label)})):
-                aside += f" ({len(cases)} of {count(attacked, 'run')})"
+            runs = {one.run for attacked in self.attacks for one, _ in attacked.members.get(label, [])}
+            if len(cases) < len(runs):
+                aside += f" ({len(cases)} of {count(len(runs), 'run')})"
             found[label] = Shown(format(spread.mean, WORST.form), aside, spread.mean, False)
         return found
-
-    def _members(self, label: str) -> list[tuple[Outcome, str]]:
-        return [member for one in self.attacks for member in one.members.get(label, [])]
 
     @property
     def scored(self) -> str:

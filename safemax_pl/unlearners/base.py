@@ -122,9 +122,9 @@ class Unlearner(ABC):
         return with_null(task, batch.labels, batch.keys, Stream.NULL_LABEL, self.label_dropout)
 
 
-def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float) -> Tensor:
-    """Return the labels `[B]`, each replaced by ∅ with probability `dropout` if the model has a null label."""
-    if task.null_label is None or dropout == 0:
+def with_null(task: Task, labels: Tensor, keys: Tensor, stream: Stream, dropout: float | Tensor) -> Tensor:
+    """Return the labels `[B]`, each replaced by ∅ with probability `dropout`, one or `[B]`; unchanged without ∅."""
+    if task.null_label is None or (not isinstance(dropout, Tensor) and dropout == 0):
         return labels
     return torch.where(rng.uniform(keys, stream) < dropout, task.null_label, labels)
 

@@ -10,7 +10,7 @@ from safemax_pl.common.errors import UserError, unknown
 from safemax_pl.common.rng import Stream
 from safemax_pl.data.batch import LabelledImages
 from safemax_pl.diffusion.unet import Model
-from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities
+from safemax_pl.unlearners.base import Losses, Task, Unlearner, check_probabilities, with_null
 from safemax_pl.unlearners.safemax_gate import TimestepGate
 from safemax_pl.unlearners.safemax_target import Target
 
@@ -89,15 +89,17 @@ class SAFEMax(Unlearner):
 
     def partly_replaced(self, task: Task, forget: LabelledImages) -> LabelledImages:
         """Replace each image by white noise with probability `on_path`, and some labels of both kinds of rows by ∅."""
-        images, labels = forget.x_0, forget.labels
-        on_path = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
-        if self.on_path > 0:
-            white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(images.shape[1:]))
-            images = torch.where(on_path.view(-1, 1, 1, 1), white, images)
-        if task.null_label is not None:
-            share = torch.where(on_path, self.null_on_path, self.null_on_images)
-            labels = torch.where(rng.uniform(forget.keys, Stream.FORGET_NULL) < share, task.null_label, labels)
-        return LabelledImages(images, labels, forget.keys)
+        if self.on_path == 0:
+            labels = with_null(task, forget.labels, forget.keys, Stream.FORGET_NULL, self.null_on_images)
+            return forget._replace(labels=labels)
+        chosen = rng.uniform(forget.keys, Stream.ON_PATH) < self.on_path
+        white = self.target.image_std * rng.normal(forget.keys, Stream.WHITE_IMAGE, tuple(forget.x_0.shape[1:]))
+        share = torch.where(chosen, self.null_on_path, self.null_on_images)
+        return LabelledImages(
+            torch.where(chosen.view(-1, 1, 1, 1), white, forget.x_0),
+            with_null(task, forget.labels, forget.keys, Stream.FORGET_NULL, share),
+            forget.keys,
+        )
 
     def retain_examples(self, task: Task, retain: LabelledImages) -> Examples:
         """Return the examples that keep the retain classes: t is uniform, labels are dropped to ∅."""

@@ -464,7 +464,7 @@ def test_a_retrain_attacked_beside_another_one_shows_what_chance_does(write_run,
         assert 0 < text.find("Heat map of exposures") < text.find("Worst case")
 
 
-def test_the_heat_map_of_exposures_has_the_worst_case_first_and_leaves_gaps_grey(tmp_path):
+def test_the_heat_map_of_exposures_has_the_worst_case_first_and_leaves_gaps_grey():
     cells = {"a": {"x": 0.1, "aside": 0.7}, "b": {"y": 0.9, "x": -0.004}}
     figure = heat_map({"b": 0.9, "a": 0.1}, cells, ["none", "x", "y"], ["aside"], references=1)
     (axis,) = figure.axes

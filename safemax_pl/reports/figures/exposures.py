@@ -27,9 +27,9 @@ def exposures(folder: Path, robustness: Robustness) -> list[Picture]:
     if not worst:
         return []
     cells: dict[str, dict[str, float]] = {}
-    for label, found in robustness.exposures.items():
-        by_attack = spreads((title, run.forget, value) for title, run, value in found)
-        cells[label] = {title: spread.mean for title, spread in by_attack.items()}
+    for label, by_run in robustness.exposures.items():
+        found = [(title, run.forget, value) for run, mine in by_run.items() for title, value in mine.items()]
+        cells[label] = {title: spread.mean for title, spread in spreads(found).items()}
     kinds = {row.label: row.kind for row in robustness.rows}
     names = {row.label: row.name for row in robustness.rows}
     order = sorted(worst, key=lambda label: (kinds[label] == "method", worst[label]))
@@ -83,8 +83,9 @@ def heat_map(
             weight = "bold" if column == 0 else "normal"
             look: dict[str, Any] = {"fontsize": SMALL, "color": colour, "weight": weight}
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", **look)
-    for place in (0.5, len(attacks) + 0.5)[: 2 if others else 1]:
-        axis.axvline(place, color="white", lw=4)
+    axis.axvline(0.5, color="white", lw=4)
+    if others:
+        axis.axvline(len(attacks) + 0.5, color="white", lw=4)
     if references:
         axis.axhline(references - 0.5, color="white", lw=4)
     for spine in axis.spines.values():
